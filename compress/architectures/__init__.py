@@ -1,0 +1,1 @@
+"""Networks: torchvision's by name, and the ones we define ourselves."""

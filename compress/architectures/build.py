@@ -1,0 +1,155 @@
+"""From a spec to a network that takes pixels."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.architectures.scaled_resnet import ScaledResNet
+from compress.architectures.spec import ModelSpec
+from compress.data.preprocess import Preprocess
+from compress.settings import nearest
+
+SMALL_IMAGE = 64
+"""Pixels; below this side a strided stem throws away too much."""
+
+
+class Normalize(nn.Module):
+    """`(pixel / 255 - mean) / std`, per channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        shape = (1, preprocess.channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std).view(shape), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps pixels 0..255, uint8 or float `[N, C, H, W]`, to float32 of the same shape."""
+        return (pixels.float() - 255 * self.mean) * (1 / (255 * self.std))
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation: pixels in, logits out.
+
+    Training, calibration, scoring and the exported file all feed pixels, so no two of them can
+    disagree about the preprocessing.
+    """
+
+    def __init__(self, normalize: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps pixels 0..255, uint8 or float `[N, C, H, W]`, to logits `[N, classes]`."""
+        return self.network(self.normalize(pixels))  # type: ignore[no-any-return]
+
+
+def build(spec: ModelSpec) -> Classifier:
+    """Builds an untrained network from its spec.
+
+    Raises:
+        ValueError: no such architecture, arguments that it does not take, or images too small.
+    """
+    classes, channels = len(spec.class_names), spec.preprocess.channels
+    small = spec.stem == "small"
+    if spec.architecture == "scaled_resnet":
+        arguments = {"classes": classes, "channels": channels, "small_stem": small}
+        network: nn.Module = _construct(spec, ScaledResNet, {**spec.arguments, **arguments})
+    else:
+        network = _build_torchvision(spec, classes)
+        adapt_stem(network, channels, small=small)
+    model = Classifier(Normalize(spec.preprocess), network)
+    _try_forward(model, spec)
+    return model
+
+
+def torchvision_names() -> list[str]:
+    """Returns the names of torchvision's classification models."""
+    from torchvision import models
+
+    return models.list_models(module=models)  # type: ignore[no-any-return]
+
+
+def _build_torchvision(spec: ModelSpec, classes: int) -> nn.Module:
+    from torchvision import models
+
+    names = torchvision_names()
+    if spec.architecture not in names:
+        known = ["scaled_resnet", *names]
+        raise ValueError(
+            f"unknown architecture {spec.architecture!r}; {nearest(spec.architecture, known)}"
+        )
+    builder = models.get_model_builder(spec.architecture)
+    arguments: dict[str, Any] = {**spec.arguments, "num_classes": classes}
+    if spec.architecture.startswith("vit_"):
+        arguments["image_size"] = spec.preprocess.size
+    if spec.architecture in ("googlenet", "inception_v3"):  # no second head: it is for training
+        arguments |= {"aux_logits": False, "init_weights": True}
+    return _construct(spec, builder, arguments)
+
+
+def _construct(spec: ModelSpec, builder: Any, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        network = builder(**arguments)
+    except TypeError:
+        taken = inspect.signature(builder).parameters
+        raise ValueError(
+            f"{spec.architecture} does not take {dict(spec.arguments)}; its arguments: "
+            + ", ".join(name for name in taken if name not in ("weights", "progress", "kwargs"))
+        ) from None
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def adapt_stem(network: nn.Module, channels: int, *, small: bool) -> None:
+    """Fits the first convolution to the image, in place: its channels and, if `small`, no stride.
+
+    A small stem keeps the convolution's width and cuts a kernel above 3x3 down to 3x3. A patch
+    embedding (kernel = stride) keeps its form: its stride is the architecture.
+    """
+    name, old = next(
+        (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
+    )
+    patches = old.kernel_size == old.stride
+    small = small and not patches and max(old.stride) > 1
+    if old.in_channels == channels and not small:
+        return
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        3 if small else old.kernel_size,  # type: ignore[arg-type]
+        1 if small else old.stride,  # type: ignore[arg-type]
+        1 if small else old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    parent, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, new)
+
+
+def _try_forward(model: Classifier, spec: ModelSpec) -> None:
+    """Finds out on one black image whether the network can take this image size at all."""
+    preprocess, was_training = spec.preprocess, model.training
+    pixels = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logits = model.eval()(pixels)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{spec.architecture} cannot take {preprocess.size} px images ({reason}); "
+            "use larger ones with --set data.size=64"
+        ) from None
+    finally:
+        model.train(was_training)
+    assert logits.shape == (1, len(spec.class_names)), logits.shape

@@ -1,0 +1,53 @@
+"""Fits a freshly built network to the shapes of a pruned one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+
+def differing_shapes(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors of `network` that differ from those of `original`."""
+    expected = {name: tensor.shape for name, tensor in original.state_dict().items()}
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in network.state_dict().items()
+        if tensor.shape != expected[name]
+    }
+
+
+def resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Replaces tensors by empty ones of the given shapes, in place, and tells their layers.
+
+    Args:
+        network: as its spec builds it.
+        shapes: by tensor name, as `differing_shapes` gave them.
+    """
+    for name, shape in shapes.items():
+        path, _, attribute = name.rpartition(".")
+        layer = network.get_submodule(path)
+        old = getattr(layer, attribute)
+        empty = torch.empty(tuple(shape), dtype=old.dtype)
+        if isinstance(old, nn.Parameter):
+            setattr(layer, attribute, nn.Parameter(empty))
+        else:
+            layer.register_buffer(attribute, empty)
+        _tell_widths(layer)
+
+
+def _tell_widths(layer: nn.Module) -> None:
+    """Sets the width attributes of a layer to what its tensors say."""
+    if isinstance(layer, nn.Conv2d):
+        depthwise = layer.groups == layer.in_channels > 1
+        layer.out_channels = layer.weight.shape[0]
+        if depthwise:
+            layer.groups = layer.out_channels
+        layer.in_channels = layer.weight.shape[1] * layer.groups
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, nn.BatchNorm2d):
+        layer.num_features = len(layer.weight)
+    elif isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = tuple(layer.weight.shape)

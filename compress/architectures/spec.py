@@ -1,0 +1,23 @@
+"""Which network a checkpoint holds, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from compress.data.preprocess import Preprocess
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything needed to build an untrained network again."""
+
+    architecture: str
+    """`scaled_resnet`, or any classification model of torchvision by name."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the architecture, e.g. `{"width": 0.25}`."""
+    stem: Literal["small", "large"]
+    """`small`: the first convolution does not stride, for images under 64 px."""
+    class_names: tuple[str, ...]
+    preprocess: Preprocess

@@ -1,0 +1,89 @@
+"""Weights to start from: torchvision's pretrained ones by name, or a file."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from compress.progress import say
+from compress.settings import nearest
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+
+
+def load_weights(network: nn.Module, architecture: str, weights: str) -> None:
+    """Loads weights into a network, in place.
+
+    Tensors whose shapes differ, as the classifier's do for another number of classes, stay as
+    they were and are named.
+
+    Args:
+        network: as its spec builds it.
+        architecture: its name in torchvision.
+        weights: a weights name of torchvision such as `IMAGENET1K_V1`, a path, or empty for none.
+
+    Raises:
+        ValueError: there are no such weights, the file is damaged, or it is of another network.
+    """
+    if not weights:
+        return
+    given = _read_file(Path(weights)) if weights.endswith(WEIGHT_FILES) else None
+    if given is None:
+        given = _download(architecture, weights)
+    own = network.state_dict()
+    missing, foreign = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing or foreign:
+        raise ValueError(
+            f"{weights} holds another network's weights: it lacks {_some(missing)} and has "
+            f"{_some(foreign)} too many"
+        )
+    fitting = {name: value for name, value in given.items() if value.shape == own[name].shape}
+    left_out = sorted(set(given) - set(fitting))
+    if left_out:
+        say(f"  [yellow]not taken from {weights}[/], their shapes differ: {', '.join(left_out)}")
+    network.load_state_dict(fitting, strict=False)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+
+
+def _read_file(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"there is no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        raw = torch.load(path, weights_only=True, map_location="cpu")
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as weights: {reason}") from None
+    state = raw.get("state_dict", raw) if isinstance(raw, dict) else raw
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no state dict; save it with torch.save(model.state_dict())")
+    return state
+
+
+def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
+    from torchvision import models
+
+    try:
+        known = models.get_model_weights(architecture)
+    except ValueError:
+        raise ValueError(f"torchvision has no weights for {architecture!r}") from None
+    if name not in known.__members__:
+        raise ValueError(f"unknown weights {name!r}; {nearest(name, known.__members__)}")
+    try:
+        return known[name].get_state_dict(progress=True)  # type: ignore[no-any-return]
+    except OSError as error:
+        raise ValueError(
+            f"the weights {name} of {architecture} could not be downloaded ({error}); give a "
+            "file instead: weights = 'path/to/weights.pth'"
+        ) from None

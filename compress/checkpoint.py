@@ -1,0 +1,172 @@
+"""Checkpoints: a folder with tensors, a JSON description and a lineage; never a pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from compress.architectures.spec import ModelSpec
+from compress.paths import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "model.safetensors", "checkpoint.json"
+STAGES = ("teacher", "distill", "prune", "quantize", "export")
+"""In their order; a folder `2-prune` holds the stage at place 2."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, of another version or of the wrong stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one stage did on the way to a checkpoint."""
+
+    stage: str
+    key: str
+    """Hash of everything that decides the result; equal keys need no second run."""
+    config: Mapping[str, Any]
+    card: Mapping[str, Any] | None
+    """The model card, where the networks came from one."""
+    seed: int
+    parent: str | None
+    """Digest of the checkpoint it started from."""
+    data: str
+    """The data set's name, as the user gave it."""
+    data_config: Mapping[str, Any]
+    data_fingerprint: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """The content of `checkpoint.json`."""
+
+    format: int = FORMAT
+    stage: str
+    spec: ModelSpec
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Tensors of the float network whose shapes differ from the spec's: pruned ones."""
+    quantized: bool = False
+    """Whether the tensors are those of the int8 network placed over the float one."""
+    lineage: tuple[Step, ...]
+    digest: str
+    """SHA-256 of the tensors file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint on disk, verified."""
+
+    folder: Path
+    description: Description
+
+    @property
+    def stage(self) -> str:
+        """The stage that made it."""
+        return self.description.stage
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The network it holds."""
+        return self.description.spec
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its tensors: its identity."""
+        return self.description.digest
+
+    @property
+    def key(self) -> str:
+        """Key of the stage that made it."""
+        return self.description.lineage[-1].key
+
+
+def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], **facts: Any) -> Checkpoint:
+    """Writes tensors and description into an existing folder.
+
+    Args:
+        folder: a folder that is not yet in its final place.
+        tensors: the network's state.
+        facts: fields of `Description` but the digest.
+    """
+    from safetensors.torch import save_file
+
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(folder / TENSORS) as partial:
+        save_file(packed, partial)
+    description = Description(digest=file_digest(folder / TENSORS), **facts)
+    write_json(folder / DESCRIPTION, description)
+    return Checkpoint(folder=folder, description=description)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads and verifies a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged, truncated or of another format version.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no checkpoint: it has no {DESCRIPTION}")
+    try:
+        raw = json.loads(path.read_text())
+        if raw.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{folder} has checkpoint format {raw.get('format')!r}, this program reads "
+                f"{FORMAT}; make it anew"
+            )
+        description = TypeAdapter(Description).validate_python(raw)
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValidationError):
+        raise CheckpointError(f"{path} is damaged; make the stage anew") from None
+    tensors = folder / TENSORS
+    if not tensors.is_file() or file_digest(tensors) != description.digest:
+        raise CheckpointError(
+            f"{tensors} is missing, truncated or changed: its checksum differs from "
+            f"{DESCRIPTION}; make the stage anew"
+        )
+    return Checkpoint(folder=folder, description=description)
+
+
+def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Returns the checkpoint's tensors by name, on the CPU."""
+    from safetensors.torch import load_file
+
+    return load_file(checkpoint.folder / TENSORS)
+
+
+def require_stage(checkpoint: Checkpoint, allowed: tuple[str, ...], *, wanted_by: str) -> None:
+    """Raises CheckpointError unless the checkpoint was made by one of the allowed stages."""
+    if checkpoint.stage not in allowed:
+        raise CheckpointError(
+            f"{wanted_by} takes a checkpoint of the stage {' or '.join(allowed)}, "
+            f"{checkpoint.folder} is of the stage {checkpoint.stage}"
+        )
+
+
+def file_digest(path: Path) -> str:
+    """Returns a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_json(value: Any) -> str:
+    """Returns readable JSON of a dataclass or of plain data."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    return json.dumps(plain, indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a dataclass or plain data as readable JSON, atomically."""
+    with atomic_write(path) as partial:
+        partial.write_text(to_json(value))

@@ -1,0 +1,126 @@
+"""Image folders: `PATH/train/CLASS/*`, and `val` or `test` beside `train`, or both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from compress.data.errors import DataError
+from compress.paths import atomic_write, cache_folder
+from compress.progress import track
+
+MAX_UNREADABLE = 0.1
+"""Share of unreadable images above which something is wrong with the set, not with a file."""
+NAMED_UNREADABLE = 5
+"""Unreadable files named in the warning; all are counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """The readable images of a data set in folders."""
+
+    class_names: tuple[str, ...]
+    files: dict[str, list[tuple[Path, int]]]
+    """By split (`train`, and `val` or `test` or both): path and class index."""
+    unreadable: tuple[Path, ...]
+    digest: str
+    """Of all paths, sizes and modification times."""
+
+
+def read_folders(root: Path) -> Folders:
+    """Lists a data set and checks that each image can be decoded (once; then remembered).
+
+    Raises:
+        DataError: the folders are not laid out as expected, or too many images are unreadable.
+    """
+    layout = f"expected {root}/train/CLASS/IMAGE, and {root}/val or {root}/test likewise"
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}; {layout}")
+    splits = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    if "train" not in splits or len(splits) == 1:
+        found = sorted(path.name for path in root.iterdir() if path.is_dir())
+        raise DataError(f"{layout}; found {', '.join(found) or 'no folders'}")
+    class_names = tuple(sorted(path.name for path in (root / "train").iterdir() if path.is_dir()))
+    if len(class_names) < 2:
+        raise DataError(f"{root}/train holds {len(class_names)} class folders, needs two or more")
+    listed = {split: _list_split(root / split, class_names) for split in splits}
+    everything = [path for files in listed.values() for path, _ in files]
+    digest = _digest(root, everything)
+    unreadable = _unreadable(everything, cache_folder() / "folders" / f"{digest}.json")
+    if len(unreadable) > MAX_UNREADABLE * len(everything):
+        raise DataError(
+            f"{len(unreadable)} of {len(everything)} images under {root} cannot be read, "
+            f"{_named(unreadable)}; repair or remove them"
+        )
+    readable = {
+        split: [(path, label) for path, label in files if path not in unreadable]
+        for split, files in listed.items()
+    }
+    for split, files in readable.items():
+        missing = set(range(len(class_names))) - {label for _, label in files}
+        if split == "train" and missing:
+            names = ", ".join(class_names[label] for label in sorted(missing))
+            raise DataError(f"{root}/train has no readable image of: {names}")
+        if not files:
+            raise DataError(f"{root / split} has no readable image")
+    return Folders(
+        class_names=class_names, files=readable, unreadable=tuple(unreadable), digest=digest
+    )
+
+
+def unreadable_warning(folders: Folders) -> str:
+    """Returns one line that counts and names the images left out."""
+    return f"{len(folders.unreadable)} unreadable images left out: {_named(folders.unreadable)}"
+
+
+def _named(paths: Sequence[Path]) -> str:
+    shown = ", ".join(str(path) for path in paths[:NAMED_UNREADABLE])
+    more = len(paths) - NAMED_UNREADABLE
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _list_split(folder: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
+    Image.init()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = []
+    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if class_folder.name not in class_names:
+            raise DataError(f"{class_folder} is a class that train/ does not have")
+        label = class_names.index(class_folder.name)
+        images = (path for path in class_folder.rglob("*") if path.suffix.lower() in known)
+        files += [(path, label) for path in sorted(images)]
+    return files
+
+
+def _digest(root: Path, files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _unreadable(files: Sequence[Path], cache: Path) -> list[Path]:
+    if cache.is_file():
+        return [Path(name) for name in json.loads(cache.read_text())]
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
+        checks = track(pool.map(_is_readable, files), "checking images", total=len(files))
+        unreadable = [path for path, good in zip(files, checks, strict=True) if not good]
+    with atomic_write(cache) as partial:
+        partial.write_text(json.dumps([str(path) for path in unreadable]))
+    return unreadable
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError):  # what Pillow's decoders raise on damaged files
+        return False
+    return True

@@ -1,0 +1,226 @@
+"""A data set by name: `fashion-mnist`, `digits` or `imagefolder:PATH`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.data.config import DataConfig
+from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
+from compress.data.folders import read_folders, unreadable_warning
+from compress.data.preprocess import Preprocess
+from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_split
+from compress.progress import say
+from compress.settings import nearest
+
+FOLDER_PREFIX = "imagefolder:"
+DATASETS = ("fashion-mnist", "digits", f"{FOLDER_PREFIX}PATH")
+FOLDER_SIZE = 224
+RESIZE_TO_CROP = 256 / 224
+"""Short side to crop, as ImageNet models are commonly scored."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DIGITS_SIZE = 16
+"""The 8 px digits are doubled: most networks cannot halve 8 px five times."""
+DIGITS_TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Three splits and what they have in common."""
+
+    name: str
+    """As the user gave it."""
+    config: DataConfig
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    train: Split
+    validation: Split
+    test: Split
+    fingerprint: str
+    """Changes whenever any image, label, split or augmentation setting does."""
+
+
+def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
+    """Loads a data set.
+
+    Args:
+        name: one of `DATASETS`.
+        config: splits, size and augmentation.
+        seed: of the splits.
+
+    Raises:
+        DataError: the set cannot be had, or is not laid out as expected.
+        ValueError: there is no such data set.
+    """
+    check_data_name(name)
+    if name == "fashion-mnist":
+        return _fashion_mnist(config, seed)
+    if name == "digits":
+        return _digits(config, seed)
+    return _image_folder(Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve(), config, seed)
+
+
+def check_data_name(name: str) -> None:
+    """Raises ValueError, with the nearest names, unless `name` can name a data set."""
+    if name not in DATASETS and not name.startswith(FOLDER_PREFIX):
+        raise ValueError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
+
+
+def _fashion_mnist(config: DataConfig, seed: int) -> Data:
+    arrays = [torch.from_numpy(array.copy()) for array in read_fashion_mnist().values()]
+    train_images, train_labels, test_images, test_labels = arrays
+    return _in_memory(
+        name="fashion-mnist",
+        class_names=CLASS_NAMES,
+        train=(train_images, train_labels.long()),
+        test=(test_images, test_labels.long()),
+        flip=config.flip != "off",
+        moments=((0.2860,), (0.3530,)),
+        content=",".join(SHA256.values()),
+        config=config,
+        seed=seed,
+    )
+
+
+def _digits(config: DataConfig, seed: int) -> Data:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)  # 0..16 to 0..255
+    labels = torch.from_numpy(digits.target).long()
+    zoom = DIGITS_SIZE // grey.shape[-1]
+    images = grey.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    rest, test = stratified_split(labels, DIGITS_TEST_SHARE, seed=0)  # the test split never moves
+    return _in_memory(
+        name="digits",
+        class_names=tuple(str(digit) for digit in range(10)),
+        train=(images[rest], labels[rest]),
+        test=(images[test], labels[test]),
+        flip=config.flip == "on",
+        moments=((0.3052,), (0.3760,)),
+        content=hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+        config=config,
+        seed=seed,
+    )
+
+
+def _in_memory(
+    *,
+    name: str,
+    class_names: tuple[str, ...],
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    flip: bool,
+    moments: tuple[tuple[float, ...], tuple[float, ...]],
+    content: str,
+    config: DataConfig,
+    seed: int,
+) -> Data:
+    """Builds the splits of a grey set held in memory; images are uint8 `[n, side, side]`."""
+
+    def split(images: Tensor, labels: Tensor) -> TensorSplit:
+        pixels = _resized(images[:, None], config.size)
+        return TensorSplit(images=pixels, labels=labels, flip=flip, shift=config.shift)
+
+    images, labels = train
+    kept, held_out = stratified_split(labels, config.validation, seed)
+    side = config.size or images.shape[-1]
+    mean, std = moments
+    return Data(
+        name=name,
+        config=config,
+        class_names=class_names,
+        preprocess=Preprocess(size=side, resize=side, channels=1, mean=mean, std=std),
+        train=split(images[kept], labels[kept]),
+        validation=split(images[held_out], labels[held_out]),
+        test=split(*test),
+        fingerprint=_fingerprint(content, config, seed),
+    )
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Resizes uint8 `[n, channels, side, side]`; 0 keeps the size."""
+    if size in (0, images.shape[-1]):
+        return images
+    from torchvision.transforms.v2 import functional
+
+    return torch.cat(
+        [functional.resize(part, [size, size], antialias=True) for part in images.split(1000)]
+    )
+
+
+def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
+    folders = read_folders(root)
+    if folders.unreadable:
+        say(f"[yellow]warning[/]: {unreadable_warning(folders)}")
+    size = config.size or FOLDER_SIZE
+    preprocess = Preprocess(
+        size=size,
+        resize=round(size * RESIZE_TO_CROP),
+        channels=3,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+    def split(files: list[tuple[Path, int]]) -> FolderSplit:
+        return FolderSplit(
+            files=[path for path, _ in files],
+            labels=torch.tensor([label for _, label in files]),
+            preprocess=preprocess,
+            flip=config.flip != "off",
+            min_scale=config.min_scale,
+            workers=config.workers,
+        )
+
+    train, held_out = folders.files["train"], folders.files.get("val")
+    if held_out is None or "test" not in folders.files:  # one of them is missing: split off train
+        kept, taken = stratified_split(
+            torch.tensor([label for _, label in train]), config.validation, seed
+        )
+        test = folders.files.get("test", held_out)
+        train, held_out = [train[i] for i in kept], [train[i] for i in taken]
+    else:
+        test = folders.files["test"]
+    assert held_out is not None
+    assert test is not None
+    return Data(
+        name=f"{FOLDER_PREFIX}{root}",
+        config=config,
+        class_names=folders.class_names,
+        preprocess=preprocess,
+        train=split(train),
+        validation=split(held_out),
+        test=split(test),
+        fingerprint=_fingerprint(folders.digest, config, seed),
+    )
+
+
+def _fingerprint(content: str, config: DataConfig, seed: int) -> str:
+    facts = {**dataclasses.asdict(config), "seed": seed, "content": content}
+    del facts["workers"]  # how many processes decode changes no image
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def calibration_order(split: Split, count: int, *, seed: int) -> Tensor:
+    """Returns `count` random places in a split, int64.
+
+    Raises:
+        ValueError: the split holds fewer images.
+    """
+    if count > len(split):
+        raise ValueError(
+            f"quantize.calib asks for {count} images, the training split has {len(split)}"
+        )
+    return torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
+
+
+def as_numpy(images: Tensor) -> np.ndarray:
+    """Returns uint8 pixels as ONNX Runtime takes them: contiguous NumPy."""
+    return images.contiguous().numpy()

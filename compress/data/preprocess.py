@@ -1,0 +1,66 @@
+"""The transform spec: written once, used by training, calibration, scoring and the ONNX file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a picture becomes the network's input.
+
+    A picture is decoded, converted to 1 or 3 channels, its short side resized to `resize`
+    (bilinear, antialiased), and the centre `size` x `size` cropped: these are the *pixels*,
+    uint8 `[channels, size, size]`. Normalising them, `(pixel / 255 - mean) / std`, is the first
+    step of every network and lies inside the exported graph.
+    """
+
+    size: int
+    """Side of the square input, pixels."""
+    resize: int
+    """Length that the short side is resized to before the crop, pixels."""
+    channels: int
+    mean: tuple[float, ...]
+    """Per channel, of pixels scaled to 0..1."""
+    std: tuple[float, ...]
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name of the colour mode."""
+        return "L" if self.channels == 1 else "RGB"
+
+
+def resize_short_side(picture: Image.Image, side: int) -> Image.Image:
+    """Returns the picture with its shorter side `side` pixels long, aspect kept."""
+    scale = side / min(picture.size)
+    if scale == 1:
+        return picture
+    width, height = (max(side, round(length * scale)) for length in picture.size)
+    return picture.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def picture_to_pixels(picture: Image.Image, spec: Preprocess) -> np.ndarray:
+    """Returns the network's input for one picture.
+
+    Args:
+        picture: any mode and size; EXIF orientation is applied.
+        spec: the network's transform spec.
+
+    Returns:
+        uint8 `[channels, size, size]`.
+    """
+    upright = ImageOps.exif_transpose(picture).convert(spec.mode)
+    resized = resize_short_side(upright, spec.resize)
+    left = (resized.width - spec.size) // 2
+    top = (resized.height - spec.size) // 2
+    crop = resized.crop((left, top, left + spec.size, top + spec.size))
+    return channels_first(crop)
+
+
+def channels_first(picture: Image.Image) -> np.ndarray:
+    """Returns a picture's pixels as uint8 `[channels, height, width]`."""
+    array = np.asarray(picture, dtype=np.uint8)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -1,0 +1,201 @@
+"""The two kinds of split, in memory and in folders, behind one function: `batches`.
+
+An augmented *view* of a split is fixed by its seed and number: image `i` looks the same in view
+`v` whatever the batch order, the number of workers or the epoch. So a teacher's answers to a view
+can be stored and reused, and an interrupted run continues exactly as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from compress.data.preprocess import Preprocess, channels_first, picture_to_pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One augmented look at every image of a split."""
+
+    seed: int
+    number: int
+
+    def generator(self, *salt: int) -> torch.Generator:
+        """Returns a random generator that depends on this view and `salt` only."""
+        state = np.random.SeedSequence((self.seed, self.number, *salt)).generate_state(1)
+        return torch.Generator().manual_seed(int(state[0]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some images of a split."""
+
+    images: Tensor
+    """uint8 `[N, channels, size, size]`."""
+    labels: Tensor
+    """int64 `[N]`."""
+    index: Tensor
+    """int64 `[N]`: the images' places in their split."""
+
+
+class Split(Protocol):
+    """Labelled images."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 `[n_images]`."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, batch_size: int, *, order: Tensor | None = None, view: View | None = None
+    ) -> Iterator[Batch]:
+        """Yields the images in `order` (default: all, in place), plain or as a view shows them."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSplit:
+    """A small set, held in memory; augmented by a mirror and a shift, for the batch at once."""
+
+    images: Tensor
+    """uint8 `[n_images, channels, size, size]`."""
+    labels: Tensor
+    flip: bool
+    shift: int
+    """Pixels."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, batch_size: int, *, order: Tensor | None = None, view: View | None = None
+    ) -> Iterator[Batch]:
+        """See `Split.batches`."""
+        order = torch.arange(len(self)) if order is None else order
+        augment = None if view is None else self._augmentation(view)
+        for index in order.split(batch_size):
+            images = self.images[index]
+            if augment is not None:
+                images = augment(images, index)
+            yield Batch(images=images, labels=self.labels[index], index=index)
+
+    def _augmentation(self, view: View) -> Callable[[Tensor, Tensor], Tensor]:
+        generator, n = view.generator(), len(self)
+        mirrored = torch.rand(n, generator=generator) < (0.5 if self.flip else 0.0)
+        top, left = torch.randint(0, 2 * self.shift + 1, (2, n), generator=generator)
+
+        def augment(images: Tensor, index: Tensor) -> Tensor:
+            images = torch.where(mirrored[index, None, None, None], images.flip(3), images)
+            return shifted_crop(images, top[index], left[index], margin=self.shift)
+
+        return augment
+
+
+def shifted_crop(images: Tensor, top: Tensor, left: Tensor, *, margin: int) -> Tensor:
+    """Pads each image with `margin` black pixels and cuts its own window of the old size.
+
+    Args:
+        images: `[N, C, H, W]`.
+        top: int64 `[N]`, first row of each window in the padded image, 0..2*margin.
+        left: int64 `[N]`, first column.
+        margin: pixels on each side.
+
+    Returns:
+        `[N, C, H, W]`.
+    """
+    n, channels, height, width = images.shape
+    padded = F.pad(images, (margin,) * 4)
+    rows = top[:, None] + torch.arange(height)
+    columns = left[:, None] + torch.arange(width)
+    return padded[
+        torch.arange(n)[:, None, None, None],
+        torch.arange(channels)[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSplit:
+    """Image files, decoded by worker processes."""
+
+    files: Sequence[Path]
+    labels: Tensor
+    preprocess: Preprocess
+    flip: bool
+    min_scale: float
+    workers: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batches(
+        self, batch_size: int, *, order: Tensor | None = None, view: View | None = None
+    ) -> Iterator[Batch]:
+        """See `Split.batches`."""
+        order = torch.arange(len(self)) if order is None else order
+        pictures = _Pictures(self, order, view)
+        few = len(order) <= 2 * batch_size  # not worth starting processes for
+        loader = DataLoader(pictures, batch_size, num_workers=0 if few else self.workers)
+        for (images,), index in zip(loader, order.split(batch_size), strict=True):
+            yield Batch(images=images, labels=self.labels[index], index=index)
+
+    def pixels(self, index: int, view: View | None) -> Tensor:
+        """Returns one image as uint8 `[channels, size, size]`."""
+        with Image.open(self.files[index]) as picture:
+            if view is None:
+                return torch.from_numpy(picture_to_pixels(picture, self.preprocess))
+            upright = ImageOps.exif_transpose(picture).convert(self.preprocess.mode)
+        # torchvision draws from the global generator: seed it, and leave it as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(view.generator(index).initial_seed())
+            return torch.from_numpy(channels_first(self._augmentation()(upright)))
+
+    def _augmentation(self) -> v2.Compose:
+        crop = v2.RandomResizedCrop(self.preprocess.size, scale=(self.min_scale, 1.0))
+        return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)])
+
+
+class _Pictures(Dataset[tuple[Tensor]]):
+    """What DataLoader wants to see of a FolderSplit."""
+
+    def __init__(self, split: FolderSplit, order: Tensor, view: View | None) -> None:
+        self.split, self.order, self.view = split, order, view
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> tuple[Tensor]:
+        return (self.split.pixels(int(self.order[position]), self.view),)
+
+
+def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits off the same share of each class.
+
+    Args:
+        labels: int64 `[n]`.
+        share: of each class, in (0, 1); at least one image of a class that has two.
+        seed: fixes the choice.
+
+    Returns:
+        Two sorted int64 index tensors: what stays, and what was split off.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    taken = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        count = max(round(share * len(members)), int(len(members) > 1))
+        taken[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)

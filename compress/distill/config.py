@@ -1,0 +1,29 @@
+"""Settings of learning from a teacher; distillation, recovery after pruning and QAT share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """How the teacher's answers enter the loss."""
+
+    alpha: Annotated[
+        float,
+        Field(ge=0, le=1, description="Weight of the teacher's answers; the labels get the rest."),
+    ] = 0.9
+    temperature: Annotated[
+        float, Field(gt=0, description="Softens both outputs before they are compared.")
+    ] = 2.0
+    views: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Augmented views whose teacher answers are computed once and used in "
+            "turn; 0 asks the teacher anew at every step.",
+        ),
+    ] = 4

@@ -1,0 +1,110 @@
+"""The teacher's answers as a loss, asked live or computed once for a fixed set of views."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from compress.data.load import Data
+from compress.data.splits import View
+from compress.distill.config import GuidanceConfig
+from compress.distill.losses import knowledge_distillation
+from compress.paths import atomic_write
+from compress.progress import track
+from compress.train.config import TrainConfig
+from compress.train.loop import Loss, TrainBatch, label_loss
+from compress.train.precision import autocast, choose_precision
+
+TEACHER_BATCH = 250
+
+
+def guided_loss(
+    teacher: nn.Module,
+    data: Data,
+    guidance: GuidanceConfig,
+    train: TrainConfig,
+    *,
+    seed: int,
+    store: Path,
+    teacher_digest: str,
+) -> Loss:
+    """Returns `alpha * KD(teacher) + (1 - alpha) * cross-entropy(labels)`.
+
+    Args:
+        teacher: takes pixels.
+        data: its training split is what the teacher is asked about.
+        guidance: weight, temperature and number of stored views.
+        train: the schedule the loss will be used in.
+        seed: of the views; the training loop's.
+        store: folder for the stored answers; stages of one run share it.
+        teacher_digest: names the teacher in the store.
+
+    Raises:
+        ValueError: stored views together with mixup or growing images, which change the picture
+            after the teacher saw it.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    teacher.requires_grad_(requires_grad=False)
+    labels = label_loss(train.label_smoothing)
+    if guidance.views and (train.mixup or train.first_size < 1):
+        raise ValueError(
+            "stored views (views > 0) show the teacher other pictures than mixup or first_size "
+            "show the student; set views = 0 to ask the teacher at every step"
+        )
+    stored = _stored_answers(teacher, data, guidance.views, seed, store, teacher_digest, device)
+    sample = next(iter(data.train.batches(64, order=torch.arange(min(64, len(data.train))))))
+    precision = choose_precision(teacher, sample.images, device)
+
+    def answers(batch: TrainBatch) -> Tensor:
+        if guidance.views:
+            return stored[batch.view.number, batch.index].float().to(device)
+        with torch.no_grad(), autocast(precision, device):
+            return teacher(batch.pixels).float()  # type: ignore[no-any-return]
+
+    def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
+        soft = knowledge_distillation(logits, answers(batch), temperature=guidance.temperature)
+        return guidance.alpha * soft + (1 - guidance.alpha) * labels(logits, batch)
+
+    return loss
+
+
+@torch.no_grad()
+def _stored_answers(
+    teacher: nn.Module,
+    data: Data,
+    views: int,
+    seed: int,
+    store: Path,
+    teacher_digest: str,
+    device: torch.device,
+) -> Tensor:
+    """Returns float16 logits `[views, n_train, classes]`, computing the views not yet stored."""
+    facts = f"{teacher_digest}\0{data.fingerprint}\0{seed}"
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    answers = torch.empty(views, len(data.train), len(data.class_names), dtype=torch.float16)
+    for number in range(views):
+        path = store / f"{key}-{number}.safetensors"
+        if not path.is_file():
+            logits = _ask(teacher, data, View(seed=seed, number=number), device)
+            with atomic_write(path) as partial:
+                save_file({"logits": logits}, partial)
+        answers[number] = load_file(path)["logits"]
+    return answers
+
+
+def _ask(teacher: nn.Module, data: Data, view: View, device: torch.device) -> Tensor:
+    first = next(iter(data.train.batches(64, order=torch.arange(min(64, len(data.train))))))
+    precision = choose_precision(teacher, first.images, device)
+    batches = data.train.batches(TEACHER_BATCH, view=view)
+    n_batches = -(-len(data.train) // TEACHER_BATCH)
+    parts = []
+    for batch in track(batches, f"teacher's answers, view {view.number + 1}", total=n_batches):
+        pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
+        with autocast(precision, device):
+            parts.append(teacher(pixels).half().cpu())
+    return torch.cat(parts)

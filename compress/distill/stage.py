@@ -1,0 +1,62 @@
+"""Stage distill: train a smaller student on the teacher's answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from compress.distill.config import GuidanceConfig
+from compress.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from compress.architectures.spec import ModelSpec
+    from compress.context import Context, Product
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Train the student with the teacher's help."""
+
+    guidance: GuidanceConfig = field(default=GuidanceConfig())
+    train: TrainConfig = field(default=TrainConfig(epochs=12, batch_size=128, lr=0.1))
+
+
+def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:
+    """Trains a new student from the context's teacher.
+
+    Args:
+        student: the student's network.
+        config: loss and schedule.
+        context: data, seed, folder and the teacher.
+    """
+    import torch
+
+    from compress.architectures.build import build
+    from compress.context import Product
+    from compress.distill.guidance import guided_loss
+    from compress.restore import load_model
+    from compress.train.loop import train
+
+    assert context.teacher is not None
+    torch.manual_seed(context.seed)
+    model = build(student)
+    loss = guided_loss(
+        load_model(context.teacher),
+        context.data,
+        config.guidance,
+        config.train,
+        seed=context.seed,
+        store=context.store,
+        teacher_digest=context.teacher.digest,
+    )
+    history = train(
+        model,
+        context.data,
+        config.train,
+        loss=loss,
+        seed=context.seed,
+        folder=context.folder,
+        title="distill",
+        views=config.guidance.views,
+    )
+    return Product(model=model, spec=student, details={"epochs": len(history)})

@@ -1,0 +1,102 @@
+"""Stage export: write the files, check them against torch, and name the one to ship."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from compress.checkpoint import Checkpoint
+    from compress.context import Context, Product
+
+FLOAT_FILE, INT8_FILE = "model-float.onnx", "model-int8.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """When the int8 file is good enough to ship."""
+
+    max_drop: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Points of validation top-1 that int8 may lose before the float file "
+            "ships instead.",
+        ),
+    ] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Which file to ship, and why."""
+
+    ship: str
+    reason: str
+
+
+def run(
+    checkpoint: Checkpoint, origin: Checkpoint | None, config: ExportConfig, context: Context
+) -> Product:
+    """Writes the float and the int8 file into the context's folder.
+
+    Args:
+        checkpoint: of any stage.
+        origin: the float checkpoint that an int8 one was quantised from, if it is still there.
+        config: when int8 is good enough.
+        context: validation images for the choice, test images for the comparison with torch.
+    """
+    from compress.context import Product
+    from compress.export.onnx_file import export_onnx
+    from compress.export.parity import check_parity
+    from compress.restore import load_model
+
+    sources = {INT8_FILE: checkpoint} if checkpoint.description.quantized else {}
+    float_source = origin if sources else checkpoint
+    if float_source is not None:
+        sources[FLOAT_FILE] = float_source
+    parity = {}
+    for name, source in sources.items():
+        path, model = context.folder / name, load_model(source)
+        export_onnx(model, source.spec, path, digest=source.digest, stage=source.stage)
+        parity[name] = dataclasses.asdict(check_parity(model, path, context.data.test))
+    verdict = choose(context.folder, sorted(sources), config, context)
+    return Product(
+        model=load_model(checkpoint),
+        spec=checkpoint.spec,
+        shapes=checkpoint.description.shapes,
+        quantized=checkpoint.description.quantized,
+        details={"files": sorted(sources), "parity": parity, **dataclasses.asdict(verdict)},
+    )
+
+
+def choose(folder: Path, names: list[str], config: ExportConfig, context: Context) -> Verdict:
+    """Decides between the files, on validation images and on this machine's clock."""
+    from compress.measure.accuracy import accuracy, predict_split
+    from compress.measure.latency import measure_latency
+
+    if len(names) == 1:
+        return Verdict(ship=names[0], reason="the only file")
+    validation = context.data.validation
+    labels = validation.labels.numpy()
+    top1 = {
+        name: accuracy(predict_split(folder / name, validation), labels).top1
+        for name in (FLOAT_FILE, INT8_FILE)
+    }
+    drop = top1[FLOAT_FILE] - top1[INT8_FILE]
+    float_time, int8_time = measure_latency([folder / FLOAT_FILE, folder / INT8_FILE])
+    evidence = (
+        f"int8 takes {int8_time.latency_ms_p50:.3f} ms, float {float_time.latency_ms_p50:.3f} ms "
+        f"({int8_time.speedup:.2f}x, 95 % interval {int8_time.speedup_ci95[0]:.2f} to "
+        f"{int8_time.speedup_ci95[1]:.2f}); validation top-1 {top1[INT8_FILE]:.2f} % against "
+        f"{top1[FLOAT_FILE]:.2f} %"
+    )
+    if drop > config.max_drop:
+        lost = f"int8 loses {drop:.2f} points, more than max_drop = {config.max_drop:g}"
+        return Verdict(ship=FLOAT_FILE, reason=f"{lost}: {evidence}")
+    if int8_time.speedup_ci95[1] < 1:
+        return Verdict(ship=FLOAT_FILE, reason=f"int8 is slower on this machine: {evidence}")
+    return Verdict(ship=INT8_FILE, reason=f"int8 pays: {evidence}")

@@ -1,0 +1,58 @@
+"""Top-1 of an ONNX file in ONNX Runtime, with its interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress.data.load import as_numpy
+from compress.data.splits import Split
+from compress.measure.host import allowed_cores
+from compress.measure.runtime import open_session, run_session
+from compress.progress import track
+
+BATCH = 100
+Z_95 = 1.959964
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Share of images whose most probable class is right."""
+
+    top1: float
+    """Percent."""
+    top1_ci95: tuple[float, float]
+    """Wilson interval, percent."""
+    n_images: int
+
+
+def predict_split(path: Path, split: Split, *, title: str = "scoring") -> np.ndarray:
+    """Returns the predicted class of every image of a split, int64 `[n_images]`."""
+    session = open_session(path, threads=allowed_cores())
+    n_batches = -(-len(split) // BATCH)
+    batches = track(split.batches(BATCH), title, total=n_batches)
+    classes = [run_session(session, as_numpy(batch.images)).argmax(1) for batch in batches]
+    return np.concatenate(classes)
+
+
+def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
+    """Scores predictions.
+
+    Args:
+        predicted: int `[n]`.
+        labels: int `[n]`.
+    """
+    correct, n = int((predicted == labels).sum()), len(labels)
+    return Accuracy(top1=100 * correct / n, top1_ci95=wilson_interval(correct, n), n_images=n)
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share, in percent (Wilson 1927, equation 3; right also near 0 and 1)."""
+    share, z2 = correct / n, Z_95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)

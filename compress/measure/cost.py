@@ -1,0 +1,23 @@
+"""Parameters and multiply-accumulates of a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compress.architectures.spec import ModelSpec
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Returns the number of trained numbers."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, spec: ModelSpec) -> int:
+    """Returns the multiply-accumulates of convolutions and matrix products for one image."""
+    side = spec.preprocess.size
+    pixels = torch.zeros(1, spec.preprocess.channels, side, side, dtype=torch.uint8)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(pixels)
+    return counter.get_total_flops() // 2  # a multiplication and an addition each

@@ -1,0 +1,125 @@
+"""Latency in ONNX Runtime: files take turns in one process, so that noise hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from compress.measure.runtime import open_session
+from compress.progress import track
+
+ROUNDS = 60
+SLICE_S = 0.02
+"""Each file runs this long, or once, before it is the next one's turn."""
+WARMUP_RUNS = 10
+RESAMPLES = 1000
+NUMPY_TYPES = {
+    "tensor(uint8)": np.uint8,
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(float16)": np.float16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """How long one run of a file takes, and how that compares with the first file's."""
+
+    latency_ms_p50: float
+    latency_ms_p90: float
+    speedup: float
+    """How many times faster than the reference: median of the rounds' ratios."""
+    speedup_ci95: tuple[float, float]
+    """Bootstrap interval over the rounds."""
+    n_runs: int
+    batch: int
+    threads: int
+
+
+def measure_latency(
+    paths: Sequence[Path], *, threads: int = 1, batch: int = 1, rounds: int = ROUNDS
+) -> list[Latency]:
+    """Times ONNX files against each other; the first is the reference.
+
+    In each round every file runs for a short slice, one after the other. A round's ratio
+    compares neighbours in time, so a machine that slows down slows both sides.
+
+    Args:
+        paths: files with one input whose first dimension is the batch.
+        threads: of ONNX Runtime's operators.
+        batch: images a run.
+        rounds: turns of each file.
+    """
+    sessions = [open_session(path, threads=threads) for path in paths]
+    feeds = [
+        _random_feed(session, batch, path) for session, path in zip(sessions, paths, strict=True)
+    ]
+    for session, feed in zip(sessions, feeds, strict=True):
+        for _ in range(WARMUP_RUNS):
+            session.run(None, feed)
+    slices: list[list[list[float]]] = [[] for _ in sessions]
+    title = f"latency, {threads} thread{'s' * (threads > 1)}, batch {batch}"
+    for number in track(range(rounds), title, total=rounds):
+        # The starting file moves on, so that none is always timed behind the same neighbour.
+        places = [(number + shift) % len(sessions) for shift in range(len(sessions))]
+        for place in places:
+            slices[place].append(_run_slice(sessions[place], feeds[place]))
+    medians = np.array([[statistics.median(runs) for runs in rows] for rows in slices])
+    return [
+        _summary(rows, medians[0] / medians[place], batch=batch, threads=threads)
+        for place, rows in enumerate(slices)
+    ]
+
+
+def _run_slice(session: ort.InferenceSession, feed: dict[str, np.ndarray]) -> list[float]:
+    """Returns the seconds of each run of one turn."""
+    runs: list[float] = []
+    while sum(runs) < SLICE_S:
+        start = time.perf_counter()
+        session.run(None, feed)
+        runs.append(time.perf_counter() - start)
+    return runs
+
+
+def _summary(
+    rows: Sequence[Sequence[float]], ratios: np.ndarray, *, batch: int, threads: int
+) -> Latency:
+    milliseconds = 1000 * np.concatenate([np.asarray(row) for row in rows])
+    generator = np.random.default_rng(0)
+    resampled = generator.choice(ratios, (RESAMPLES, len(ratios)))
+    low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
+    return Latency(
+        latency_ms_p50=float(np.percentile(milliseconds, 50)),
+        latency_ms_p90=float(np.percentile(milliseconds, 90)),
+        speedup=float(np.median(ratios)),
+        speedup_ci95=(float(low), float(high)),
+        n_runs=len(milliseconds),
+        batch=batch,
+        threads=threads,
+    )
+
+
+def _random_feed(
+    session: ort.InferenceSession, batch: int, path: Path
+) -> dict[str, np.ndarray]:
+    """Returns random input of a file's own type and shape; unknown dimensions but the batch are 1.
+
+    Raises:
+        ValueError: the file's batch is fixed to another size, or its input type is unknown.
+    """
+    generator = np.random.default_rng(0)
+    feed = {}
+    for put in session.get_inputs():
+        if put.type not in NUMPY_TYPES:
+            raise ValueError(f"{path}: cannot time an input of type {put.type}")
+        if isinstance(put.shape[0], int) and put.shape[0] != batch:
+            raise ValueError(f"{path} takes batches of {put.shape[0]} only, asked for {batch}")
+        shape = [batch, *(size if isinstance(size, int) else 1 for size in put.shape[1:])]
+        feed[put.name] = generator.integers(0, 256, shape).astype(NUMPY_TYPES[put.type])
+    return feed

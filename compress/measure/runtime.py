@@ -1,0 +1,34 @@
+"""ONNX Runtime sessions, all made in one place so that all are measured alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from compress.export.onnx_file import INPUT, OUTPUT
+
+
+def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
+    """Opens a file for CPU inference.
+
+    Raises:
+        ValueError: ONNX Runtime cannot load it.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own types for every fault of the file
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"ONNX Runtime cannot load {path}: {reason}") from None
+
+
+def run_session(session: ort.InferenceSession, pixels: np.ndarray) -> np.ndarray:
+    """Returns float32 logits `[N, classes]` for uint8 pixels `[N, C, H, W]`."""
+    (logits,) = session.run([OUTPUT], {INPUT: pixels})
+    assert isinstance(logits, np.ndarray)
+    return logits

@@ -1,0 +1,343 @@
+"""Runs stages in order: skips what is done, resumes what was cut off, measures what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compress.architectures.build import SMALL_IMAGE, build
+from compress.architectures.resize import resize
+from compress.architectures.spec import ModelSpec
+from compress.checkpoint import (
+    STAGES,
+    Checkpoint,
+    CheckpointError,
+    Step,
+    load_checkpoint,
+    require_stage,
+    write_checkpoint,
+    write_json,
+)
+from compress.context import Context, Product
+from compress.data.load import Data
+from compress.distill import stage as distill
+from compress.export import stage as export
+from compress.export.onnx_file import export_onnx
+from compress.measure.accuracy import accuracy, predict_split
+from compress.measure.cost import count_macs, count_parameters
+from compress.measure.host import describe_host, library_versions
+from compress.measure.latency import measure_latency
+from compress.paths import replace_folder
+from compress.progress import say
+from compress.prune import stage as prune
+from compress.quantize import stage as quantize
+from compress.recipe import ModelCard, Network, Recipe
+from compress.report.data import REPORT_JSON, REPORT_MD, RunReport, StageReport, read_stage_report
+from compress.report.render import stage_markdown
+from compress.report.run import write_run_report
+from compress.settings import settings_of
+from compress.train.loop import STATE
+
+MODEL_FILE, KEY_FILE, STORE = "model.onnx", "key", "teacher-answers"
+SOURCES = {
+    "teacher": ("teacher.py", "train", "architectures"),
+    "distill": ("distill", "train", "architectures"),
+    "prune": ("prune", "distill", "train"),
+    "quantize": ("quantize", "distill", "train"),
+    "export": ("export",),
+}
+"""Code that decides a stage's result: when it changes, the stage runs again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One stage to run."""
+
+    stage: str
+    config: Any
+    folder: Path
+    """Where its checkpoint shall be."""
+    card: ModelCard | None
+    """Names the networks; only teacher and distill need it."""
+    parent: Checkpoint | None
+    teacher: Checkpoint | None
+    data: Data
+    seed: int
+    again: bool = False
+    """Run even if it was done before."""
+
+
+def run_recipe(
+    card: ModelCard,
+    recipe: Recipe,
+    data: Data,
+    folder: Path,
+    *,
+    first: str | None = None,
+    last: str | None = None,
+) -> RunReport:
+    """Runs a recipe's stages into a run folder and writes the run's report.
+
+    Args:
+        card: teacher and student.
+        recipe: stages and settings.
+        data: the loaded data set.
+        folder: the run's; finished stages in it are taken over if nothing they depend on changed.
+        first: run this stage and those after it even if they are done.
+        last: stop after this stage.
+
+    Raises:
+        ValueError: `first` or `last` is not among the recipe's stages.
+    """
+    for stage in (first, last):
+        if stage is not None and stage not in recipe.stages:
+            raise ValueError(
+                f"the recipe has no stage {stage!r}; its stages: {', '.join(recipe.stages)}"
+            )
+    teacher = parent = None
+    again = False
+    for stage in recipe.stages:
+        again = again or stage == first
+        parent = run_stage(
+            Request(
+                stage=stage,
+                config=getattr(recipe, stage),
+                folder=stage_folder(folder, stage),
+                card=card,
+                parent=parent,
+                teacher=teacher,
+                data=data,
+                seed=recipe.seed,
+                again=again,
+            )
+        )
+        if stage == "teacher":
+            teacher = parent
+        if stage == last:
+            break
+    return write_run_report(folder)
+
+
+def run_stage(request: Request) -> Checkpoint:
+    """Runs one stage, measures its result and puts its checkpoint in place.
+
+    Everything is written into `<folder>.partial` and moved when complete: a checkpoint folder
+    that exists is finished, and a cut-off one is continued if it was made for the same key.
+    """
+    stage, folder = request.stage, request.folder
+    key = stage_key(request)
+    done = None if request.again else _finished(folder, key)
+    if done is not None:
+        say(f"[bold]{stage}[/]: done before, top-1 {read_stage_report(folder).top1:.2f} %")
+        return done
+    say(f"[bold]{stage}[/]: {', '.join(_changed_settings(request.config)) or 'default settings'}")
+    if folder.exists():
+        say(f"  replaces {folder}, which was made otherwise")
+    partial = folder.with_name(f"{folder.name}.partial")
+    _prepare(partial, key)
+    context = Context(
+        data=request.data,
+        seed=request.seed,
+        folder=partial,
+        store=folder.parent / STORE,
+        teacher=request.teacher,
+    )
+    started = time.perf_counter()
+    product = _run(request, context)
+    seconds = time.perf_counter() - started
+    checkpoint = write_checkpoint(
+        partial,
+        product.model.state_dict(),
+        stage=stage,
+        spec=product.spec,
+        shapes=dict(product.shapes),
+        quantized=product.quantized,
+        lineage=(*_lineage(request.parent), _step(request, key)),
+    )
+    _measure(checkpoint, product, request, seconds)
+    (partial / STATE).unlink(missing_ok=True)
+    (partial / KEY_FILE).unlink()
+    replace_folder(partial, folder)
+    return load_checkpoint(folder)
+
+
+def stage_folder(run: Path, stage: str) -> Path:
+    """Returns the folder of a stage's checkpoint in a run: `0-teacher`, `1-distill`, ..."""
+    return run / f"{STAGES.index(stage)}-{stage}"
+
+
+def stage_key(request: Request) -> str:
+    """Hash of all that decides a stage's result."""
+    facts = {
+        "stage": request.stage,
+        "config": dataclasses.asdict(request.config),
+        "networks": dataclasses.asdict(request.card) if _builds_network(request) else None,
+        "parent": request.parent.digest if request.parent else None,
+        "teacher": request.teacher.digest if request.teacher else None,
+        "data": request.data.fingerprint,
+        "seed": request.seed,
+        "code": _code_digest(request.stage),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def model_spec(network: Network, data: Data) -> ModelSpec:
+    """Returns the spec of a card's network for a data set."""
+    stem = network.stem
+    if stem == "auto":
+        stem = "small" if data.preprocess.size < SMALL_IMAGE else "large"
+    return ModelSpec(
+        architecture=network.architecture,
+        arguments=network.arguments,
+        stem=stem,
+        class_names=data.class_names,
+        preprocess=data.preprocess,
+    )
+
+
+def find_origin(checkpoint: Checkpoint) -> Checkpoint | None:
+    """Returns the float checkpoint that an int8 one was made from, if it lies in the same run."""
+    wanted = checkpoint.description.lineage[-1].parent
+    for stage in STAGES:
+        folder = stage_folder(checkpoint.folder.parent, stage)
+        if folder.is_dir() and folder != checkpoint.folder:
+            try:
+                other = load_checkpoint(folder)
+            except CheckpointError:
+                continue  # a damaged neighbour is not the one looked for
+            if other.digest == wanted:
+                return other
+    return None
+
+
+def _run(request: Request, context: Context) -> Product:
+    """Hands the request to its stage."""
+    stage, card, parent, config = request.stage, request.card, request.parent, request.config
+    if stage == "teacher":
+        from compress import teacher
+
+        assert card is not None
+        spec = model_spec(card.teacher, request.data)
+        return teacher.run(spec, card.teacher.weights, config, context)
+    assert parent is not None
+    if stage == "distill":
+        assert card is not None
+        require_stage(parent, ("teacher",), wanted_by=stage)
+        return distill.run(model_spec(card.student, request.data), config, context)
+    if stage == "prune":
+        require_stage(parent, ("teacher", "distill", "prune"), wanted_by=stage)
+        return prune.run(parent, config, context)
+    if stage == "quantize":
+        require_stage(parent, ("teacher", "distill", "prune"), wanted_by=stage)
+        return quantize.run(parent, config, context)
+    assert stage == "export", stage
+    require_stage(parent, ("teacher", "distill", "prune", "quantize"), wanted_by=stage)
+    origin = find_origin(parent) if parent.description.quantized else None
+    return export.run(parent, origin, config, context)
+
+
+def _builds_network(request: Request) -> bool:
+    return request.stage in ("teacher", "distill")
+
+
+def _finished(folder: Path, key: str) -> Checkpoint | None:
+    if not folder.is_dir():
+        return None
+    try:
+        checkpoint = load_checkpoint(folder)
+    except CheckpointError as error:
+        say(f"  [yellow]{error}[/]")
+        return None
+    return checkpoint if checkpoint.key == key else None
+
+
+def _prepare(partial: Path, key: str) -> None:
+    """Empties the working folder unless it was left by a run with the same key."""
+    key_file = partial / KEY_FILE
+    if not key_file.is_file() or key_file.read_text() != key:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        key_file.write_text(key)
+
+
+def _lineage(parent: Checkpoint | None) -> tuple[Step, ...]:
+    return parent.description.lineage if parent else ()
+
+
+def _step(request: Request, key: str) -> Step:
+    return Step(
+        stage=request.stage,
+        key=key,
+        config=dataclasses.asdict(request.config),
+        card=dataclasses.asdict(request.card) if request.card else None,
+        seed=request.seed,
+        parent=request.parent.digest if request.parent else None,
+        data=request.data.name,
+        data_config=dataclasses.asdict(request.data.config),
+        data_fingerprint=request.data.fingerprint,
+        versions=library_versions(),
+    )
+
+
+def _measure(checkpoint: Checkpoint, product: Product, request: Request, seconds: float) -> None:
+    """Exports the stage's network, scores and times the file, and writes the stage's report."""
+    folder, data = checkpoint.folder, request.data
+    file = product.details.get("ship", MODEL_FILE)
+    path = folder / file
+    if file == MODEL_FILE:
+        say("  exporting")
+        export_onnx(
+            product.model, product.spec, path, digest=checkpoint.digest, stage=request.stage
+        )
+    predicted = predict_split(path, data.test, title="scoring on the test split")
+    files = [path]
+    if request.teacher is not None:
+        files.insert(0, request.teacher.folder / MODEL_FILE)
+    latency = measure_latency(files)[-1]
+    network = build(product.spec)
+    resize(network.network, product.shapes)
+    report = StageReport(
+        stage=request.stage,
+        file=file,
+        parameters=count_parameters(network),
+        macs=count_macs(network, product.spec),
+        size_bytes=path.stat().st_size,
+        **dataclasses.asdict(accuracy(predicted, data.test.labels.numpy())),
+        **dataclasses.asdict(latency),
+        seconds=seconds,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        digest=checkpoint.digest,
+        parent=checkpoint.description.lineage[-1].parent,
+        details=product.details,
+        host=describe_host(),
+    )
+    write_json(folder / REPORT_JSON, report)
+    (folder / REPORT_MD).write_text(stage_markdown(report))
+    faster = f", {report.speedup:.1f}x faster than the teacher" if request.teacher else ""
+    say(f"  top-1 {report.top1:.2f} %, {report.latency_ms_p50:.3f} ms{faster}")
+
+
+def _changed_settings(config: Any) -> list[str]:
+    """Names the settings that differ from their defaults."""
+    defaults = {setting.path: setting.default for setting in settings_of(type(config)())}
+    return [
+        f"{setting.name} = {setting.default}"
+        for setting in settings_of(config)
+        if setting.default != defaults[setting.path]
+    ]
+
+
+def _code_digest(stage: str) -> str:
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for source in SOURCES[stage]:
+        place = package / source
+        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,51 @@
+"""Progress bars, on the terminal's error stream so that results can be piped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Where progress and remarks go; tables and paths, the results, go to standard output."""
+
+
+def bar() -> Progress:
+    """Returns a progress display for use in a `with` block."""
+    return Progress(
+        TextColumn("  {task.description:<28}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+    )
+
+
+def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
+    """Yields the items under a progress bar."""
+    with bar() as progress:
+        task = progress.add_task(description, total=total, note="")
+        for item in items:
+            yield item
+            progress.advance(task)
+
+
+def say(message: str) -> None:
+    """Prints one line about what is going on."""
+    console.print(message)

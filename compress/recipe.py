@@ -1,0 +1,160 @@
+"""Model cards (models/*.toml) and recipes (pipelines/*.toml): read, typed and validated."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from compress.checkpoint import STAGES
+from compress.data.config import DataConfig
+from compress.distill.stage import DistillConfig
+from compress.export.stage import ExportConfig
+from compress.prune.stage import PruneConfig
+from compress.quantize.stage import QuantizeConfig
+from compress.settings import nearest, parse
+from compress.teacher import TeacherConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One of a card's two networks."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    architecture: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    stem: Literal["auto", "small", "large"] = "auto"
+    """`auto`: small for images under 64 px."""
+    weights: str = ""
+    """To start from: a weights name of torchvision, or a .safetensors or .pth file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """Which network is the teacher, which the student."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    description: str
+    teacher: Network
+    student: Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Which stages run, in which order, with which settings."""
+
+    description: str
+    stages: tuple[str, ...] = STAGES
+    seed: int = 0
+    data: DataConfig = field(default=DataConfig())
+    teacher: TeacherConfig = field(default=TeacherConfig())
+    distill: DistillConfig = field(default=DistillConfig())
+    prune: PruneConfig = field(default=PruneConfig())
+    quantize: QuantizeConfig = field(default=QuantizeConfig())
+    export: ExportConfig = field(default=ExportConfig())
+
+
+SECTIONS = ("data", *STAGES)
+
+
+def card_names() -> list[str]:
+    """Returns the names of the model cards that come with the program."""
+    return _names(files("compress.models"))
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the recipes that come with the program."""
+    return _names(files("compress.pipelines"))
+
+
+def load_card(name: str) -> ModelCard:
+    """Reads a model card by name, or from a .toml file by path.
+
+    Raises:
+        ValueError: there is no such card, or something in it is wrong.
+    """
+    raw = _read(name, files("compress.models"), "model")
+    try:
+        return TypeAdapter(ModelCard).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"model {name}: {place}: {first['msg']}") from None
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads a recipe by name, or from a .toml file by path.
+
+    Args:
+        name: of the recipe.
+        overrides: `section.key=value`, applied on top.
+
+    Raises:
+        ValueError: there is no such recipe, or a setting is unknown or out of range.
+    """
+    raw = _read(name, files("compress.pipelines"), "recipe")
+    unknown = set(raw) - {field.name for field in dataclasses.fields(Recipe)}
+    if unknown:
+        bad = sorted(unknown)[0]
+        raise ValueError(f"recipe {name} has no section {bad!r}; {nearest(bad, SECTIONS)}")
+    stages = tuple(raw.get("stages", STAGES))
+    if list(stages) != [stage for stage in STAGES if stage in stages] or "teacher" not in stages:
+        raise ValueError(
+            f"recipe {name}: stages must be some of {', '.join(STAGES)}, in this order and with "
+            f"teacher, got {', '.join(stages)}"
+        )
+    recipe = Recipe(
+        description=raw.get("description", ""),
+        stages=stages,
+        seed=raw.get("seed", 0),
+        **{
+            section: parse(getattr(Recipe, section), raw.get(section, {}), section=section)
+            for section in SECTIONS
+        },
+    )
+    for override in overrides:
+        recipe = _override(recipe, override)
+    return recipe
+
+
+def _override(recipe: Recipe, override: str) -> Recipe:
+    dotted, equals, value = override.partition("=")
+    section, *path = dotted.strip().split(".")
+    if not equals or not path:
+        raise ValueError(f"--set takes section.key=value, got {override!r}")
+    if section not in SECTIONS:
+        raise ValueError(f"--set: no section {section!r}; {nearest(section, SECTIONS)}")
+    given: Any = value.strip()
+    for part in reversed(path):
+        given = {part: given}
+    parsed = parse(getattr(recipe, section), given, section=section)
+    return dataclasses.replace(recipe, **{section: parsed})
+
+
+def _names(folder: Traversable) -> list[str]:
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def _read(name: str, folder: Traversable, kind: str) -> Mapping[str, Any]:
+    source: Traversable = folder / f"{name}.toml"
+    if name.endswith(".toml"):
+        source = Path(name)
+    if not source.is_file():
+        raise ValueError(f"unknown {kind} {name!r}; {nearest(name, _names(folder))}")
+    try:
+        return tomllib.loads(source.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{kind} {name}: {error}") from None

@@ -1,0 +1,75 @@
+"""What a report says, as plain data with units in the names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from compress.measure.host import Host
+
+REPORT_JSON, REPORT_MD, REPORT_HTML = "report.json", "report.md", "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageReport:
+    """One stage's result, measured on its ONNX file in ONNX Runtime."""
+
+    stage: str
+    file: str
+    """Name of the measured ONNX file, beside this report."""
+    parameters: int
+    macs: int
+    """Multiply-accumulates for one image."""
+    size_bytes: int
+    top1: float
+    """Percent, on the test split."""
+    top1_ci95: tuple[float, float]
+    n_images: int
+    latency_ms_p50: float
+    latency_ms_p90: float
+    speedup: float
+    """How many times faster than the teacher's file, measured side by side."""
+    speedup_ci95: tuple[float, float]
+    n_runs: int
+    batch: int
+    threads: int
+    seconds: float
+    """The stage took, without measuring."""
+    created: str
+    """UTC, ISO 8601."""
+    digest: str
+    parent: str | None
+    details: Mapping[str, Any]
+    """Facts of this kind of stage."""
+    host: Host
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """The stages of a run, from the teacher to the file that ships."""
+
+    name: str
+    data: str
+    stages: tuple[StageReport, ...]
+    ship: str
+    """Path of the file to ship, relative to the report."""
+    verdict: str
+    remarks: tuple[str, ...]
+
+
+def read_stage_report(folder: Path) -> StageReport:
+    """Reads a stage's report.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    path = folder / REPORT_JSON
+    try:
+        return TypeAdapter(StageReport).validate_python(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError, ValidationError):
+        raise ValueError(f"{path} is missing or damaged; make the stage anew") from None

@@ -1,0 +1,139 @@
+"""From a report's data to the terminal and to Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from compress.report.data import RunReport, StageReport
+
+COLUMNS = (
+    "stage", "parameters", "MACs", "size", "top-1 [95 % interval]", "latency p50",
+    "top-1 change", "smaller", "faster",
+)  # fmt: skip
+
+
+def run_rows(report: RunReport) -> list[tuple[str, ...]]:
+    """Returns the cells of the run's table, a row a stage; changes are against the teacher."""
+    teacher = report.stages[0]
+    return [_row(stage, teacher) for stage in report.stages]
+
+
+def _row(stage: StageReport, teacher: StageReport) -> tuple[str, ...]:
+    low, high = stage.top1_ci95
+    changes = ("", "", "")
+    if stage is not teacher:
+        changes = (
+            f"{stage.top1 - teacher.top1:+.2f}",
+            f"{teacher.size_bytes / stage.size_bytes:.1f}x",
+            f"{stage.speedup:.1f}x",
+        )
+    return (
+        stage.stage,
+        short(stage.parameters),
+        short(stage.macs),
+        size_text(stage.size_bytes),
+        f"{stage.top1:.2f} % [{low:.2f}, {high:.2f}]",
+        f"{stage.latency_ms_p50:.3f} ms",
+        *changes,
+    )
+
+
+def run_table(report: RunReport) -> Table:
+    """Returns the run's table for the terminal."""
+    table = Table(title=report.name, title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for row in run_rows(report):
+        table.add_row(*row)
+    return table
+
+
+def conditions(stage: StageReport) -> str:
+    """Returns one line on how and where a stage was measured."""
+    versions = stage.host.versions
+    return (
+        f"ONNX Runtime {versions['onnxruntime']}, {stage.threads} thread"
+        f"{'s' * (stage.threads > 1)}, batch {stage.batch}, {stage.host.cpu} "
+        f"({stage.host.cores} cores, {', '.join(stage.host.isa) or 'no vector extensions known'}), "
+        f"{stage.n_images} test images, {stage.created[:10]}"
+    )
+
+
+def run_markdown(report: RunReport) -> str:
+    """Returns the run's report as Markdown."""
+    lines = [
+        f"# {report.name}",
+        "",
+        f"**Ship `{report.ship}`.** {_sentence(report.verdict)}",
+        "",
+        markdown_table(COLUMNS, run_rows(report)),
+        "",
+        f"Measured on each stage's ONNX file: {conditions(report.stages[-1])}. Top-1 on the test "
+        "split with its Wilson interval; `faster` is the median ratio to the teacher's file, "
+        "both run in turns in the same process; sizes are bytes on disk.",
+        "",
+        "| stage | latency p50 / p90 | times faster [95 % interval] | runs timed | stage took |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for stage in report.stages:
+        low, high = stage.speedup_ci95
+        lines.append(
+            f"| {stage.stage} | {stage.latency_ms_p50:.3f} / {stage.latency_ms_p90:.3f} ms "
+            f"| {stage.speedup:.2f} [{low:.2f}, {high:.2f}] | {stage.n_runs} "
+            f"| {stage.seconds:.0f} s |"
+        )
+    lines += ["", *(f"- {remark}" for remark in report.remarks)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def stage_markdown(report: StageReport) -> str:
+    """Returns a stage's report as Markdown."""
+    low, high = report.top1_ci95
+    rows = [
+        ("file", f"`{report.file}`"),
+        ("parameters", f"{report.parameters:,}"),
+        ("MACs per image", f"{report.macs:,}"),
+        ("size", f"{report.size_bytes:,} bytes"),
+        ("top-1", f"{report.top1:.2f} % [{low:.2f}, {high:.2f}] on {report.n_images} images"),
+        ("latency p50 / p90", f"{report.latency_ms_p50:.3f} / {report.latency_ms_p90:.3f} ms"),
+        ("against the teacher", f"{report.speedup:.2f} times faster"),
+        ("the stage took", f"{report.seconds:.0f} s"),
+        *((name.replace("_", " "), _detail(value)) for name, value in report.details.items()),
+    ]
+    lines = [f"# {report.stage}", "", markdown_table(("", ""), rows), ""]
+    return "\n".join([*lines, f"Measured with {conditions(report)}.", ""])
+
+
+def _detail(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    if isinstance(value, list | tuple):
+        return "; ".join(_detail(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {_detail(item)}" for name, item in value.items())
+    return str(value)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table, the first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
+
+
+def short(count: int) -> str:
+    """Returns a count with a suffix: 11.2 M."""
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.3g} {suffix}"
+    return str(count)
+
+
+def size_text(size_bytes: int) -> str:
+    """Returns a file size in decimal units, as disks are sold: 44.7 MB."""
+    return f"{short(size_bytes)}B" if size_bytes >= 1000 else f"{size_bytes} B"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."

@@ -1,0 +1,81 @@
+"""The run's report, put together from its stages' reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.checkpoint import STAGES, load_checkpoint, write_json
+from compress.paths import atomic_write
+from compress.report.data import (
+    REPORT_JSON,
+    REPORT_MD,
+    RunReport,
+    StageReport,
+    read_stage_report,
+)
+from compress.report.render import run_markdown
+
+
+def write_run_report(run: Path) -> RunReport:
+    """Reads the reports of a run's stages and writes the run's own beside them.
+
+    Raises:
+        ValueError: the folder holds no finished stage.
+    """
+    report = collect(run)
+    write_json(run / REPORT_JSON, report)
+    with atomic_write(run / REPORT_MD) as partial:
+        partial.write_text(run_markdown(report))
+    return report
+
+
+def collect(run: Path) -> RunReport:
+    """Puts the run's report together from its stages'."""
+    folders = finished_stages(run)
+    if not folders:
+        raise ValueError(f"{run} holds no finished stage; start one with `compress run`")
+    reports = {stage: read_stage_report(folder) for stage, folder in folders.items()}
+    stages = tuple(reports.values())
+    last = stages[-1]
+    ship = f"{folders[last.stage].name}/{last.file}"
+    return RunReport(
+        name=run.name,
+        data=load_checkpoint(folders[last.stage]).description.lineage[-1].data,
+        stages=stages,
+        ship=ship,
+        verdict=str(last.details.get("reason", f"the newest stage is {last.stage}")),
+        remarks=tuple(_remarks(stages)),
+    )
+
+
+def finished_stages(run: Path) -> dict[str, Path]:
+    """Returns the folders of a run's finished stages, in the stages' order."""
+    folders = {stage: run / f"{place}-{stage}" for place, stage in enumerate(STAGES)}
+    return {stage: folder for stage, folder in folders.items() if folder.is_dir()}
+
+
+def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
+    """What a reader should know: stages that did not pay, and ones made from older versions."""
+    remarks = []
+    digests = {stage.digest for stage in stages}
+    for before, stage in zip(stages, stages[1:], strict=False):
+        if stage.parent not in digests:
+            remarks.append(
+                f"{stage.stage} was made from an earlier version of the stage before it; run it again"
+            )
+        if stage.speedup_ci95[1] < before.speedup_ci95[0]:
+            remarks.append(
+                f"{stage.stage} did not pay on this machine: {stage.speedup:.1f}x the teacher's "
+                f"speed, {before.speedup:.1f}x before it"
+            )
+        if stage.top1_ci95[1] < before.top1:
+            remarks.append(
+                f"{stage.stage} cost {before.top1 - stage.top1:.2f} points of top-1"
+            )
+    parity = stages[-1].details.get("parity", {})
+    for file, facts in parity.items():
+        remarks.append(
+            f"{file} and torch agree on {facts['top1_agreement']:.2f} % of {facts['n_images']} "
+            f"test images; largest difference of two logits {facts['max_difference']:.2g}"
+        )
+    return remarks

@@ -1,0 +1,36 @@
+"""From a checkpoint back to its network."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from compress.architectures.build import build
+from compress.architectures.resize import resize
+from compress.checkpoint import Checkpoint, CheckpointError, read_tensors
+
+
+def load_model(checkpoint: Checkpoint) -> nn.Module:
+    """Rebuilds a checkpoint's network: from the spec, resized, quantised if it was.
+
+    Only known architectures are imported, and no code of the checkpoint is run.
+
+    Returns:
+        A module in eval mode that takes pixels.
+
+    Raises:
+        CheckpointError: the tensors do not fit the description.
+    """
+    model: nn.Module = build(checkpoint.spec)
+    resize(model.network, checkpoint.description.shapes)  # type: ignore[arg-type]
+    if checkpoint.description.quantized:
+        from compress.quantize.placement import freeze, place_quantizers
+
+        model = freeze(place_quantizers(model.eval()))
+    try:
+        model.load_state_dict(read_tensors(checkpoint), strict=True)
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"the tensors in {checkpoint.folder} do not fit its network: "
+            f"{str(error).splitlines()[-1].strip()}"
+        ) from None
+    return model.eval()

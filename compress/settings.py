@@ -1,0 +1,161 @@
+"""Settings: frozen dataclasses whose fields carry their range and help.
+
+A stage's settings are one dataclass. Its TOML validation and its command line options are both
+derived from it, so type, default, range and help are written once, where the setting lives.
+This module and every config dataclass stay free of torch, so that help texts answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One leaf of a config dataclass, as the command line and error messages need it."""
+
+    path: tuple[str, ...]
+    """Field names from the config down, e.g. `("train", "epochs")`."""
+    annotation: Any
+    """The Python type without its `Annotated` wrapper."""
+    default: Any
+    help: str
+    bounds: Mapping[str, float]
+    """Any of `gt`, `ge`, `lt`, `le`."""
+
+    @property
+    def name(self) -> str:
+        """The dotted name used in TOML and `--set`."""
+        return ".".join(self.path)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Allowed values when the setting is a `Literal`, else empty."""
+        if typing.get_origin(self.annotation) is typing.Literal:
+            return typing.get_args(self.annotation)
+        return ()
+
+    @property
+    def allowed(self) -> str:
+        """What values are allowed, in words: `in (0, 1)`, `an integer >= 1`, `one of a, b`."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+        kind = words[self.annotation]
+        low, high = self.bounds.get("gt"), self.bounds.get("lt")
+        low_incl, high_incl = self.bounds.get("ge"), self.bounds.get("le")
+        has_low, has_high = (low, low_incl) != (None, None), (high, high_incl) != (None, None)
+        if has_low and has_high:
+            left = f"({low:g}" if low is not None else f"[{low_incl:g}"
+            right = f"{high:g})" if high is not None else f"{high_incl:g}]"
+            return f"{kind} in {left}, {right}"
+        if has_low:
+            return f"{kind} > {low:g}" if low is not None else f"{kind} >= {low_incl:g}"
+        if has_high:
+            return f"{kind} < {high:g}" if high is not None else f"{kind} <= {high_incl:g}"
+        return kind
+
+
+def settings_of(config: object, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Yields every leaf setting of a config instance; its values are the defaults."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        path = (*prefix, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from settings_of(value, path)
+            continue
+        annotation, *extras = typing.get_args(hints[field.name])
+        info = next(extra for extra in extras if isinstance(extra, FieldInfo))
+        bounds = {
+            key: getattr(item, key)
+            for item in info.metadata
+            for key in ("gt", "ge", "lt", "le")
+            if hasattr(item, key)
+        }
+        yield Setting(
+            path=path,
+            annotation=annotation,
+            default=value,
+            help=info.description or "",
+            bounds=types.MappingProxyType(bounds),
+        )
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """Returns `; did you mean a, b?` or the list of what there is, for an unknown name."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"there are: {', '.join(known)}"
+
+
+def parse(default: T, given: Mapping[str, Any], *, section: str) -> T:
+    """Returns `default` with the given values, validated.
+
+    Args:
+        default: a config instance; what `given` does not name keeps its value.
+        given: nested mapping as read from TOML; leaf values may be text (`--set`).
+        section: name of the section, for messages.
+
+    Raises:
+        ValueError: a name is unknown or a value is out of range; says what is allowed.
+    """
+    known = {setting.path: setting for setting in settings_of(default)}
+    _check_names(given, known, section)
+    merged = _merge(dataclasses.asdict(default), given)  # type: ignore[call-overload]
+    try:
+        return TypeAdapter(type(default)).validate_python(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = tuple(str(part) for part in first["loc"])
+        if path in known:
+            problem = f"must be {known[path].allowed}, got {first['input']!r}"
+        else:  # a rule that the dataclass itself checks
+            problem = first["msg"].removeprefix("Value error, ")
+        name = ".".join((section, *path))
+        raise ValueError(f"{name} {problem}") from None
+
+
+def _check_names(
+    given: Mapping[str, Any],
+    known: Mapping[tuple[str, ...], Setting],
+    section: str,
+    prefix: tuple[str, ...] = (),
+) -> None:
+    for key, value in given.items():
+        path = (*prefix, key)
+        if path in known:
+            continue
+        below = [name for name in known if name[: len(path)] == path]
+        if below and isinstance(value, Mapping):
+            _check_names(value, known, section, path)
+        elif below:
+            raise ValueError(f"{section}.{'.'.join(path)} is a table of settings, got {value!r}")
+        else:
+            names = [".".join(name) for name in known]
+            raise ValueError(
+                f"{section} has no setting {'.'.join(path)!r}; {nearest('.'.join(path), names)}"
+            )
+
+
+def _merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in given.items():
+        old = merged.get(key)
+        merged[key] = (
+            _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        )
+    return merged

@@ -1,0 +1,190 @@
+"""What the commands do that are not a whole run: one stage, a score, a comparison, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.table import Table
+
+from compress.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
+from compress.data.config import DataConfig
+from compress.data.load import Data, load_data
+from compress.data.preprocess import picture_to_pixels
+from compress.export.onnx_file import read_facts
+from compress.measure.accuracy import Accuracy, accuracy, predict_split
+from compress.measure.latency import Latency, measure_latency
+from compress.measure.runtime import open_session, run_session
+from compress.pipeline import Request, run_stage, stage_folder
+from compress.progress import say
+from compress.recipe import ModelCard
+from compress.report.data import read_stage_report
+from compress.report.run import write_run_report
+from compress.runs import newest_stage_before
+from compress.settings import parse
+
+RUNS = Path("runs")
+
+
+def run_single_stage(
+    stage: str, config: Any, *, source: Path | None, out: Path | None, teacher: Path | None
+) -> Checkpoint:
+    """Runs one stage on a checkpoint.
+
+    Args:
+        stage: its name.
+        config: its settings.
+        source: the checkpoint to start from; None takes the newest run's stage before.
+        out: folder of the result; None puts it beside the source.
+        teacher: the teacher's checkpoint; None takes the one of the source's run.
+
+    Raises:
+        ValueError: the source or the teacher cannot be found, or is of the wrong stage.
+    """
+    if source is None:
+        source = newest_stage_before(stage, RUNS)
+        say(f"from {source}")
+    parent = load_checkpoint(source)
+    teacher_folder = teacher or stage_folder(source.parent, "teacher")
+    if not (teacher_folder / DESCRIPTION).is_file():
+        raise ValueError(f"there is no teacher in {teacher_folder}; name one with --teacher")
+    folder = out or stage_folder(source.parent, stage)
+    cards = [step.card for step in parent.description.lineage if step.card is not None]
+    result = run_stage(
+        Request(
+            stage=stage,
+            config=config,
+            folder=folder,
+            card=_card(cards[-1]) if cards else None,
+            parent=parent,
+            teacher=load_checkpoint(teacher_folder),
+            data=data_of(parent),
+            seed=parent.description.lineage[-1].seed,
+        )
+    )
+    if out is None:
+        write_run_report(folder.parent)
+    return result
+
+
+def data_of(checkpoint: Checkpoint) -> Data:
+    """Loads the data set that a checkpoint was made with."""
+    step = checkpoint.description.lineage[-1]
+    config = parse(DataConfig(), step.data_config, section="data")
+    return load_data(step.data, config, seed=step.seed)
+
+
+def _card(raw: Any) -> ModelCard:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(ModelCard).validate_python(raw)
+
+
+def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accuracy, str]:
+    """Scores a checkpoint's ONNX file, or any ONNX file that compress wrote.
+
+    Returns:
+        The file, its score, and the data set's name.
+
+    Raises:
+        ValueError: no data set is known, or its classes are not the file's.
+    """
+    folder = model if model.is_dir() else model.parent
+    checkpoint = load_checkpoint(folder) if model.is_dir() or _is_checkpoint(folder) else None
+    path = folder / read_stage_report(folder).file if model.is_dir() else model
+    facts = read_facts(path)
+    if data is not None:
+        config = DataConfig(size=facts.preprocess.size)
+        loaded = load_data(data, config, seed=0)
+    elif checkpoint is not None:
+        loaded = data_of(checkpoint)
+    else:
+        raise ValueError(f"{path} lies in no checkpoint; name the data set with --data")
+    if loaded.class_names != facts.class_names:
+        raise ValueError(
+            f"{path} knows the classes {', '.join(facts.class_names)}; {loaded.name} has "
+            f"{', '.join(loaded.class_names)}"
+        )
+    chosen = loaded.test if split == "test" else loaded.validation
+    predicted = predict_split(path, chosen)
+    return path, accuracy(predicted, chosen.labels.numpy()), loaded.name
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / DESCRIPTION).is_file()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """One file at one setting."""
+
+    file: str
+    size_bytes: int
+    latency: Latency
+
+
+def bench_files(
+    files: Sequence[Path], threads: Sequence[int], batches: Sequence[int]
+) -> list[BenchRow]:
+    """Times files against the first, for every pair of thread count and batch size."""
+    return [
+        BenchRow(file=str(path), size_bytes=path.stat().st_size, latency=latency)
+        for count in threads
+        for batch in batches
+        for path, latency in zip(
+            files, measure_latency(files, threads=count, batch=batch), strict=True
+        )
+    ]
+
+
+def bench_table(rows: Sequence[BenchRow]) -> Table:
+    """Returns the comparison for the terminal."""
+    from compress.report.render import size_text
+
+    table = Table()
+    for column in ("file", "threads", "batch", "size", "p50", "p90", "images/s", "faster [95 %]"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for row in rows:
+        latency = row.latency
+        low, high = latency.speedup_ci95
+        table.add_row(
+            row.file,
+            str(latency.threads),
+            str(latency.batch),
+            size_text(row.size_bytes),
+            f"{latency.latency_ms_p50:.3f} ms",
+            f"{latency.latency_ms_p90:.3f} ms",
+            f"{1000 * latency.batch / latency.latency_ms_p50:.0f}",
+            f"{latency.speedup:.2f}x [{low:.2f}, {high:.2f}]",
+            end_section=row is rows[-1] or rows[rows.index(row) + 1].file == rows[0].file,
+        )
+    return table
+
+
+def predict_images(
+    model: Path, images: Sequence[Path], top: int
+) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    """Yields each picture's most probable classes and their probabilities.
+
+    Raises:
+        ValueError: the file is not one of ours, or a picture cannot be read.
+    """
+    facts = read_facts(model)
+    session = open_session(model, threads=1)
+    for path in images:
+        try:
+            with Image.open(path) as picture:
+                pixels = picture_to_pixels(picture, facts.preprocess)
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+        logits = run_session(session, pixels[None])[0].astype(np.float64)
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        best = np.argsort(-shares)[:top]
+        yield path, [(facts.class_names[place], float(shares[place])) for place in best]
+
+

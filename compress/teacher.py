@@ -1,0 +1,50 @@
+"""Stage teacher: train the large network, or load its weights, as the yardstick for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from compress.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from compress.architectures.spec import ModelSpec
+    from compress.context import Context, Product
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Train the teacher; zero epochs take its weights as they are."""
+
+    train: TrainConfig = field(default=TrainConfig(epochs=4, batch_size=256, lr=0.06))
+
+
+def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) -> Product:
+    """Builds and trains the teacher.
+
+    Args:
+        spec: the network.
+        weights: see `load_weights`; empty starts from random ones.
+        config: its schedule.
+        context: data, seed and folder.
+    """
+    import torch
+
+    from compress.architectures.build import build
+    from compress.architectures.weights import load_weights
+    from compress.context import Product
+    from compress.train.loop import label_loss, train
+
+    torch.manual_seed(context.seed)
+    model = build(spec)
+    load_weights(model.network, spec.architecture, weights)
+    history = train(
+        model,
+        context.data,
+        config.train,
+        loss=label_loss(config.train.label_smoothing),
+        seed=context.seed,
+        folder=context.folder,
+        title="teacher",
+    )
+    return Product(model=model, spec=spec, details={"epochs": len(history)})

@@ -1,0 +1,1 @@
+"""The one training loop, used by every stage that trains."""

@@ -1,0 +1,50 @@
+"""Settings of a training run; each stage that trains carries one with its own defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """SGD with Nesterov momentum on a cosine schedule with linear warm-up."""
+
+    epochs: Annotated[int, Field(ge=0, description="Passes over the training images.")] = 8
+    batch_size: Annotated[int, Field(ge=2, description="Images a step.")] = 128
+    lr: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1, description="Nesterov momentum.")] = 0.9
+    weight_decay: Annotated[
+        float, Field(ge=0, description="L2 penalty on weights; not on biases or norms.")
+    ] = 5e-4
+    warmup: Annotated[
+        float, Field(ge=0, lt=1, description="Share of all steps with a rising learning rate.")
+    ] = 0.15
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="Probability mass spread over all classes.")
+    ] = 0.1
+    clip_norm: Annotated[
+        float, Field(ge=0, description="Largest gradient norm; 0 does not clip.")
+    ] = 5.0
+    ema: Annotated[
+        float,
+        Field(ge=0, lt=1, description="Decay of averaged weights, a step; 0 keeps no average."),
+    ] = 0.0
+    mixup: Annotated[
+        float, Field(ge=0, description="Alpha of mixup's Beta distribution; 0 mixes nothing.")
+    ] = 0.0
+    first_size: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Image side of the first epochs as a share of the full one; "
+            "it grows to 1 by the last epoch.",
+        ),
+    ] = 1.0
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Field(description="Arithmetic of training; auto times both for a few steps."),
+    ] = "auto"

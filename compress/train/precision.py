@@ -1,0 +1,81 @@
+"""Which arithmetic trains faster here: a short probe, its answer remembered per machine."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.measure.host import cpu_name
+from compress.paths import atomic_write, cache_folder
+
+Precision = Literal["fp32", "bf16"]
+PROBE_IMAGES = 64
+PROBE_STEPS = 3
+BF16_MUST_GAIN = 1.1
+"""bf16 is taken only if it is faster by more than the noise of a short probe."""
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Returns the context in which forward passes run."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def choose_precision(model: nn.Module, pixels: Tensor, device: torch.device) -> Precision:
+    """Times some training steps in fp32 and bf16 and returns the faster arithmetic.
+
+    bf16 doubles dense convolutions on CPUs that have it and halves depthwise ones, so this is
+    measured for each network. The answer is kept in the cache folder: the same machine decides
+    the same way every time, and so gives the same result.
+
+    Args:
+        model: takes pixels; it is left as it was.
+        pixels: uint8 `[N, C, H, W]`; the first images are used.
+        device: where training will run.
+    """
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
+    facts = [shapes, tuple(pixels.shape[1:]), _device_name(device), torch.__version__]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    remembered = cache_folder() / "precision" / f"{key}.json"
+    if not remembered.is_file():
+        seconds = {
+            name: _seconds_a_step(model, pixels[:PROBE_IMAGES], device, name)
+            for name in ("fp32", "bf16")
+        }
+        with atomic_write(remembered) as partial:
+            partial.write_text(json.dumps(seconds))
+    seconds = json.loads(remembered.read_text())
+    return "bf16" if seconds["fp32"] > BF16_MUST_GAIN * seconds["bf16"] else "fp32"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()} x {torch.get_num_threads()}"
+
+
+def _seconds_a_step(
+    model: nn.Module, pixels: Tensor, device: torch.device, precision: Precision
+) -> float:
+    probe = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
+    pixels = pixels.to(device)
+    labels = torch.zeros(len(pixels), dtype=torch.int64, device=device)
+    fastest = float("inf")
+    for _ in range(1 + PROBE_STEPS):  # the first builds the kernels; the least is the truest
+        start = time.perf_counter()
+        with autocast(precision, device):
+            logits = probe(pixels)
+        F.cross_entropy(logits.float(), labels).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

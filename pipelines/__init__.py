@@ -1,0 +1,1 @@
+"""Recipes: data, mapped into the package as `compress.pipelines` (setuptools needs this file)."""
