@@ -34,6 +34,7 @@ def bar() -> Progress:
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,  # a log gets lines, not bars
     )
 
 

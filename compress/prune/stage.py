@@ -35,7 +35,7 @@ class PruneConfig:
             description="Share of the channels of every layer to remove, before rounding; "
             "MACs fall by about 1 - (1 - ratio)^2.",
         ),
-    ] = 0.5
+    ] = 0.35
     multiple: Annotated[
         int,
         Field(
@@ -43,7 +43,7 @@ class PruneConfig:
             description="Widths are rounded to multiples of this; ONNX Runtime's kernels want "
             "8 at the least, 16 at best.",
         ),
-    ] = 8
+    ] = 16
     guidance: GuidanceConfig = field(default=GuidanceConfig())
     train: TrainConfig = field(default=TrainConfig(epochs=4, batch_size=128, lr=0.03))
 
