@@ -14,8 +14,6 @@ import click
 from compress import __version__
 
 if TYPE_CHECKING:
-    from compress.checkpoint import Checkpoint
-    from compress.data.load import Data
     from compress.report.data import RunReport
 
 RUNS = Path("runs")
@@ -62,7 +60,7 @@ class StageCommand(click.Command):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__)
 def main(debug: bool) -> None:
-    """Turn an image classifier into a small, fast ONNX file, and prove every step.
+    r"""Turn an image classifier into a small, fast ONNX file, and prove every step.
 
     \b
     The whole way, from a trained teacher to the file that ships:
@@ -75,8 +73,19 @@ def main(debug: bool) -> None:
 @main.command()
 @click.argument("model")
 @click.option("--pipeline", default=DEFAULT_PIPELINE, show_default=True, help="Recipe to follow.")
-@click.option("--data", default=DEFAULT_DATA, show_default=True, help="fashion-mnist, digits or imagefolder:PATH.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe; may be repeated.")
+@click.option(
+    "--data",
+    default=DEFAULT_DATA,
+    show_default=True,
+    help="fashion-mnist, digits or imagefolder:PATH.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change a setting of the recipe; may be repeated.",
+)
 @click.option("--from", "first", metavar="STAGE", help="Run this stage and later ones again.")
 @click.option("--until", "last", metavar="STAGE", help="Stop after this stage.")
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
@@ -89,7 +98,7 @@ def run(
     last: str | None,
     out: Path | None,
 ) -> None:
-    """Run all stages of a recipe for MODEL, a model card's name or file.
+    r"""Run all stages of a recipe for MODEL, a model card's name or file.
 
     Finished stages are skipped, a cut-off one continues.
 
@@ -113,10 +122,15 @@ def run(
 
 @main.command(cls=StageCommand)
 @click.argument("model")
-@click.option("--data", default=DEFAULT_DATA, show_default=True, help="fashion-mnist, digits or imagefolder:PATH.")
+@click.option(
+    "--data",
+    default=DEFAULT_DATA,
+    show_default=True,
+    help="fashion-mnist, digits or imagefolder:PATH.",
+)
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
 def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
-    """Train the teacher of MODEL alone.
+    r"""Train the teacher of MODEL alone.
 
     \b
     compress train resnet18 --epochs 8
@@ -150,9 +164,22 @@ def _stage_command(stage: str, help_text: str) -> None:
     """Adds the command of a stage that takes a checkpoint and makes one."""
 
     @main.command(stage, cls=StageCommand, help=help_text)
-    @click.option("--in", "source", type=FOLDER, metavar="CHECKPOINT", help="Folder to start from.  [default: the stage before, in the newest run]")
-    @click.option("--out", type=FOLDER, help="Folder of the new checkpoint.  [default: beside the old one]")
-    @click.option("--teacher", type=FOLDER, metavar="CHECKPOINT", help="The teacher to learn from and to compare with.  [default: of the same run]")
+    @click.option(
+        "--in",
+        "source",
+        type=FOLDER,
+        metavar="CHECKPOINT",
+        help="Folder to start from.  [default: the stage before, in the newest run]",
+    )
+    @click.option(
+        "--out", type=FOLDER, help="Folder of the new checkpoint.  [default: beside the old one]"
+    )
+    @click.option(
+        "--teacher",
+        type=FOLDER,
+        metavar="CHECKPOINT",
+        help="The teacher to learn from and to compare with.  [default: of the same run]",
+    )
     def command(
         source: Path | None, out: Path | None, teacher: Path | None, **settings: Any
     ) -> None:
@@ -167,11 +194,11 @@ def _stage_command(stage: str, help_text: str) -> None:
 
 _stage_command(
     "distill",
-    """Train the student with the teacher's help.
+    r"""Train the student with the teacher's help.
 
     \b
     compress distill --epochs 20 --temperature 4
-    """,
+    r""",
 )
 _stage_command(
     "prune",
@@ -179,7 +206,7 @@ _stage_command(
 
     \b
     compress prune --ratio 0.5
-    """,
+    r""",
 )
 _stage_command(
     "quantize",
@@ -188,7 +215,7 @@ _stage_command(
     \b
     compress quantize --calib 512
     compress quantize --method qat --in runs/resnet18-fashion-mnist/2-prune --out int8
-    """,
+    r""",
 )
 _stage_command(
     "export",
@@ -196,16 +223,18 @@ _stage_command(
 
     \b
     compress export --max-drop 0.5
-    """,
+    r""",
 )
 
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.option("--data", help="Data set.  [default: the one the checkpoint was made with]")
-@click.option("--split", type=click.Choice(["test", "validation"]), default="test", show_default=True)
+@click.option(
+    "--split", type=click.Choice(["test", "validation"]), default="test", show_default=True
+)
 def evaluate(model: Path, data: str | None, split: str) -> None:
-    """Score MODEL, a checkpoint's folder or an ONNX file, in ONNX Runtime.
+    r"""Score MODEL, a checkpoint's folder or an ONNX file, in ONNX Runtime.
 
     \b
     compress evaluate runs/resnet18-fashion-mnist/3-quantize
@@ -225,9 +254,14 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
 @click.argument("files", nargs=-1, required=True, type=ONNX_FILE, metavar="A.onnx [B.onnx]...")
 @click.option("--threads", default="1", show_default=True, help="Thread counts, e.g. 1,2.")
 @click.option("--batch", default="1", show_default=True, help="Batch sizes, e.g. 1,8.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures to this file.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the figures to this file.",
+)
 def bench(files: Sequence[Path], threads: str, batch: str, json_path: Path | None) -> None:
-    """Compare the latency of ONNX files in ONNX Runtime on this CPU.
+    r"""Compare the latency of ONNX files in ONNX Runtime on this CPU.
 
     The files take turns in one process; the first is the reference of the ratios.
 
@@ -249,7 +283,7 @@ def bench(files: Sequence[Path], threads: str, batch: str, json_path: Path | Non
 @main.command()
 @click.argument("run_folder", metavar="[RUN]", required=False, type=FOLDER)
 def report(run_folder: Path | None) -> None:
-    """Print the table of RUN (default: the newest) and write its report anew.
+    r"""Print the table of RUN (default: the newest) and write its report anew.
 
     \b
     compress report runs/resnet18-digits
@@ -263,7 +297,7 @@ def report(run_folder: Path | None) -> None:
 
 @main.command()
 def models() -> None:
-    """List the model cards.
+    r"""List the model cards.
 
     \b
     compress models
@@ -275,7 +309,7 @@ def models() -> None:
 
 @main.command()
 def pipelines() -> None:
-    """List the recipes.
+    r"""List the recipes.
 
     \b
     compress pipelines
@@ -287,10 +321,14 @@ def pipelines() -> None:
 
 @main.command()
 @click.argument("model", type=ONNX_FILE)
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
-@click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes shown.")
+@click.argument(
+    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
+)
+@click.option(
+    "--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes shown."
+)
 def predict(model: Path, images: Sequence[Path], top: int) -> None:
-    """Classify pictures with an ONNX file that compress wrote.
+    r"""Classify pictures with an ONNX file that compress wrote.
 
     \b
     compress predict runs/resnet18-fashion-mnist/4-export/model-int8.onnx shoe.png
@@ -312,14 +350,14 @@ def run_name(model: str, data: str, pipeline: str) -> str:
 
 def print_report(report: RunReport, folder: Path) -> None:
     """Prints a run's table and where its files are."""
-    from compress.report.data import REPORT_MD
+    from compress.report.data import REPORT_HTML, REPORT_MD
     from compress.report.render import run_table
 
     _print(run_table(report))
     for remark in report.remarks:
         click.echo(f"- {remark}")
     click.echo(f"ship:   {folder / report.ship}\n        {report.verdict}")
-    click.echo(f"report: {folder / REPORT_MD}")
+    click.echo(f"report: {folder / REPORT_MD}, {folder / REPORT_HTML}")
 
 
 def _counts(text: str, option: str) -> list[int]:

@@ -178,7 +178,7 @@ def stage_key(request: Request) -> str:
     facts = {
         "stage": request.stage,
         "config": dataclasses.asdict(request.config),
-        "networks": dataclasses.asdict(request.card) if _builds_network(request) else None,
+        "networks": _networks(request),
         "parent": request.parent.digest if request.parent else None,
         "teacher": request.teacher.digest if request.teacher else None,
         "data": request.data.fingerprint,
@@ -243,8 +243,14 @@ def _run(request: Request, context: Context) -> Product:
     return export.run(parent, origin, config, context)
 
 
-def _builds_network(request: Request) -> bool:
-    return request.stage in ("teacher", "distill")
+def _networks(request: Request) -> Any:
+    """What the card says that decides this stage's result."""
+    network = None
+    if request.card is not None:
+        network = {"teacher": request.card.teacher, "distill": request.card.student}.get(
+            request.stage
+        )
+    return dataclasses.asdict(network) if network else None
 
 
 def _finished(folder: Path, key: str) -> Checkpoint | None:

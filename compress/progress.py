@@ -22,29 +22,21 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 """Where progress and remarks go; tables and paths, the results, go to standard output."""
 
 
-def bar() -> Progress:
-    """Returns a progress display for use in a `with` block."""
-    return Progress(
+def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
+    """Yields the items under a progress bar."""
+    progress = Progress(
         TextColumn("  {task.description:<28}"),
         BarColumn(),
         TaskProgressColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
         disable=not console.is_terminal,  # a log gets lines, not bars
     )
-
-
-def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
-    """Yields the items under a progress bar."""
-    with bar() as progress:
-        task = progress.add_task(description, total=total, note="")
-        for item in items:
-            yield item
-            progress.advance(task)
+    with progress:
+        yield from progress.track(items, total=total, description=description)
 
 
 def say(message: str) -> None:

@@ -20,12 +20,13 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: the tensors do not fit the description.
     """
-    model: nn.Module = build(checkpoint.spec)
-    resize(model.network, checkpoint.description.shapes)  # type: ignore[arg-type]
+    classifier = build(checkpoint.spec)
+    resize(classifier.network, checkpoint.description.shapes)
+    model: nn.Module = classifier
     if checkpoint.description.quantized:
         from compress.quantize.placement import freeze, place_quantizers
 
-        model = freeze(place_quantizers(model.eval()))
+        model = freeze(place_quantizers(classifier.eval()))
     try:
         model.load_state_dict(read_tensors(checkpoint), strict=True)
     except (RuntimeError, KeyError) as error:

@@ -96,7 +96,7 @@ def settings_of(config: object, prefix: tuple[str, ...] = ()) -> Iterator[Settin
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """Returns `; did you mean a, b?` or the list of what there is, for an unknown name."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"there are: {', '.join(known)}"
@@ -145,10 +145,10 @@ def _check_names(
         elif below:
             raise ValueError(f"{section}.{'.'.join(path)} is a table of settings, got {value!r}")
         else:
-            names = [".".join(name) for name in known]
-            raise ValueError(
-                f"{section} has no setting {'.'.join(path)!r}; {nearest('.'.join(path), names)}"
-            )
+            leaves = {name[-1]: ".".join(name) for name in known}
+            full = leaves.get(key)  # `lr` for `train.lr`
+            hint = f"did you mean {full}?" if full else nearest(".".join(path), leaves.values())
+            raise ValueError(f"{section} has no setting {'.'.join(path)!r}; {hint}")
 
 
 def _merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

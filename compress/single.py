@@ -186,5 +186,3 @@ def predict_images(
         shares /= shares.sum()
         best = np.argsort(-shares)[:top]
         yield path, [(facts.class_names[place], float(shares[place])) for place in best]
-
-

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 class TeacherConfig:
     """Train the teacher; zero epochs take its weights as they are."""
 
-    train: TrainConfig = field(default=TrainConfig(epochs=4, batch_size=256, lr=0.06))
+    train: TrainConfig = field(
+        default=TrainConfig(
+            epochs=4,
+            batch_size=256,
+            lr=0.05,
+            weight_decay=1e-3,
+            label_smoothing=0.05,
+            warmup=0.2,
+        )
+    )
 
 
 def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) -> Product:

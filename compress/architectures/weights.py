@@ -52,7 +52,9 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> None:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+    return (
+        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+    )
 
 
 def _read_file(path: Path) -> Mapping[str, Tensor]:

@@ -26,11 +26,9 @@ class DataConfig:
     ] = "auto"
     shift: Annotated[
         int, Field(ge=0, description="Largest random shift in pixels (sets held in memory).")
-    ] = 2
+    ] = 1
     min_scale: Annotated[
         float,
         Field(gt=0, le=1, description="Smallest share of the area a random crop keeps (folders)."),
     ] = 0.35
-    workers: Annotated[
-        int, Field(ge=0, description="Processes that decode images (folders).")
-    ] = 2
+    workers: Annotated[int, Field(ge=0, description="Processes that decode images (folders).")] = 2

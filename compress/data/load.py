@@ -64,7 +64,9 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
         return _fashion_mnist(config, seed)
     if name == "digits":
         return _digits(config, seed)
-    return _image_folder(Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve(), config, seed)
+    return _image_folder(
+        Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve(), config, seed
+    )
 
 
 def check_data_name(name: str) -> None:

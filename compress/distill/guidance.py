@@ -17,7 +17,7 @@ from compress.paths import atomic_write
 from compress.progress import track
 from compress.train.config import TrainConfig
 from compress.train.loop import Loss, TrainBatch, label_loss
-from compress.train.precision import autocast, choose_precision
+from compress.train.precision import Precision, autocast, choose_precision
 
 TEACHER_BATCH = 250
 
@@ -48,7 +48,7 @@ def guided_loss(
             after the teacher saw it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = teacher.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    teacher = teacher.to(device).to(memory_format=torch.channels_last).eval()
     teacher.requires_grad_(requires_grad=False)
     labels = label_loss(train.label_smoothing)
     if guidance.views and (train.mixup or train.first_size < 1):
@@ -56,13 +56,21 @@ def guided_loss(
             "stored views (views > 0) show the teacher other pictures than mixup or first_size "
             "show the student; set views = 0 to ask the teacher at every step"
         )
-    stored = _stored_answers(teacher, data, guidance.views, seed, store, teacher_digest, device)
-    sample = next(iter(data.train.batches(64, order=torch.arange(min(64, len(data.train))))))
-    precision = choose_precision(teacher, sample.images, device)
+    first = next(iter(data.train.batches(64, order=torch.arange(min(64, len(data.train))))))
+    precision = choose_precision(teacher, first.images, device, training=False)
+    key = hashlib.sha256(f"{teacher_digest} {data.fingerprint} {seed}".encode()).hexdigest()[:16]
+    stored = []
+    for number in range(guidance.views):
+        path = store / f"{key}-{number}.safetensors"
+        if not path.is_file():
+            logits = _ask(teacher, data, View(seed=seed, number=number), device, precision)
+            with atomic_write(path) as partial:
+                save_file({"logits": logits}, partial)
+        stored.append(load_file(path)["logits"])
 
     def answers(batch: TrainBatch) -> Tensor:
         if guidance.views:
-            return stored[batch.view.number, batch.index].float().to(device)
+            return stored[batch.view.number][batch.index].float().to(device)
         with torch.no_grad(), autocast(precision, device):
             return teacher(batch.pixels).float()  # type: ignore[no-any-return]
 
@@ -74,32 +82,10 @@ def guided_loss(
 
 
 @torch.no_grad()
-def _stored_answers(
-    teacher: nn.Module,
-    data: Data,
-    views: int,
-    seed: int,
-    store: Path,
-    teacher_digest: str,
-    device: torch.device,
+def _ask(
+    teacher: nn.Module, data: Data, view: View, device: torch.device, precision: Precision
 ) -> Tensor:
-    """Returns float16 logits `[views, n_train, classes]`, computing the views not yet stored."""
-    facts = f"{teacher_digest}\0{data.fingerprint}\0{seed}"
-    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    answers = torch.empty(views, len(data.train), len(data.class_names), dtype=torch.float16)
-    for number in range(views):
-        path = store / f"{key}-{number}.safetensors"
-        if not path.is_file():
-            logits = _ask(teacher, data, View(seed=seed, number=number), device)
-            with atomic_write(path) as partial:
-                save_file({"logits": logits}, partial)
-        answers[number] = load_file(path)["logits"]
-    return answers
-
-
-def _ask(teacher: nn.Module, data: Data, view: View, device: torch.device) -> Tensor:
-    first = next(iter(data.train.batches(64, order=torch.arange(min(64, len(data.train))))))
-    precision = choose_precision(teacher, first.images, device)
+    """Returns the teacher's float16 logits `[n_train, classes]` for a view of the train split."""
     batches = data.train.batches(TEACHER_BATCH, view=view)
     n_batches = -(-len(data.train) // TEACHER_BATCH)
     parts = []

@@ -20,4 +20,4 @@ def count_macs(model: nn.Module, spec: ModelSpec) -> int:
     pixels = torch.zeros(1, spec.preprocess.channels, side, side, dtype=torch.uint8)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(pixels)
-    return counter.get_total_flops() // 2  # a multiplication and an addition each
+    return int(counter.get_total_flops()) // 2  # a multiplication and an addition each

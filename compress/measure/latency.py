@@ -105,9 +105,7 @@ def _summary(
     )
 
 
-def _random_feed(
-    session: ort.InferenceSession, batch: int, path: Path
-) -> dict[str, np.ndarray]:
+def _random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[str, np.ndarray]:
     """Returns random input of a file's own type and shape; unknown dimensions but the batch are 1.
 
     Raises:

@@ -205,5 +205,5 @@ def _emit(
 ) -> Tensor:
     """Returns a tensor that the exporter writes as the named ONNX operator."""
     return torch.onnx.ops.symbolic(
-        operator, inputs, attributes, dtype=dtype, shape=shape, version=OPSET
+        operator, inputs, dict(attributes), dtype=dtype, shape=shape, version=OPSET
     )

@@ -149,7 +149,8 @@ def _replace_module(traced: fx.GraphModule, name: str, module: nn.Module) -> Non
 def _fold_batchnorms(traced: fx.GraphModule) -> None:
     modules = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
     for node in list(traced.graph.nodes):
-        if not isinstance(_module(traced, node), nn.BatchNorm2d):
+        norm = _module(traced, node)
+        if not isinstance(norm, nn.BatchNorm2d):
             continue
         before = node.args[0]
         conv = _module(traced, before)
@@ -157,7 +158,7 @@ def _fold_batchnorms(traced: fx.GraphModule) -> None:
             continue
         if modules.count(str(before.target)) > 1:  # a shared layer feeds another BatchNorm too
             continue
-        fused = fuse_conv_bn_eval(conv, _module(traced, node))  # type: ignore[type-var]
+        fused = fuse_conv_bn_eval(conv, norm)
         _replace_module(traced, str(before.target), fused)
         node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
@@ -274,10 +275,9 @@ def _place(traced: fx.GraphModule) -> None:
                 done.add(end)
             if not _is_output(end):
                 placer.quantize(end)
-        elif isinstance(node.args[0], fx.Node) and node.args[0] in placer.source:
+        elif node.args[0] in placer.source and not _is_output(node):
             # Moving or clipping values needs no scale of its own.
-            if not _is_output(node):
-                placer.quantize(node, placer.source[node.args[0]])
+            placer.quantize(node, placer.source[node.args[0]])
 
 
 def _inputs(node: fx.Node, kind: str) -> list[fx.Node]:
@@ -303,5 +303,3 @@ def observe(model: nn.Module, *, on: bool) -> None:
     for module in model.modules():
         if isinstance(module, ActivationQuantizer | QuantizedLayer):
             module.observing = on
-
-

@@ -6,13 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from compress.measure.host import Host
 
+T = TypeVar("T")
+
 REPORT_JSON, REPORT_MD, REPORT_HTML = "report.json", "report.md", "report.html"
+HISTORY = "history.jsonl"
+"""A row for each epoch of a stage that trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +67,25 @@ class RunReport:
 
 
 def read_stage_report(folder: Path) -> StageReport:
-    """Reads a stage's report.
+    """Reads the report in a stage's folder.
 
     Raises:
         ValueError: it is missing or damaged.
     """
-    path = folder / REPORT_JSON
+    return _read(folder / REPORT_JSON, StageReport)
+
+
+def read_run_report(path: Path) -> RunReport:
+    """Reads a run's report file.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    return _read(path, RunReport)
+
+
+def _read(path: Path, kind: type[T]) -> T:
     try:
-        return TypeAdapter(StageReport).validate_python(json.loads(path.read_text()))
+        return TypeAdapter(kind).validate_python(json.loads(path.read_text()))
     except (OSError, json.JSONDecodeError, ValidationError):
-        raise ValueError(f"{path} is missing or damaged; make the stage anew") from None
+        raise ValueError(f"{path} is missing or damaged; make it anew") from None

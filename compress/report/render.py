@@ -112,7 +112,9 @@ def _detail(value: object) -> str:
     if isinstance(value, list | tuple):
         return "; ".join(_detail(item) for item in value)
     if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {_detail(item)}" for name, item in value.items())
+        return ", ".join(
+            f"{name.replace('_', ' ')} {_detail(item)}" for name, item in value.items()
+        )
     return str(value)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from compress.checkpoint import STAGES, load_checkpoint, write_json
 from compress.paths import atomic_write
 from compress.report.data import (
+    HISTORY,
+    REPORT_HTML,
     REPORT_JSON,
     REPORT_MD,
     RunReport,
     StageReport,
     read_stage_report,
 )
+from compress.report.html import read_history, run_html
 from compress.report.render import run_markdown
 
 
@@ -26,6 +30,13 @@ def write_run_report(run: Path) -> RunReport:
     write_json(run / REPORT_JSON, report)
     with atomic_write(run / REPORT_MD) as partial:
         partial.write_text(run_markdown(report))
+    histories = {
+        stage: read_history((folder / HISTORY).read_text())
+        for stage, folder in finished_stages(run).items()
+        if (folder / HISTORY).is_file()
+    }
+    with atomic_write(run / REPORT_HTML) as partial:
+        partial.write_text(run_html(report, histories))
     return report
 
 
@@ -58,10 +69,11 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
     """What a reader should know: stages that did not pay, and ones made from older versions."""
     remarks = []
     digests = {stage.digest for stage in stages}
-    for before, stage in zip(stages, stages[1:], strict=False):
+    for before, stage in itertools.pairwise(stages):
         if stage.parent not in digests:
             remarks.append(
-                f"{stage.stage} was made from an earlier version of the stage before it; run it again"
+                f"{stage.stage} was made from an earlier version of the stage before it; "
+                "run it again"
             )
         if stage.speedup_ci95[1] < before.speedup_ci95[0]:
             remarks.append(
@@ -69,9 +81,7 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
                 f"speed, {before.speedup:.1f}x before it"
             )
         if stage.top1_ci95[1] < before.top1:
-            remarks.append(
-                f"{stage.stage} cost {before.top1 - stage.top1:.2f} points of top-1"
-            )
+            remarks.append(f"{stage.stage} cost {before.top1 - stage.top1:.2f} points of top-1")
     parity = stages[-1].details.get("parity", {})
     for file, facts in parity.items():
         remarks.append(

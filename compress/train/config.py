@@ -13,6 +13,10 @@ class TrainConfig:
     """SGD with Nesterov momentum on a cosine schedule with linear warm-up."""
 
     epochs: Annotated[int, Field(ge=0, description="Passes over the training images.")] = 8
+    min_steps: Annotated[
+        int,
+        Field(ge=0, description="Small sets get more epochs than `epochs`, up to this many steps."),
+    ] = 200
     batch_size: Annotated[int, Field(ge=2, description="Images a step.")] = 128
     lr: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1, description="Nesterov momentum.")] = 0.9

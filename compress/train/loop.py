@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +20,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from compress.data.load import Data
 from compress.data.splits import Split, View
 from compress.paths import atomic_write
-from compress.progress import bar, say
+from compress.progress import say, track
+from compress.report.data import HISTORY
 from compress.train.config import TrainConfig
 from compress.train.precision import Precision, autocast, choose_precision
 
-STATE, HISTORY = "training.pt", "history.jsonl"
+STATE = "training.pt"
 FINITE_CHECK_EVERY = 20
 """Steps between looks at the loss; each look waits for the device."""
 SIZE_MULTIPLE = 4
@@ -110,63 +110,40 @@ def train(
     torch.set_flush_denormal(True)  # denormal weights slow a CPU down tenfold
     precision = config.precision
     if precision == "auto":
-        precision = choose_precision(model, _first_pixels(data.train), device)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        precision = choose_precision(model, _first_pixels(data.train), device, training=True)
+    model.to(device).to(memory_format=torch.channels_last)
     average = _averaged(model, config.ema)
-    wrapped, optimizer = accelerator.prepare(model, _sgd(model, config))
-    steps = math.ceil(len(data.train) / (config.batch_size * accelerator.num_processes))
+    optimizer = _sgd(model, config)
     history = _restore(folder, model, optimizer, average)
-
-    for epoch in range(len(history), config.epochs):
-        # Everything random in an epoch follows from seed and epoch, so that nothing but the
-        # weights and the momentum has to be kept to continue an interrupted run exactly.
-        set_seed(_mixed(seed, epoch))
-        view = View(seed=seed, number=epoch % views if views else epoch)
-        size = image_size(epoch, config, data.preprocess.size)
-        generator = View(seed=seed, number=epoch).generator(1)
-        order = torch.randperm(len(data.train), generator=generator)
-        order = order[accelerator.process_index :: accelerator.num_processes]
-        batches = data.train.batches(config.batch_size, order=order, view=view)
-        model.train()
-        total, started = torch.zeros((), device=device), time.perf_counter()
-        progress = _progress(batches, steps, f"{title} epoch {epoch + 1}/{config.epochs}")
-        for step, raw in enumerate(progress):
-            lr = learning_rate(epoch * steps + step, steps * config.epochs, config)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            pixels = raw.images.to(device, non_blocking=True).float()
-            targets = F.one_hot(raw.labels, len(data.class_names)).float().to(device)
-            if config.mixup:
-                pixels, targets = mixup(pixels, targets, config.mixup, generator)
-            if size != data.preprocess.size:
-                pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-            batch = TrainBatch(
-                pixels=pixels.contiguous(memory_format=torch.channels_last),
-                targets=targets,
-                index=raw.index,
-                view=view,
-            )
-            with autocast(precision, device):
-                logits = wrapped(batch.pixels)
-            value = loss(logits.float(), batch)
-            optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(value)
-            if config.clip_norm:
-                accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            if average is not None:
-                average.update_parameters(model)
-            total += value.detach()
-            if step % FINITE_CHECK_EVERY == 0 or step == steps - 1:
-                _check_finite(total, title, epoch, lr)
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    steps = math.ceil(len(data.train) / (config.batch_size * accelerator.num_processes))
+    run = _Run(
+        accelerator=accelerator,
+        model=model,
+        wrapped=wrapped,
+        optimizer=prepared,
+        average=average,
+        data=data,
+        config=config,
+        precision=precision,
+        loss=loss,
+        seed=seed,
+        title=title,
+        views=views,
+        steps=steps,
+        epochs=epochs_to_run(config, steps),
+    )
+    for epoch in range(len(history), run.epochs):
+        started = time.perf_counter()
+        mean_loss, lr = _train_epoch(run, epoch)
         seconds = time.perf_counter() - started
         scored = model if average is None else average.module
         validation_loss, validation_top1 = evaluate(scored, data.validation, device, precision)
         row = Epoch(
             epoch=epoch + 1,
-            image_size=size,
+            image_size=run.image_size(epoch),
             lr=lr,
-            loss=total.item() / steps,
+            loss=mean_loss,
             validation_loss=validation_loss,
             validation_top1=validation_top1,
             images_per_second=round(len(data.train) / seconds, 1),
@@ -176,7 +153,7 @@ def train(
         if accelerator.is_main_process:
             _save(folder, model, optimizer, average, history)
             say(
-                f"  {title} epoch {row.epoch}/{config.epochs}: loss {row.loss:.3f}, validation "
+                f"  {title} epoch {row.epoch}/{run.epochs}: loss {row.loss:.3f}, validation "
                 f"{row.validation_top1:.2f} %, {row.images_per_second:.0f} images/s ({precision})"
             )
     if average is not None:
@@ -187,6 +164,85 @@ def train(
     return history
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What stays the same from the first to the last epoch."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    wrapped: nn.Module
+    """The model as Accelerate runs it: itself, or DistributedDataParallel around it."""
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    data: Data
+    config: TrainConfig
+    precision: Precision
+    loss: Loss
+    seed: int
+    title: str
+    views: int
+    steps: int
+    """Of an epoch."""
+    epochs: int
+
+    def image_size(self, epoch: int) -> int:
+        return image_size(epoch, self.epochs, self.config.first_size, self.data.preprocess.size)
+
+
+def _train_epoch(run: _Run, epoch: int) -> tuple[float, float]:
+    """Trains one epoch; returns its mean loss and last learning rate.
+
+    Everything random follows from seed and epoch, so that nothing but weights and momentum has to
+    be kept to continue an interrupted run exactly.
+    """
+    accelerator, config = run.accelerator, run.config
+    device = accelerator.device
+    this_epoch = View(seed=run.seed, number=epoch)
+    set_seed(this_epoch.generator(2).initial_seed() % 2**31)  # dropout, stochastic depth
+    generator = this_epoch.generator(1)
+    view = View(seed=run.seed, number=epoch % run.views) if run.views else this_epoch
+    order = torch.randperm(len(run.data.train), generator=generator)
+    workers = accelerator.num_processes
+    if workers > 1:  # every process must make the same number of steps
+        order = order[: len(order) - len(order) % workers][accelerator.process_index :: workers]
+    batches = run.data.train.batches(config.batch_size, order=order, view=view)
+    total, lr = torch.zeros((), device=device), 0.0
+    run.model.train()
+    title = f"{run.title} epoch {epoch + 1}/{run.epochs}"
+    for step, raw in enumerate(track(batches, title, total=run.steps)):
+        lr = learning_rate(epoch * run.steps + step, run.steps * run.epochs, config)
+        for group in run.optimizer.param_groups:
+            group["lr"] = lr
+        pixels = raw.images.to(device, non_blocking=True).float()
+        targets = F.one_hot(raw.labels, len(run.data.class_names)).float().to(device)
+        if config.mixup:
+            pixels, targets = mixup(pixels, targets, config.mixup, generator)
+        size = run.image_size(epoch)
+        if size != pixels.shape[-1]:
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        batch = TrainBatch(pixels=pixels, targets=targets, index=raw.index, view=view)
+        with autocast(run.precision, device):
+            logits = run.wrapped(batch.pixels)
+        value = run.loss(logits.float(), batch)
+        run.optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(value)
+        if config.clip_norm:
+            accelerator.clip_grad_norm_(run.model.parameters(), config.clip_norm)
+        run.optimizer.step()
+        if run.average is not None:
+            run.average.update_parameters(run.model)
+        total += value.detach()
+        if step % FINITE_CHECK_EVERY == 0 or step == run.steps - 1:
+            _check_finite(total, run.title, epoch, lr)
+    return total.item() / run.steps, lr
+
+
+def epochs_to_run(config: TrainConfig, steps: int) -> int:
+    """Returns the number of epochs of `steps` steps each; zero stays zero."""
+    return max(config.epochs, math.ceil(config.min_steps / steps)) if config.epochs else 0
+
+
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """Linear warm-up, then half a cosine down to zero (SGDR, arXiv 1608.03983, equation 5)."""
     warmup = config.warmup * steps
@@ -195,12 +251,12 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def image_size(epoch: int, config: TrainConfig, full: int) -> int:
-    """Side of the training images: grows from `first_size` to full in the last third of epochs."""
-    if config.epochs < 2:
+def image_size(epoch: int, epochs: int, first_size: float, full: int) -> int:
+    """Side of the training images: grows from its first share to full over two thirds of a run."""
+    if epochs < 2:
         return full
-    share = min(1.0, epoch / (config.epochs - 1) * 1.5)
-    side = full * (config.first_size + (1 - config.first_size) * share)
+    share = min(1.0, epoch / (epochs - 1) * 1.5)
+    side = full * (first_size + (1 - first_size) * share)
     return min(full, math.ceil(side / SIZE_MULTIPLE) * SIZE_MULTIPLE)
 
 
@@ -242,10 +298,6 @@ def evaluate(
     return loss / len(split), 100 * correct / len(split)
 
 
-def _mixed(seed: int, epoch: int) -> int:
-    return View(seed=seed, number=epoch).generator(2).initial_seed() % 2**31
-
-
 def _first_pixels(split: Split) -> Tensor:
     return next(iter(split.batches(64, order=torch.arange(min(64, len(split)))))).images
 
@@ -263,14 +315,6 @@ def _averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
-def _progress(batches: Iterable[Any], steps: int, title: str) -> Iterator[Any]:
-    with bar() as progress:
-        task = progress.add_task(title, total=steps, note="")
-        for batch in batches:
-            yield batch
-            progress.advance(task)
 
 
 def _check_finite(total: Tensor, title: str, epoch: int, lr: float) -> None:

@@ -30,8 +30,10 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def choose_precision(model: nn.Module, pixels: Tensor, device: torch.device) -> Precision:
-    """Times some training steps in fp32 and bf16 and returns the faster arithmetic.
+def choose_precision(
+    model: nn.Module, pixels: Tensor, device: torch.device, *, training: bool
+) -> Precision:
+    """Times some steps in fp32 and bf16 and returns the faster arithmetic.
 
     bf16 doubles dense convolutions on CPUs that have it and halves depthwise ones, so this is
     measured for each network. The answer is kept in the cache folder: the same machine decides
@@ -40,15 +42,16 @@ def choose_precision(model: nn.Module, pixels: Tensor, device: torch.device) -> 
     Args:
         model: takes pixels; it is left as it was.
         pixels: uint8 `[N, C, H, W]`; the first images are used.
-        device: where training will run.
+        device: where it will run.
+        training: whether a step has a backward pass.
     """
     shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
-    facts = [shapes, tuple(pixels.shape[1:]), _device_name(device), torch.__version__]
+    facts = [training, shapes, tuple(pixels.shape[1:]), _device_name(device), torch.__version__]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     remembered = cache_folder() / "precision" / f"{key}.json"
     if not remembered.is_file():
         seconds = {
-            name: _seconds_a_step(model, pixels[:PROBE_IMAGES], device, name)
+            name: _seconds_a_step(model, pixels[:PROBE_IMAGES], device, name, training)
             for name in ("fp32", "bf16")
         }
         with atomic_write(remembered) as partial:
@@ -64,17 +67,19 @@ def _device_name(device: torch.device) -> str:
 
 
 def _seconds_a_step(
-    model: nn.Module, pixels: Tensor, device: torch.device, precision: Precision
+    model: nn.Module, pixels: Tensor, device: torch.device, precision: Precision, training: bool
 ) -> float:
-    probe = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
+    probe = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last)
+    probe.train(training).requires_grad_(training)
     pixels = pixels.to(device)
     labels = torch.zeros(len(pixels), dtype=torch.int64, device=device)
     fastest = float("inf")
     for _ in range(1 + PROBE_STEPS):  # the first builds the kernels; the least is the truest
         start = time.perf_counter()
-        with autocast(precision, device):
+        with torch.set_grad_enabled(training), autocast(precision, device):
             logits = probe(pixels)
-        F.cross_entropy(logits.float(), labels).backward()
+        if training:
+            F.cross_entropy(logits.float(), labels).backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         fastest = min(fastest, time.perf_counter() - start)

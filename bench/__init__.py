@@ -1,0 +1,1 @@
+"""Comparisons with other tools; each writes its own file under bench/results."""

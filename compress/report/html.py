@@ -1,0 +1,99 @@
+"""The run's report as one self-contained page, with plots."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from compress.report.data import RunReport
+from compress.report.render import COLUMNS, conditions, run_rows
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1a1a1a; background: #fff }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+.ship { background: #eef6ee; padding: .8rem 1rem; border-left: 4px solid #2a7d2a }
+figure { margin: 1.5rem 0 } svg { max-width: 100%; height: auto }
+figcaption, .conditions { color: #555; font-size: .9rem }
+"""
+
+
+def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Returns the page.
+
+    Args:
+        report: the run's data.
+        histories: rows of `history.jsonl` by stage, of the stages that trained.
+    """
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in run_rows(report)
+    )
+    figures = [_figure(_draw_trade, report, "Each stage's file: faster is left, better is up.")]
+    if histories:
+        caption = (
+            "Accuracy on validation images after each epoch, as PyTorch sees it: how training "
+            "went, not what ships."
+        )
+        figures.append(_figure(_draw_training, histories, caption))
+    remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in report.remarks)
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{html.escape(report.name)}</title><style>{STYLE}</style></head><body>"
+        f"<h1>{html.escape(report.name)}</h1>"
+        f"<p class='ship'><b>Ship <code>{html.escape(report.ship)}</code></b><br>"
+        f"{html.escape(report.verdict)}</p>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"<p class='conditions'>{html.escape(conditions(report.stages[-1]))}</p>"
+        f"{''.join(figures)}<ul>{remarks}</ul></body></html>\n"
+    )
+
+
+def read_history(text: str) -> list[dict[str, Any]]:
+    """Parses the rows of a `history.jsonl`."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _figure(draw: Callable[[Axes, Any], None], content: Any, caption: str) -> str:
+    """Returns an HTML figure with an inline SVG."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    draw(figure.subplots(), content)
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    svg = text.getvalue()
+    drawing = svg[svg.index("<svg") :]  # without the XML declaration
+    return f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _draw_trade(axes: Axes, report: RunReport) -> None:
+    for stage in report.stages:
+        low, high = stage.top1_ci95
+        axes.errorbar(
+            stage.latency_ms_p50,
+            stage.top1,
+            yerr=[[stage.top1 - low], [high - stage.top1]],
+            fmt="o",
+            capsize=3,
+            label=f"{stage.stage}, {stage.size_bytes / 1e6:.2f} MB",
+        )
+    axes.set(xscale="log", xlabel="latency p50, ms", ylabel="top-1, % (95 % interval)")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.legend()
+
+
+def _draw_training(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    for stage, rows in histories.items():
+        epochs = [row["epoch"] for row in rows]
+        axes.plot(epochs, [row["validation_top1"] for row in rows], marker=".", label=stage)
+    axes.set(xlabel="epoch", ylabel="validation top-1, %")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()

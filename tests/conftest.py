@@ -1,0 +1,93 @@
+"""Real data and a real run, made once and shared."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from compress.architectures.build import Classifier, build
+from compress.architectures.spec import ModelSpec
+from compress.cli import main
+from compress.data.config import DataConfig
+from compress.data.load import Data, load_data
+from compress.data.splits import Split
+
+STUDENT = {"width": 0.25, "depths": [1, 1, 1]}
+RUN_SETTINGS = (
+    "teacher.train.min_steps=120",
+    "distill.train.min_steps=150",
+    "prune.train.min_steps=100",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Probes of one test session must not meet those of another; the data set may be shared."""
+    from compress.paths import cache_folder
+
+    shared = cache_folder() / "fashion-mnist"
+    own = tmp_path_factory.mktemp("cache")
+    if shared.is_dir():
+        (own / "fashion-mnist").symlink_to(shared)
+    os.environ["COMPRESS_CACHE"] = str(own)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Data:
+    return load_data("digits", DataConfig(), seed=0)
+
+
+def student_spec(data: Data, **arguments: object) -> ModelSpec:
+    return ModelSpec(
+        architecture="scaled_resnet",
+        arguments={**STUDENT, **arguments},
+        stem="small",
+        class_names=data.class_names,
+        preprocess=data.preprocess,
+    )
+
+
+def torchvision_spec(name: str, data: Data, **arguments: object) -> ModelSpec:
+    return ModelSpec(
+        architecture=name,
+        arguments=arguments,
+        stem="small",
+        class_names=data.class_names,
+        preprocess=data.preprocess,
+    )
+
+
+def settled(spec: ModelSpec, split: Split, *, seed: int = 0) -> Classifier:
+    """An untrained network whose BatchNorm statistics are those of real images."""
+    from compress.prune.stage import reestimate_batchnorm
+
+    torch.manual_seed(seed)
+    model = build(spec)
+    reestimate_batchnorm(model, split)
+    return model
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All five stages of resnet18 on the digits, run through the command line."""
+    home = tmp_path_factory.mktemp("run")
+    folder = home / "runs" / "resnet18-digits"
+    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
+    result = CliRunner().invoke(
+        main, ["run", "resnet18", "--data", "digits", "--out", str(folder), *settings]
+    )
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed or broken; its home is the working folder."""
+    copy = tmp_path / "runs" / finished_run.name
+    shutil.copytree(finished_run, copy)
+    return copy

@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compress.data.config import DataConfig
+from compress.data.errors import DataError
+from compress.data.folders import read_folders
+from compress.data.load import Data, load_data
+from compress.data.splits import FolderSplit, View
+
+
+def write_pictures(root: Path, splits: dict[str, int], classes: tuple[str, ...]) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in splits.items():
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = generator.integers(20, 60, 2)
+                noise = generator.integers(0, 80, (height, width, 3), dtype=np.uint8)
+                noise[..., label % 3] += 150
+                suffix = ("png", "jpg", "bmp", "webp")[number % 4]
+                Image.fromarray(noise).save(folder / f"{number}.{suffix}")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    root = tmp_path / "pictures"
+    write_pictures(root, {"train": 20, "val": 4, "test": 6}, ("blue", "green"))
+    return root
+
+
+def load(root: Path) -> Data:
+    return load_data(f"imagefolder:{root}", DataConfig(size=32, workers=0), seed=0)
+
+
+def test_three_splits_are_taken_as_they_are(pictures: Path) -> None:
+    data = load(pictures)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [40, 8, 12]
+    assert data.class_names == ("blue", "green")
+    batch = next(iter(data.test.batches(12)))
+    assert batch.images.shape == (12, 3, 32, 32)
+    assert batch.labels.tolist() == [0] * 6 + [1] * 6
+    means = batch.images.float().mean((2, 3))
+    assert (means.argmax(1) == batch.labels).all()
+
+
+@pytest.mark.parametrize("missing", ["val", "test"])
+def test_without_validation_images_some_are_split_off_train(pictures: Path, missing: str) -> None:
+    (pictures / missing).rename(pictures.parent / missing)
+    data = load(pictures)
+    assert len(data.train) + len(data.validation) == 40
+    assert len(data.validation) == 4
+    assert len(data.test) == {"val": 12, "test": 8}[missing]
+
+
+def test_workers_and_order_do_not_change_a_view(pictures: Path) -> None:
+    view = View(seed=0, number=1)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    images = {}
+    for workers in (0, 2):
+        config = DataConfig(size=32, workers=workers)
+        split = load_data(f"imagefolder:{pictures}", config, seed=0).train
+        assert isinstance(split, FolderSplit)
+        batches = list(split.batches(8, order=order, view=view))
+        images[workers] = torch.cat([batch.images for batch in batches])
+    assert torch.equal(images[0], images[2])
+
+
+def test_a_few_unreadable_images_are_left_out_by_name(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = pictures / "train" / "blue" / "broken.png"
+    broken.write_bytes(b"no picture")
+    truncated = pictures / "train" / "green" / "1.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:200])
+    for _ in range(2):  # the second time from the remembered check
+        folders = read_folders(pictures)
+        assert folders.unreadable == (broken, truncated)
+        assert len(folders.files["train"]) == 39
+
+
+def test_many_unreadable_images_are_an_error(pictures: Path) -> None:
+    for path in (pictures / "train" / "blue").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="20 of 60 images .* cannot be read"):
+        read_folders(pictures)
+
+
+@pytest.mark.parametrize(
+    ("folders", "part"),
+    [
+        ([], "found no folders"),
+        (["train/a", "train/b"], "found train"),
+        (["blue", "green"], "found blue, green"),
+        (["train/a", "test/a"], "holds 1 class folders"),
+        (["train/a", "train/b", "test/c"], "a class that train/ does not have"),
+        (["train/a", "train/b", "test/a"], "no readable image of: a, b"),
+    ],
+)
+def test_a_wrong_layout_is_explained(tmp_path: Path, folders: list[str], part: str) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(DataError) as caught:
+        read_folders(tmp_path)
+    assert part in str(caught.value)
+
+
+def test_a_missing_folder_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        read_folders(tmp_path / "nowhere")

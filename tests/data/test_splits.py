@@ -1,0 +1,60 @@
+import torch
+import torch.nn.functional as F
+
+from compress.data.load import Data
+from compress.data.splits import TensorSplit, View, shifted_crop, stratified_split
+
+
+def test_the_stratified_split_takes_the_same_share_of_each_class() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 100 + [2] * 10)
+    kept, taken = stratified_split(labels, 0.1, seed=3)
+    assert sorted([*kept.tolist(), *taken.tolist()]) == list(range(160))
+    assert torch.bincount(labels[taken]).tolist() == [5, 10, 1]
+    again = stratified_split(labels, 0.1, seed=3)[1]
+    other = stratified_split(labels, 0.1, seed=4)[1]
+    assert torch.equal(taken, again)
+    assert not torch.equal(taken, other)
+
+
+def test_a_class_of_two_keeps_one_on_each_side() -> None:
+    kept, taken = stratified_split(torch.tensor([0, 0, 1, 1]), 0.1, seed=0)
+    assert (len(kept), len(taken)) == (2, 2)
+
+
+def test_a_shifted_crop_equals_padding_and_slicing() -> None:
+    images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
+    top, left = torch.tensor([0, 3]), torch.tensor([4, 1])
+    got = shifted_crop(images, top, left, margin=2)
+    padded = F.pad(images, (2, 2, 2, 2))
+    assert torch.equal(got[0], padded[0, :, 0:4, 4:9])
+    assert torch.equal(got[1], padded[1, :, 3:7, 1:6])
+
+
+def test_a_view_shows_an_image_the_same_in_any_order(digits: Data) -> None:
+    view = View(seed=1, number=2)
+    straight = next(iter(digits.train.batches(100, view=view)))
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    shuffled = next(iter(digits.train.batches(100, order=order, view=view)))
+    assert torch.equal(shuffled.images, straight.images[order])
+    other = next(iter(digits.train.batches(100, view=View(seed=1, number=3))))
+    assert not torch.equal(other.images, straight.images)
+
+
+def test_digits_are_not_mirrored_but_clothes_may_be() -> None:
+    one = torch.zeros(64, 1, 4, 4, dtype=torch.uint8)
+    one[..., 0] = 255
+    labels = torch.zeros(64, dtype=torch.int64)
+    view = View(seed=0, number=0)
+    still = TensorSplit(images=one, labels=labels, flip=False, shift=0)
+    mirrored = TensorSplit(images=one, labels=labels, flip=True, shift=0)
+    assert torch.equal(next(iter(still.batches(64, view=view))).images, one)
+    share = (next(iter(mirrored.batches(64, view=view))).images[:, 0, 0, 3] == 255).float().mean()
+    assert 0.3 < share < 0.7
+
+
+def test_the_three_splits_share_no_image(digits: Data) -> None:
+    splits = (digits.train, digits.validation, digits.test)
+    assert sum(len(split) for split in splits) == 1797
+    assert len(digits.validation) > 100
+    for split in splits:
+        assert set(split.labels.tolist()) == set(range(10))

@@ -1,0 +1,96 @@
+import dataclasses
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from compress.checkpoint import write_json
+from compress.report.data import RunReport, StageReport, read_run_report, read_stage_report
+from compress.report.render import run_markdown, run_rows, short, size_text
+from compress.report.run import collect, write_run_report
+
+
+@pytest.fixture
+def report(finished_run: Path) -> RunReport:
+    return collect(finished_run)
+
+
+def replaced(report: RunReport, stage: str, **changes: object) -> tuple[StageReport, ...]:
+    return tuple(
+        dataclasses.replace(row, **changes) if row.stage == stage else row  # type: ignore[arg-type]
+        for row in report.stages
+    )
+
+
+def test_the_json_holds_everything(finished_run: Path, report: RunReport) -> None:
+    assert read_run_report(finished_run / "report.json") == report
+
+
+def test_changes_are_against_the_teacher(report: RunReport) -> None:
+    teacher, _, _, quantize, _ = report.stages
+    rows = run_rows(report)
+    assert [row[0] for row in rows] == ["teacher", "distill", "prune", "quantize", "export"]
+    assert rows[0][-3:] == ("", "", "")
+    assert rows[3][-3:] == (
+        f"{quantize.top1 - teacher.top1:+.2f}",
+        f"{teacher.size_bytes / quantize.size_bytes:.1f}x",
+        f"{quantize.speedup:.1f}x",
+    )
+
+
+def test_the_page_is_self_contained_and_well_formed(finished_run: Path) -> None:
+    write_run_report(finished_run)
+    page = (finished_run / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "src=" not in page
+    assert "<link" not in page
+    for start in (page.index("<svg"), page.rindex("<svg")):
+        ET.fromstring(page[start : page.index("</svg>", start) + 6])
+
+
+def test_a_stage_that_does_not_pay_is_said(run_copy: Path) -> None:
+    path = run_copy / "3-quantize"
+    report = read_stage_report(path)
+    slow = dataclasses.replace(
+        report, speedup=1.0, speedup_ci95=(0.9, 1.1), top1=50.0, top1_ci95=(45.0, 55.0)
+    )
+    write_json(path / "report.json", slow)
+    remarks = " ".join(collect(run_copy).remarks)
+    assert "quantize did not pay on this machine: 1.0x the teacher's speed" in remarks
+    assert "quantize cost" in remarks
+
+
+def test_a_stage_made_from_an_older_one_is_said(run_copy: Path) -> None:
+    path = run_copy / "3-quantize"
+    write_json(path / "report.json", dataclasses.replace(read_stage_report(path), parent="other"))
+    assert any(
+        "quantize was made from an earlier version" in remark
+        for remark in collect(run_copy).remarks
+    )
+
+
+def test_a_damaged_report_is_named(run_copy: Path) -> None:
+    (run_copy / "3-quantize" / "report.json").write_text("{")
+    with pytest.raises(ValueError, match="missing or damaged"):
+        collect(run_copy)
+
+
+def test_markdown_names_file_and_conditions(report: RunReport) -> None:
+    text = run_markdown(report)
+    assert f"**Ship `{report.ship}`.**" in text
+    assert "ONNX Runtime" in text
+    assert json.dumps(report.stages[0].n_images) in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(999, "999"), (1500, "1.5 k"), (11_181_642, "11.2 M"), (1_814_073_344, "1.81 G")],
+)
+def test_counts_are_short(count: int, text: str) -> None:
+    assert short(count) == text
+
+
+def test_sizes_are_decimal() -> None:
+    assert size_text(44_685_421) == "44.7 MB"
+    assert size_text(12) == "12 B"

@@ -1,0 +1,141 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress.architectures.build import Classifier, build
+from compress.data.load import Data
+from compress.train.config import TrainConfig
+from compress.train.loop import (
+    STATE,
+    NonFiniteLossError,
+    TrainBatch,
+    epochs_to_run,
+    image_size,
+    label_loss,
+    learning_rate,
+    mixup,
+    train,
+)
+from tests.conftest import student_spec
+
+SHORT = TrainConfig(epochs=3, min_steps=0, batch_size=128, precision="fp32")
+EVERYTHING = replace(SHORT, ema=0.9, mixup=0.2, first_size=0.5)
+
+
+def run(data: Data, folder: Path, config: TrainConfig, *, stop_after: int = 99) -> Classifier:
+    """Trains a small network; `stop_after` epochs the process 'dies' in the middle of one."""
+    torch.manual_seed(0)
+    model = build(student_spec(data))
+    plain, seen = label_loss(config.label_smoothing), []
+
+    def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
+        seen.append(batch)
+        if len(seen) == 11 * stop_after + 4:
+            raise KeyboardInterrupt
+        return plain(logits, batch)
+
+    train(model, data, config, loss=loss, seed=5, folder=folder, title="test")
+    return model
+
+
+def same(a: Classifier, b: Classifier) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("config", [SHORT, EVERYTHING], ids=["plain", "everything"])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    digits: Data, tmp_path: Path, config: TrainConfig
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    undisturbed = run(digits, whole, config)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits, cut, config, stop_after=2)
+    rows = (cut / "history.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+    assert same(run(digits, cut, config), undisturbed)
+    histories = [
+        [json.loads(row)["loss"] for row in (folder / "history.jsonl").read_text().splitlines()]
+        for folder in (whole, cut)
+    ]
+    assert histories[0] == histories[1]
+
+
+def test_another_seed_gives_another_network(digits: Data, tmp_path: Path) -> None:
+    first = run(digits, tmp_path / "a", SHORT)
+    torch.manual_seed(0)
+    model = build(student_spec(digits))
+    loss = label_loss(SHORT.label_smoothing)
+    train(model, digits, SHORT, loss=loss, seed=6, folder=tmp_path / "b", title="test")
+    assert not same(first, model)
+
+
+def test_training_learns(digits: Data, tmp_path: Path) -> None:
+    model = build(student_spec(digits))
+    loss = label_loss(0.1)
+    config = TrainConfig(epochs=1, min_steps=130)
+    history = train(model, digits, config, loss=loss, seed=0, folder=tmp_path, title="test")
+    assert len(history) == 12  # 130 steps of 11 an epoch
+    assert history[-1].validation_top1 > 90
+    assert history[-1].loss < history[0].loss
+
+
+def test_a_diverging_run_stops_with_a_remedy(digits: Data, tmp_path: Path) -> None:
+    model = build(student_spec(digits))
+    loss = label_loss(0.0)
+    config = replace(SHORT, lr=1e30, clip_norm=0)
+    with pytest.raises(NonFiniteLossError, match="try a tenth of the learning rate"):
+        train(model, digits, config, loss=loss, seed=0, folder=tmp_path, title="test")
+
+
+def test_zero_epochs_leave_the_network_alone(digits: Data, tmp_path: Path) -> None:
+    model = run(digits, tmp_path, replace(SHORT, epochs=0))
+    torch.manual_seed(0)
+    assert same(model, build(student_spec(digits)))
+
+
+def test_the_saved_state_is_plain_data(digits: Data, tmp_path: Path) -> None:
+    run(digits, tmp_path, replace(SHORT, epochs=1))
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert sorted(state) == ["average", "history", "model", "optimizer"]
+
+
+def test_the_learning_rate_rises_then_follows_a_cosine() -> None:
+    config = TrainConfig(lr=0.4, warmup=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.04)
+    assert rates[9] == rates[10] == pytest.approx(0.4)
+    assert rates[55] == pytest.approx(0.2)  # half way down the cosine
+    assert rates[99] < 0.001
+
+
+def test_image_sizes_grow_to_the_full_one() -> None:
+    assert [image_size(epoch, 4, 0.5, 28) for epoch in range(4)] == [16, 24, 28, 28]
+    assert [image_size(epoch, 4, 1.0, 28) for epoch in range(4)] == [28] * 4
+
+
+def test_small_sets_get_more_epochs() -> None:
+    assert epochs_to_run(TrainConfig(epochs=4, min_steps=200), steps=10) == 20
+    assert epochs_to_run(TrainConfig(epochs=4, min_steps=200), steps=400) == 4
+    assert epochs_to_run(TrainConfig(epochs=0, min_steps=200), steps=400) == 0
+
+
+def test_mixup_blends_images_and_labels_alike() -> None:
+    pixels = torch.rand(4, 1, 2, 2)
+    targets = torch.eye(4)
+    mixed, labels = mixup(pixels, targets, 1.0, torch.Generator().manual_seed(0))
+    share = labels[0, 0]
+    assert 0 < share < 1
+    assert torch.allclose(labels.sum(1), torch.ones(4))
+    assert torch.allclose(mixed[0], share * pixels[0] + (1 - share) * pixels[3])
+
+
+def test_the_history_has_a_row_an_epoch_with_units(digits: Data, tmp_path: Path) -> None:
+    run(digits, tmp_path, SHORT)
+    rows = [json.loads(row) for row in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert set(rows[0]) >= {"lr", "loss", "validation_top1", "images_per_second", "precision"}
