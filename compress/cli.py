@@ -372,7 +372,7 @@ def _print(renderable: object) -> None:
 
     console = Console(highlight=False)
     if not console.is_terminal:  # a pipe or a log has no width to break lines at
-        console.width = 160
+        console.width = 120
     console.print(renderable)
 
 

@@ -20,6 +20,7 @@ from compress.checkpoint import (
     Checkpoint,
     CheckpointError,
     Step,
+    file_digest,
     load_checkpoint,
     require_stage,
     write_checkpoint,
@@ -132,15 +133,16 @@ def run_stage(request: Request) -> Checkpoint:
     that exists is finished, and a cut-off one is continued if it was made for the same key.
     """
     stage, folder = request.stage, request.folder
-    key = stage_key(request)
+    key, partial = stage_key(request), folder.with_name(f"{folder.name}.partial")
     done = None if request.again else _finished(folder, key)
+    if done is None and (partial / REPORT_MD).is_file() and _finished(partial, key):
+        done = _put_in_place(partial, folder)  # killed in the last moment
     if done is not None:
         say(f"[bold]{stage}[/]: done before, top-1 {read_stage_report(folder).top1:.2f} %")
         return done
     say(f"[bold]{stage}[/]: {', '.join(_changed_settings(request.config)) or 'default settings'}")
     if folder.exists():
         say(f"  replaces {folder}, which was made otherwise")
-    partial = folder.with_name(f"{folder.name}.partial")
     _prepare(partial, key)
     context = Context(
         data=request.data,
@@ -162,10 +164,7 @@ def run_stage(request: Request) -> Checkpoint:
         lineage=(*_lineage(request.parent), _step(request, key)),
     )
     _measure(checkpoint, product, request, seconds)
-    (partial / STATE).unlink(missing_ok=True)
-    (partial / KEY_FILE).unlink()
-    replace_folder(partial, folder)
-    return load_checkpoint(folder)
+    return _put_in_place(partial, folder)
 
 
 def stage_folder(run: Path, stage: str) -> Path:
@@ -250,7 +249,11 @@ def _networks(request: Request) -> Any:
         network = {"teacher": request.card.teacher, "distill": request.card.student}.get(
             request.stage
         )
-    return dataclasses.asdict(network) if network else None
+    if network is None:
+        return None
+    weights = Path(network.weights)
+    content = file_digest(weights) if weights.is_file() else None
+    return {**dataclasses.asdict(network), "weights_content": content}
 
 
 def _finished(folder: Path, key: str) -> Checkpoint | None:
@@ -262,6 +265,14 @@ def _finished(folder: Path, key: str) -> Checkpoint | None:
         say(f"  [yellow]{error}[/]")
         return None
     return checkpoint if checkpoint.key == key else None
+
+
+def _put_in_place(partial: Path, folder: Path) -> Checkpoint:
+    """Turns a complete working folder into the stage's checkpoint."""
+    replace_folder(partial, folder)
+    (folder / STATE).unlink(missing_ok=True)
+    (folder / KEY_FILE).unlink(missing_ok=True)
+    return load_checkpoint(folder)
 
 
 def _prepare(partial: Path, key: str) -> None:

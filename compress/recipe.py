@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from compress.architectures.spec import WEIGHT_FILES
 from compress.checkpoint import STAGES
 from compress.data.config import DataConfig
 from compress.distill.stage import DistillConfig
@@ -34,7 +35,8 @@ class Network:
     stem: Literal["auto", "small", "large"] = "auto"
     """`auto`: small for images under 64 px."""
     weights: str = ""
-    """To start from: a weights name of torchvision, or a .safetensors or .pth file."""
+    """To start from: a weights name of torchvision, or a .safetensors or .pth file, by its path
+    from the card's folder. Only the teacher's are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +86,15 @@ def load_card(name: str) -> ModelCard:
     """
     raw = _read(name, files("compress.models"), "model")
     try:
-        return TypeAdapter(ModelCard).validate_python(raw)
+        card = TypeAdapter(ModelCard).validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"model {name}: {place}: {first['msg']}") from None
+    if card.teacher.weights.endswith(WEIGHT_FILES):  # a path beside the card
+        weights = str(Path(name).parent.resolve() / card.teacher.weights)
+        card = dataclasses.replace(card, teacher=dataclasses.replace(card.teacher, weights=weights))
+    return card
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:

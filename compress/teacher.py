@@ -18,7 +18,7 @@ class TeacherConfig:
 
     train: TrainConfig = field(
         default=TrainConfig(
-            epochs=4,
+            epochs=3,
             batch_size=256,
             lr=0.05,
             weight_decay=1e-3,

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from compress.data.preprocess import Preprocess
 
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+"""Endings of files that weights are read from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:

@@ -11,10 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from compress.architectures.spec import WEIGHT_FILES
 from compress.progress import say
 from compress.settings import nearest
-
-WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
 def load_weights(network: nn.Module, architecture: str, weights: str) -> None:

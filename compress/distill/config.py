@@ -26,4 +26,4 @@ class GuidanceConfig:
             description="Augmented views whose teacher answers are computed once and used in "
             "turn; 0 asks the teacher anew at every step.",
         ),
-    ] = 4
+    ] = 2

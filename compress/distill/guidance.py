@@ -16,7 +16,7 @@ from compress.distill.losses import knowledge_distillation
 from compress.paths import atomic_write
 from compress.progress import track
 from compress.train.config import TrainConfig
-from compress.train.loop import Loss, TrainBatch, label_loss
+from compress.train.loop import Loss, TrainBatch, first_pixels, label_loss
 from compress.train.precision import Precision, autocast, choose_precision
 
 TEACHER_BATCH = 250
@@ -56,8 +56,7 @@ def guided_loss(
             "stored views (views > 0) show the teacher other pictures than mixup or first_size "
             "show the student; set views = 0 to ask the teacher at every step"
         )
-    first = next(iter(data.train.batches(64, order=torch.arange(min(64, len(data.train))))))
-    precision = choose_precision(teacher, first.images, device, training=False)
+    precision = choose_precision(teacher, first_pixels(data.train), device, training=False)
     key = hashlib.sha256(f"{teacher_digest} {data.fingerprint} {seed}".encode()).hexdigest()[:16]
     stored = []
     for number in range(guidance.views):

@@ -18,7 +18,7 @@ class DistillConfig:
     """Train the student with the teacher's help."""
 
     guidance: GuidanceConfig = field(default=GuidanceConfig())
-    train: TrainConfig = field(default=TrainConfig(epochs=12, batch_size=128, lr=0.1))
+    train: TrainConfig = field(default=TrainConfig(epochs=12, batch_size=256, lr=0.2))
 
 
 def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:

@@ -23,7 +23,7 @@ from compress.paths import atomic_write
 from compress.progress import say, track
 from compress.report.data import HISTORY
 from compress.train.config import TrainConfig
-from compress.train.precision import Precision, autocast, choose_precision
+from compress.train.precision import PROBE_IMAGES, Precision, autocast, choose_precision
 
 STATE = "training.pt"
 FINITE_CHECK_EVERY = 20
@@ -110,7 +110,7 @@ def train(
     torch.set_flush_denormal(True)  # denormal weights slow a CPU down tenfold
     precision = config.precision
     if precision == "auto":
-        precision = choose_precision(model, _first_pixels(data.train), device, training=True)
+        precision = choose_precision(model, first_pixels(data.train), device, training=True)
     model.to(device).to(memory_format=torch.channels_last)
     average = _averaged(model, config.ema)
     optimizer = _sgd(model, config)
@@ -298,8 +298,10 @@ def evaluate(
     return loss / len(split), 100 * correct / len(split)
 
 
-def _first_pixels(split: Split) -> Tensor:
-    return next(iter(split.batches(64, order=torch.arange(min(64, len(split)))))).images
+def first_pixels(split: Split) -> Tensor:
+    """Returns the first images of a split, uint8 `[N, C, H, W]`, to try something out on."""
+    count = min(PROBE_IMAGES, len(split))
+    return next(iter(split.batches(count, order=torch.arange(count)))).images
 
 
 def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
