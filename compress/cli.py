@@ -86,6 +86,7 @@ def main(debug: bool) -> None:
     metavar="SECTION.KEY=VALUE",
     help="Change a setting of the recipe; may be repeated.",
 )
+@click.option("--seed", type=click.IntRange(min=0), help="Fixes all that is random.")
 @click.option("--from", "first", metavar="STAGE", help="Run this stage and later ones again.")
 @click.option("--until", "last", metavar="STAGE", help="Stop after this stage.")
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
@@ -94,6 +95,7 @@ def run(
     pipeline: str,
     data: str,
     overrides: tuple[str, ...],
+    seed: int | None,
     first: str | None,
     last: str | None,
     out: Path | None,
@@ -106,11 +108,9 @@ def run(
     compress run resnet18 --data digits
     compress run resnet18 --set prune.ratio=0.25 --from prune
     """
-    from compress.data.load import check_data_name
     from compress.recipe import load_card, load_recipe
 
-    card, recipe = load_card(model), load_recipe(pipeline, overrides)
-    check_data_name(data)
+    card, recipe = load_card(model), load_recipe(pipeline, overrides, seed=seed)
     from compress.data.load import load_data
     from compress.pipeline import run_recipe
 

@@ -97,12 +97,13 @@ def load_card(name: str) -> ModelCard:
     return card
 
 
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = None) -> Recipe:
     """Reads a recipe by name, or from a .toml file by path.
 
     Args:
         name: of the recipe.
         overrides: `section.key=value`, applied on top.
+        seed: instead of the recipe's.
 
     Raises:
         ValueError: there is no such recipe, or a setting is unknown or out of range.
@@ -121,7 +122,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     recipe = Recipe(
         description=raw.get("description", ""),
         stages=stages,
-        seed=raw.get("seed", 0),
+        seed=raw.get("seed", 0) if seed is None else seed,
         **{
             section: parse(getattr(Recipe, section), raw.get(section, {}), section=section)
             for section in SECTIONS

@@ -59,7 +59,8 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
         DataError: the set cannot be had, or is not laid out as expected.
         ValueError: there is no such data set.
     """
-    check_data_name(name)
+    if name not in DATASETS and not name.startswith(FOLDER_PREFIX):
+        raise ValueError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
     if name == "fashion-mnist":
         return _fashion_mnist(config, seed)
     if name == "digits":
@@ -67,12 +68,6 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
     return _image_folder(
         Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve(), config, seed
     )
-
-
-def check_data_name(name: str) -> None:
-    """Raises ValueError, with the nearest names, unless `name` can name a data set."""
-    if name not in DATASETS and not name.startswith(FOLDER_PREFIX):
-        raise ValueError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
 
 
 def _fashion_mnist(config: DataConfig, seed: int) -> Data:

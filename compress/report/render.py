@@ -75,10 +75,10 @@ def run_markdown(report: RunReport) -> str:
         "",
         markdown_table(COLUMNS, run_rows(report)),
         "",
-        f"Measured on each stage's ONNX file: {conditions(report.stages[-1])}. Top-1 on the test "
-        "split with its Wilson interval. The last three columns compare with the teacher: points of "
-        "top-1, bytes on disk, and the median ratio of latencies, both files run in turns in the "
-        "same process.",
+        f"Measured on each stage's ONNX file: {conditions(report.stages[-1])}. Top-1 is of the "
+        "test split, with its Wilson interval. The last three columns compare with the teacher: "
+        "points of top-1, bytes on disk, and the median ratio of latencies, both files run in "
+        "turns in the same process.",
         "",
         "| stage | latency p50 / p90 | times faster [95 % interval] | runs timed | stage took |",
         "|---|---:|---:|---:|---:|",
