@@ -60,7 +60,7 @@ class StageCommand(click.Command):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__)
 def main(debug: bool) -> None:
-    r"""Turn an image classifier into a small, fast ONNX file, and prove every step.
+    """Turn an image classifier into a small, fast ONNX file, and prove every step.
 
     \b
     The whole way, from a trained teacher to the file that ships:
@@ -100,7 +100,7 @@ def run(
     last: str | None,
     out: Path | None,
 ) -> None:
-    r"""Run all stages of a recipe for MODEL, a model card's name or file.
+    """Run all stages of a recipe for MODEL, a model card's name or file.
 
     Finished stages are skipped, a cut-off one continues.
 
@@ -130,7 +130,7 @@ def run(
 )
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
 def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
-    r"""Train the teacher of MODEL alone.
+    """Train the teacher of MODEL alone.
 
     \b
     compress train resnet18 --epochs 8
@@ -194,11 +194,11 @@ def _stage_command(stage: str, help_text: str) -> None:
 
 _stage_command(
     "distill",
-    r"""Train the student with the teacher's help.
+    """Train the student with the teacher's help.
 
     \b
     compress distill --epochs 20 --temperature 4
-    r""",
+    """,
 )
 _stage_command(
     "prune",
@@ -206,7 +206,7 @@ _stage_command(
 
     \b
     compress prune --ratio 0.5
-    r""",
+    """,
 )
 _stage_command(
     "quantize",
@@ -215,7 +215,7 @@ _stage_command(
     \b
     compress quantize --calib 512
     compress quantize --method qat --in runs/resnet18-fashion-mnist/2-prune --out int8
-    r""",
+    """,
 )
 _stage_command(
     "export",
@@ -223,7 +223,7 @@ _stage_command(
 
     \b
     compress export --max-drop 0.5
-    r""",
+    """,
 )
 
 
@@ -234,7 +234,7 @@ _stage_command(
     "--split", type=click.Choice(["test", "validation"]), default="test", show_default=True
 )
 def evaluate(model: Path, data: str | None, split: str) -> None:
-    r"""Score MODEL, a checkpoint's folder or an ONNX file, in ONNX Runtime.
+    """Score MODEL, a checkpoint's folder or an ONNX file, in ONNX Runtime.
 
     \b
     compress evaluate runs/resnet18-fashion-mnist/3-quantize
@@ -261,7 +261,7 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
     help="Also write the figures to this file.",
 )
 def bench(files: Sequence[Path], threads: str, batch: str, json_path: Path | None) -> None:
-    r"""Compare the latency of ONNX files in ONNX Runtime on this CPU.
+    """Compare the latency of ONNX files in ONNX Runtime on this CPU.
 
     The files take turns in one process; the first is the reference of the ratios.
 
@@ -270,20 +270,19 @@ def bench(files: Sequence[Path], threads: str, batch: str, json_path: Path | Non
     """
     from compress.single import bench_files, bench_table
 
-    rows = bench_files(files, _counts(threads, "--threads"), _counts(batch, "--batch"))
-    _print(bench_table(rows))
+    result = bench_files(files, _counts(threads, "--threads"), _counts(batch, "--batch"))
+    _print(bench_table(result))
     if json_path is not None:
         from compress.checkpoint import write_json
-        from compress.measure.host import describe_host
 
-        write_json(json_path, {"host": describe_host(), "rows": rows})
+        write_json(json_path, result)
         click.echo(json_path)
 
 
 @main.command()
 @click.argument("run_folder", metavar="[RUN]", required=False, type=FOLDER)
 def report(run_folder: Path | None) -> None:
-    r"""Print the table of RUN (default: the newest) and write its report anew.
+    """Print the table of RUN (default: the newest) and write its report anew.
 
     \b
     compress report runs/resnet18-digits
@@ -297,7 +296,7 @@ def report(run_folder: Path | None) -> None:
 
 @main.command()
 def models() -> None:
-    r"""List the model cards.
+    """List the model cards.
 
     \b
     compress models
@@ -309,7 +308,7 @@ def models() -> None:
 
 @main.command()
 def pipelines() -> None:
-    r"""List the recipes.
+    """List the recipes.
 
     \b
     compress pipelines
@@ -328,7 +327,7 @@ def pipelines() -> None:
     "--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes shown."
 )
 def predict(model: Path, images: Sequence[Path], top: int) -> None:
-    r"""Classify pictures with an ONNX file that compress wrote.
+    """Classify pictures with an ONNX file that compress wrote.
 
     \b
     compress predict runs/resnet18-fashion-mnist/4-export/model-int8.onnx shoe.png

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
@@ -17,12 +18,14 @@ from compress.data.load import Data, load_data
 from compress.data.preprocess import picture_to_pixels
 from compress.export.onnx_file import read_facts
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
+from compress.measure.host import Host, describe_host
 from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
 from compress.pipeline import Request, run_stage, stage_folder
 from compress.progress import say
 from compress.recipe import ModelCard
 from compress.report.data import read_stage_report
+from compress.report.render import size_text
 from compress.report.run import write_run_report
 from compress.runs import newest_stage_before
 from compress.settings import parse
@@ -120,47 +123,56 @@ def _is_checkpoint(folder: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
-    """One file at one setting."""
+    """One file at one setting; its speedup is against the first file."""
 
     file: str
     size_bytes: int
     latency: Latency
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """A comparison of files, a row for each at each setting."""
+
+    host: Host
+    rows: tuple[BenchRow, ...]
+
+
 def bench_files(
     files: Sequence[Path], threads: Sequence[int], batches: Sequence[int]
-) -> list[BenchRow]:
+) -> BenchResult:
     """Times files against the first, for every pair of thread count and batch size."""
-    return [
+    rows = tuple(
         BenchRow(file=str(path), size_bytes=path.stat().st_size, latency=latency)
         for count in threads
         for batch in batches
         for path, latency in zip(
             files, measure_latency(files, threads=count, batch=batch), strict=True
         )
-    ]
+    )
+    return BenchResult(host=describe_host(), rows=rows)
 
 
-def bench_table(rows: Sequence[BenchRow]) -> Table:
+def bench_table(result: BenchResult) -> Table:
     """Returns the comparison for the terminal."""
-    from compress.report.render import size_text
-
-    table = Table()
-    for column in ("file", "threads", "batch", "size", "p50", "p90", "images/s", "faster [95 %]"):
-        table.add_column(column, justify="left" if column == "file" else "right")
-    for row in rows:
-        latency = row.latency
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("file", overflow="fold")
+    for column in ("threads", "batch", "size", "p50 ms", "p90 ms", "images/s", "faster", "95 % CI"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for place, row in enumerate(result.rows):
+        latency, rest = row.latency, result.rows[place + 1 :]
         low, high = latency.speedup_ci95
         table.add_row(
-            row.file,
+            str(Path(*Path(row.file).parts[-2:])),
             str(latency.threads),
             str(latency.batch),
             size_text(row.size_bytes),
-            f"{latency.latency_ms_p50:.3f} ms",
-            f"{latency.latency_ms_p90:.3f} ms",
+            f"{latency.latency_ms_p50:.3f}",
+            f"{latency.latency_ms_p90:.3f}",
             f"{1000 * latency.batch / latency.latency_ms_p50:.0f}",
-            f"{latency.speedup:.2f}x [{low:.2f}, {high:.2f}]",
-            end_section=row is rows[-1] or rows[rows.index(row) + 1].file == rows[0].file,
+            f"{latency.speedup:.2f}x",
+            f"{low:.2f}-{high:.2f}",
+            end_section=bool(rest) and rest[0].file == result.rows[0].file,
         )
     return table
 
