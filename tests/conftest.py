@@ -19,7 +19,8 @@ from compress.data.splits import Split
 
 STUDENT = {"width": 0.25, "depths": [1, 1, 1]}
 RUN_SETTINGS = (
-    "teacher.train.min_steps=120",
+    "teacher.train.min_steps=150",
+    "teacher.train.batch_size=64",
     "distill.train.min_steps=150",
     "prune.train.min_steps=100",
 )
