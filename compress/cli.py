@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from compress import __version__
-
-if TYPE_CHECKING:
-    from compress.report.data import RunReport
 
 RUNS = Path("runs")
 DEFAULT_DATA, DEFAULT_PIPELINE = "fashion-mnist", "default"
@@ -113,6 +110,7 @@ def run(
     card, recipe = load_card(model), load_recipe(pipeline, overrides, seed=seed)
     from compress.data.load import load_data
     from compress.pipeline import run_recipe
+    from compress.terminal import print_report
 
     loaded = load_data(data, recipe.data, seed=recipe.seed)
     folder = out or RUNS / run_name(model, data, pipeline)
@@ -269,9 +267,10 @@ def bench(files: Sequence[Path], threads: str, batch: str, json_path: Path | Non
     compress bench float.onnx int8.onnx --threads 1,2 --batch 1,8
     """
     from compress.single import bench_files, bench_table
+    from compress.terminal import print_table
 
     result = bench_files(files, _counts(threads, "--threads"), _counts(batch, "--batch"))
-    _print(bench_table(result))
+    print_table(bench_table(result))
     if json_path is not None:
         from compress.checkpoint import write_json
 
@@ -289,6 +288,7 @@ def report(run_folder: Path | None) -> None:
     """
     from compress.report.run import write_run_report
     from compress.runs import newest_run
+    from compress.terminal import print_report
 
     folder = run_folder or newest_run(RUNS)
     print_report(write_run_report(folder), folder)
@@ -302,8 +302,9 @@ def models() -> None:
     compress models
     """
     from compress.recipe import card_names, load_card
+    from compress.terminal import print_list
 
-    _print_list([(name, load_card(name).description) for name in card_names()])
+    print_list([(name, load_card(name).description) for name in card_names()])
 
 
 @main.command()
@@ -314,8 +315,9 @@ def pipelines() -> None:
     compress pipelines
     """
     from compress.recipe import load_recipe, recipe_names
+    from compress.terminal import print_list
 
-    _print_list([(name, load_recipe(name).description) for name in recipe_names()])
+    print_list([(name, load_recipe(name).description) for name in recipe_names()])
 
 
 @main.command()
@@ -347,35 +349,8 @@ def run_name(model: str, data: str, pipeline: str) -> str:
     return "-".join(parts)
 
 
-def print_report(report: RunReport, folder: Path) -> None:
-    """Prints a run's table and where its files are."""
-    from compress.report.data import REPORT_HTML, REPORT_MD
-    from compress.report.render import run_table
-
-    _print(run_table(report))
-    for remark in report.remarks:
-        click.echo(f"- {remark}")
-    click.echo(f"ship:   {folder / report.ship}\n        {report.verdict}")
-    click.echo(f"report: {folder / REPORT_MD}, {folder / REPORT_HTML}")
-
-
 def _counts(text: str, option: str) -> list[int]:
     counts = text.split(",")
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         raise ValueError(f"{option} takes positive whole numbers with commas, got {text!r}")
     return [int(count) for count in counts]
-
-
-def _print(renderable: object) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a pipe or a log has no width to break lines at
-        console.width = 120
-    console.print(renderable)
-
-
-def _print_list(rows: Sequence[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in rows)
-    for name, description in rows:
-        click.echo(f"{name:<{width}}  {description}")

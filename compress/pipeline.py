@@ -8,12 +8,10 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compress.architectures.build import SMALL_IMAGE, build
-from compress.architectures.resize import resize
+from compress.architectures.build import SMALL_IMAGE
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import (
     STAGES,
@@ -31,16 +29,14 @@ from compress.data.load import Data
 from compress.distill import stage as distill
 from compress.export import stage as export
 from compress.export.onnx_file import export_onnx
-from compress.measure.accuracy import accuracy, predict_split
-from compress.measure.cost import count_macs, count_parameters
-from compress.measure.host import describe_host, library_versions
-from compress.measure.latency import measure_latency
+from compress.measure.host import library_versions
+from compress.measure.stage import measure_stage
 from compress.paths import replace_folder
 from compress.progress import say
 from compress.prune import stage as prune
 from compress.quantize import stage as quantize
 from compress.recipe import ModelCard, Network, Recipe
-from compress.report.data import REPORT_JSON, REPORT_MD, RunReport, StageReport, read_stage_report
+from compress.report.data import REPORT_JSON, REPORT_MD, RunReport, read_stage_report
 from compress.report.render import stage_markdown
 from compress.report.run import write_run_report
 from compress.settings import settings_of
@@ -304,40 +300,26 @@ def _step(request: Request, key: str) -> Step:
 
 
 def _measure(checkpoint: Checkpoint, product: Product, request: Request, seconds: float) -> None:
-    """Exports the stage's network, scores and times the file, and writes the stage's report."""
-    folder, data = checkpoint.folder, request.data
-    file = product.details.get("ship", MODEL_FILE)
-    path = folder / file
-    if file == MODEL_FILE:
+    """Exports the stage's network, measures the file, and writes the stage's report."""
+    folder = checkpoint.folder
+    path = folder / product.details.get("ship", MODEL_FILE)
+    if path.name == MODEL_FILE:
         say("  exporting")
         export_onnx(
             product.model, product.spec, path, digest=checkpoint.digest, stage=request.stage
         )
-    predicted = predict_split(path, data.test, title="scoring on the test split")
-    files = [path]
-    if request.teacher is not None:
-        files.insert(0, request.teacher.folder / MODEL_FILE)
-    latency = measure_latency(files)[-1]
-    network = build(product.spec)
-    resize(network.network, product.shapes)
-    report = StageReport(
-        stage=request.stage,
-        file=file,
-        parameters=count_parameters(network),
-        macs=count_macs(network, product.spec),
-        size_bytes=path.stat().st_size,
-        **dataclasses.asdict(accuracy(predicted, data.test.labels.numpy())),
-        **dataclasses.asdict(latency),
+    reference = request.teacher.folder / MODEL_FILE if request.teacher else None
+    report = measure_stage(
+        checkpoint,
+        path,
+        request.data,
+        reference=reference,
         seconds=seconds,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        digest=checkpoint.digest,
-        parent=checkpoint.description.lineage[-1].parent,
         details=product.details,
-        host=describe_host(),
     )
     write_json(folder / REPORT_JSON, report)
     (folder / REPORT_MD).write_text(stage_markdown(report))
-    faster = f", {report.speedup:.1f}x faster than the teacher" if request.teacher else ""
+    faster = f", {report.speedup:.1f}x faster than the teacher" if reference else ""
     say(f"  top-1 {report.top1:.2f} %, {report.latency_ms_p50:.3f} ms{faster}")
 
 

@@ -52,10 +52,13 @@ def run(
     from compress.context import Product
     from compress.export.onnx_file import export_onnx
     from compress.export.parity import check_parity
+    from compress.progress import say
     from compress.restore import load_model
 
     sources = {INT8_FILE: checkpoint} if checkpoint.description.quantized else {}
     float_source = origin if sources else checkpoint
+    if float_source is None:
+        say("  only the int8 file is written: the float checkpoint is not in the same run")
     if float_source is not None:
         sources[FLOAT_FILE] = float_source
     parity = {}

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -24,12 +23,11 @@ from compress.progress import say, track
 from compress.report.data import HISTORY
 from compress.train.config import TrainConfig
 from compress.train.precision import PROBE_IMAGES, Precision, autocast, choose_precision
+from compress.train.schedule import epochs_to_run, image_size, learning_rate, mixup
 
 STATE = "training.pt"
 FINITE_CHECK_EVERY = 20
 """Steps between looks at the loss; each look waits for the device."""
-SIZE_MULTIPLE = 4
-"""Progressive image sides are rounded to this many pixels."""
 EVALUATION_BATCH = 250
 
 
@@ -236,50 +234,6 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float]:
         if step % FINITE_CHECK_EVERY == 0 or step == run.steps - 1:
             _check_finite(total, run.title, epoch, lr)
     return total.item() / run.steps, lr
-
-
-def epochs_to_run(config: TrainConfig, steps: int) -> int:
-    """Returns the number of epochs of `steps` steps each; zero stays zero."""
-    return max(config.epochs, math.ceil(config.min_steps / steps)) if config.epochs else 0
-
-
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Linear warm-up, then half a cosine down to zero (SGDR, arXiv 1608.03983, equation 5)."""
-    warmup = config.warmup * steps
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-def image_size(epoch: int, epochs: int, first_size: float, full: int) -> int:
-    """Side of the training images: grows from its first share to full over two thirds of a run."""
-    if epochs < 2:
-        return full
-    share = min(1.0, epoch / (epochs - 1) * 1.5)
-    side = full * (first_size + (1 - first_size) * share)
-    return min(full, math.ceil(side / SIZE_MULTIPLE) * SIZE_MULTIPLE)
-
-
-def mixup(
-    pixels: Tensor, targets: Tensor, alpha: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Blends each image with its neighbour in the batch (mixup, arXiv 1710.09412, equation 1).
-
-    Args:
-        pixels: float `[N, C, H, W]`.
-        targets: float `[N, classes]`.
-        alpha: of the Beta(alpha, alpha) that the blend is drawn from.
-        generator: the draw.
-
-    Returns:
-        Blended pixels and targets of the same shapes.
-    """
-    seed = int(torch.randint(2**31, (), generator=generator))
-    share = float(np.random.default_rng(seed).beta(alpha, alpha))
-    return (
-        share * pixels + (1 - share) * pixels.roll(1, 0),
-        share * targets + (1 - share) * targets.roll(1, 0),
-    )
 
 
 @torch.no_grad()

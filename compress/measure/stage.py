@@ -1,0 +1,60 @@
+"""A stage's report: its ONNX file scored and timed, beside the teacher's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compress.architectures.build import build
+from compress.architectures.resize import resize
+from compress.checkpoint import Checkpoint
+from compress.data.load import Data
+from compress.measure.accuracy import accuracy, predict_split
+from compress.measure.cost import count_macs, count_parameters
+from compress.measure.host import describe_host
+from compress.measure.latency import measure_latency
+from compress.report.data import StageReport
+
+
+def measure_stage(
+    checkpoint: Checkpoint,
+    path: Path,
+    data: Data,
+    *,
+    reference: Path | None,
+    seconds: float,
+    details: Mapping[str, Any],
+) -> StageReport:
+    """Measures a stage's file and returns the stage's report.
+
+    Args:
+        checkpoint: the stage's; its network is counted.
+        path: the stage's ONNX file.
+        data: its test split is scored.
+        reference: the teacher's ONNX file, run in turns with this one; None for the teacher.
+        seconds: the stage took.
+        details: the stage's own facts.
+    """
+    predicted = predict_split(path, data.test, title="scoring on the test split")
+    latency = measure_latency([path] if reference is None else [reference, path])[-1]
+    description = checkpoint.description
+    network = build(description.spec)
+    resize(network.network, description.shapes)
+    return StageReport(
+        stage=checkpoint.stage,
+        file=path.name,
+        parameters=count_parameters(network),
+        macs=count_macs(network, description.spec),
+        size_bytes=path.stat().st_size,
+        **dataclasses.asdict(accuracy(predicted, data.test.labels.numpy())),
+        **dataclasses.asdict(latency),
+        seconds=seconds,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        digest=checkpoint.digest,
+        parent=description.lineage[-1].parent,
+        details=dict(details),
+        host=describe_host(),
+    )

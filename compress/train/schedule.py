@@ -1,0 +1,60 @@
+"""How a training run changes from step to step: pure functions of the place in the run."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.train.config import TrainConfig
+
+SIZE_MULTIPLE = 4
+"""Growing image sides are rounded up to this many pixels."""
+GROWTH = 2 / 3
+"""Share of the epochs in which images grow; the rest is trained at full size."""
+
+
+def epochs_to_run(config: TrainConfig, steps: int) -> int:
+    """Returns the number of epochs of `steps` steps each; zero stays zero."""
+    return max(config.epochs, math.ceil(config.min_steps / steps)) if config.epochs else 0
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine down to zero (SGDR, arXiv 1608.03983, equation 5)."""
+    warmup = config.warmup * steps
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def image_size(epoch: int, epochs: int, first_size: float, full: int) -> int:
+    """Returns the side of an epoch's images, which grows from `first_size * full` to `full`."""
+    if epochs < 2:
+        return full
+    share = min(1.0, epoch / (epochs - 1) / GROWTH)
+    side = full * (first_size + (1 - first_size) * share)
+    return min(full, math.ceil(side / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+
+
+def mixup(
+    pixels: Tensor, targets: Tensor, alpha: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Blends each image with its neighbour in the batch (mixup, arXiv 1710.09412, equation 1).
+
+    Args:
+        pixels: float `[N, C, H, W]`.
+        targets: float `[N, classes]`.
+        alpha: of the Beta(alpha, alpha) that the blend is drawn from.
+        generator: the draw.
+
+    Returns:
+        Blended pixels and targets of the same shapes.
+    """
+    seed = int(torch.randint(2**31, (), generator=generator))
+    share = float(np.random.default_rng(seed).beta(alpha, alpha))
+    return (
+        share * pixels + (1 - share) * pixels.roll(1, 0),
+        share * targets + (1 - share) * targets.roll(1, 0),
+    )
