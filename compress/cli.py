@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,10 @@ def run(
     from compress.recipe import load_card, load_recipe
 
     card, recipe = load_card(model), load_recipe(pipeline, overrides, seed=seed)
-    from compress.data.load import load_data
-    from compress.pipeline import run_recipe
-    from compress.terminal import print_report
+    with _starting():
+        from compress.data.load import load_data
+        from compress.pipeline import run_recipe
+        from compress.terminal import print_report
 
     loaded = load_data(data, recipe.data, seed=recipe.seed)
     folder = out or RUNS / run_name(model, data, pipeline)
@@ -138,8 +140,9 @@ def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
 
     card, recipe = load_card(model), load_recipe(DEFAULT_PIPELINE)
     config = stage_config("teacher", settings)
-    from compress.data.load import load_data
-    from compress.pipeline import Request, run_stage, stage_folder
+    with _starting():
+        from compress.data.load import load_data
+        from compress.pipeline import Request, run_stage, stage_folder
 
     folder = out or RUNS / run_name(model, data, DEFAULT_PIPELINE)
     loaded = load_data(data, recipe.data, seed=recipe.seed)
@@ -152,6 +155,7 @@ def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
             parent=None,
             teacher=None,
             data=loaded,
+            measure=recipe.measure,
             seed=recipe.seed,
         )
     )
@@ -184,7 +188,8 @@ def _stage_command(stage: str, help_text: str) -> None:
         from compress.options import stage_config
 
         config = stage_config(stage, settings)
-        from compress.single import run_single_stage
+        with _starting():
+            from compress.single import run_single_stage
 
         checkpoint = run_single_stage(stage, config, source=source, out=out, teacher=teacher)
         click.echo(checkpoint.folder)
@@ -238,7 +243,8 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
     compress evaluate runs/resnet18-fashion-mnist/3-quantize
     compress evaluate model.onnx --data imagefolder:photos
     """
-    from compress.single import evaluate_file
+    with _starting():
+        from compress.single import evaluate_file
 
     path, scores, dataset = evaluate_file(model, data, split)
     low, high = scores.top1_ci95
@@ -347,6 +353,13 @@ def run_name(model: str, data: str, pipeline: str) -> str:
     if pipeline != DEFAULT_PIPELINE:
         parts.append(Path(pipeline).stem)
     return "-".join(parts)
+
+
+def _starting() -> AbstractContextManager[object]:
+    """Shows that the program is alive while it imports torch, which takes seconds."""
+    from compress.progress import waiting
+
+    return waiting("starting")
 
 
 def _counts(text: str, option: str) -> list[int]:

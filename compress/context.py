@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import Checkpoint
+from compress.measure.config import MeasureConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +23,7 @@ class Context:
 
     data: Data
     seed: int
+    measure: MeasureConfig
     folder: Path
     """Where the stage may keep files while it runs; becomes its checkpoint's folder."""
     store: Path

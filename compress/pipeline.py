@@ -25,18 +25,19 @@ from compress.checkpoint import (
     write_json,
 )
 from compress.context import Context, Product
-from compress.data.load import Data
+from compress.data.load import Data, check_calibration
 from compress.distill import stage as distill
 from compress.export import stage as export
 from compress.export.onnx_file import export_onnx
+from compress.measure.config import MeasureConfig
 from compress.measure.host import library_versions
 from compress.measure.stage import measure_stage
-from compress.paths import replace_folder
+from compress.paths import atomic_write, replace_folder
 from compress.progress import say
 from compress.prune import stage as prune
 from compress.quantize import stage as quantize
 from compress.recipe import ModelCard, Network, Recipe
-from compress.report.data import REPORT_JSON, REPORT_MD, RunReport, read_stage_report
+from compress.report.data import REPORT_JSON, REPORT_MD, RunReport, StageReport, read_stage_report
 from compress.report.render import stage_markdown
 from compress.report.run import write_run_report
 from compress.settings import settings_of
@@ -66,6 +67,7 @@ class Request:
     parent: Checkpoint | None
     teacher: Checkpoint | None
     data: Data
+    measure: MeasureConfig
     seed: int
     again: bool = False
     """Run even if it was done before."""
@@ -98,6 +100,8 @@ def run_recipe(
             raise ValueError(
                 f"the recipe has no stage {stage!r}; its stages: {', '.join(recipe.stages)}"
             )
+    if "quantize" in recipe.stages:
+        check_calibration(data.train, recipe.quantize.calib)  # now, not after an hour of training
     teacher = parent = None
     again = False
     for stage in recipe.stages:
@@ -111,6 +115,7 @@ def run_recipe(
                 parent=parent,
                 teacher=teacher,
                 data=data,
+                measure=recipe.measure,
                 seed=recipe.seed,
                 again=again,
             )
@@ -134,7 +139,12 @@ def run_stage(request: Request) -> Checkpoint:
     if done is None and (partial / REPORT_MD).is_file() and _finished(partial, key):
         done = _put_in_place(partial, folder)  # killed in the last moment
     if done is not None:
-        say(f"[bold]{stage}[/]: done before, top-1 {read_stage_report(folder).top1:.2f} %")
+        report = read_stage_report(folder)
+        say(f"[bold]{stage}[/]: done before, top-1 {report.top1:.2f} %")
+        if _measured_otherwise(report, request.measure):
+            wanted = request.measure
+            say(f"  measuring again: threads {wanted.threads}, batch {wanted.batch}")
+            _measure(done, request, report.seconds, report.details)
         return done
     say(f"[bold]{stage}[/]: {', '.join(_changed_settings(request.config)) or 'default settings'}")
     if folder.exists():
@@ -142,6 +152,7 @@ def run_stage(request: Request) -> Checkpoint:
     _prepare(partial, key)
     context = Context(
         data=request.data,
+        measure=request.measure,
         seed=request.seed,
         folder=partial,
         store=folder.parent / STORE,
@@ -159,7 +170,15 @@ def run_stage(request: Request) -> Checkpoint:
         quantized=product.quantized,
         lineage=(*_lineage(request.parent), _step(request, key)),
     )
-    _measure(checkpoint, product, request, seconds)
+    if "ship" not in product.details:  # the export stage has written its own files
+        export_onnx(
+            product.model,
+            product.spec,
+            partial / MODEL_FILE,
+            digest=checkpoint.digest,
+            stage=stage,
+        )
+    _measure(checkpoint, request, seconds, product.details)
     return _put_in_place(partial, folder)
 
 
@@ -179,6 +198,8 @@ def stage_key(request: Request) -> str:
         "data": request.data.fingerprint,
         "seed": request.seed,
         "code": _code_digest(request.stage),
+        # Latency decides which file ships; elsewhere it is only reported.
+        "measure": dataclasses.asdict(request.measure) if request.stage == "export" else None,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -299,28 +320,28 @@ def _step(request: Request, key: str) -> Step:
     )
 
 
-def _measure(checkpoint: Checkpoint, product: Product, request: Request, seconds: float) -> None:
-    """Exports the stage's network, measures the file, and writes the stage's report."""
+def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: Any) -> None:
+    """Measures a stage's ONNX file and writes the stage's report."""
     folder = checkpoint.folder
-    path = folder / product.details.get("ship", MODEL_FILE)
-    if path.name == MODEL_FILE:
-        say("  exporting")
-        export_onnx(
-            product.model, product.spec, path, digest=checkpoint.digest, stage=request.stage
-        )
     reference = request.teacher.folder / MODEL_FILE if request.teacher else None
     report = measure_stage(
         checkpoint,
-        path,
+        folder / details.get("ship", MODEL_FILE),
         request.data,
         reference=reference,
+        config=request.measure,
         seconds=seconds,
-        details=product.details,
+        details=details,
     )
     write_json(folder / REPORT_JSON, report)
-    (folder / REPORT_MD).write_text(stage_markdown(report))
+    with atomic_write(folder / REPORT_MD) as partial:
+        partial.write_text(stage_markdown(report))
     faster = f", {report.speedup:.1f}x faster than the teacher" if reference else ""
     say(f"  top-1 {report.top1:.2f} %, {report.latency_ms_p50:.3f} ms{faster}")
+
+
+def _measured_otherwise(report: StageReport, config: MeasureConfig) -> bool:
+    return (report.threads, report.batch) != (config.threads, config.batch)
 
 
 def _changed_settings(config: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from rich.console import Console
@@ -37,6 +38,11 @@ def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
     )
     with progress:
         yield from progress.track(items, total=total, description=description)
+
+
+def waiting(message: str) -> AbstractContextManager[object]:
+    """Returns a context that shows a spinner: for work of some seconds without countable parts."""
+    return console.status(message) if console.is_terminal else nullcontext()
 
 
 def say(message: str) -> None:

@@ -18,6 +18,7 @@ from compress.checkpoint import STAGES
 from compress.data.config import DataConfig
 from compress.distill.stage import DistillConfig
 from compress.export.stage import ExportConfig
+from compress.measure.config import MeasureConfig
 from compress.prune.stage import PruneConfig
 from compress.quantize.stage import QuantizeConfig
 from compress.settings import nearest, parse
@@ -58,6 +59,7 @@ class Recipe:
     stages: tuple[str, ...] = STAGES
     seed: int = 0
     data: DataConfig = field(default=DataConfig())
+    measure: MeasureConfig = field(default=MeasureConfig())
     teacher: TeacherConfig = field(default=TeacherConfig())
     distill: DistillConfig = field(default=DistillConfig())
     prune: PruneConfig = field(default=PruneConfig())
@@ -65,7 +67,7 @@ class Recipe:
     export: ExportConfig = field(default=ExportConfig())
 
 
-SECTIONS = ("data", *STAGES)
+SECTIONS = ("data", "measure", *STAGES)
 
 
 def card_names() -> list[str]:

@@ -18,6 +18,7 @@ from compress.data.load import Data, load_data
 from compress.data.preprocess import picture_to_pixels
 from compress.export.onnx_file import read_facts
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
+from compress.measure.config import MeasureConfig
 from compress.measure.host import Host, describe_host
 from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
@@ -66,12 +67,19 @@ def run_single_stage(
             parent=parent,
             teacher=load_checkpoint(teacher_folder),
             data=data_of(parent),
+            measure=measure_of(source),
             seed=parent.description.lineage[-1].seed,
         )
     )
     if out is None:
         write_run_report(folder.parent)
     return result
+
+
+def measure_of(folder: Path) -> MeasureConfig:
+    """Returns the yardstick's settings that a stage was measured with."""
+    report = read_stage_report(folder)
+    return MeasureConfig(threads=report.threads, batch=report.batch)
 
 
 def data_of(checkpoint: Checkpoint) -> Data:

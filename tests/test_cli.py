@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from compress.cli import main, run_name
+from tests.conftest import RUN_SETTINGS
 
 
 def call(*arguments: object) -> Result:
@@ -99,7 +100,6 @@ def test_the_run_ends_with_a_table_and_the_file_to_ship(finished_run: Path) -> N
 
 
 def test_a_second_run_skips_everything(run_copy: Path) -> None:
-    from tests.conftest import RUN_SETTINGS
 
     settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
     before = (run_copy / "4-export" / "checkpoint.json").stat().st_mtime_ns
@@ -262,3 +262,15 @@ def test_runs_are_named_after_what_made_them(
     model: str, data: str, pipeline: str, name: str
 ) -> None:
     assert run_name(model, data, pipeline) == name
+
+
+def test_other_threads_only_measure_again(run_copy: Path) -> None:
+    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
+    command = ["run", "resnet18", "--data", "digits", "--out", run_copy, *settings]
+    before = (run_copy / "2-prune" / "checkpoint.json").read_bytes()
+    result = call(*command, "--set", "measure.batch=4")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("measuring again") == 4
+    assert (run_copy / "2-prune" / "checkpoint.json").read_bytes() == before
+    reports = [json.loads(path.read_text()) for path in run_copy.glob("[0-4]-*/report.json")]
+    assert {report["batch"] for report in reports} == {4}

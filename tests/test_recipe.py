@@ -28,6 +28,11 @@ def test_overrides_lie_on_top_of_the_recipe() -> None:
         ("prune.ratio=1.5", "prune.ratio must be a number in [0, 1), got '1.5'"),
         ("prine.ratio=0.5", "--set: no section 'prine'; did you mean prune?"),
         ("prune.ratoi=0.5", "prune has no setting 'ratoi'; did you mean ratio?"),
+        (
+            "distill.train.mixup=0.2",
+            "distill stored views (views > 0) show the teacher other pictures than mixup or "
+            "first_size show the student; set guidance.views = 0 to ask the teacher at every step",
+        ),
         ("prune.ratio", "--set takes section.key=value, got 'prune.ratio'"),
     ],
 )

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from compress.train.config import TrainConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceConfig:
@@ -27,3 +29,12 @@ class GuidanceConfig:
             "turn; 0 asks the teacher anew at every step.",
         ),
     ] = 2
+
+
+def check_views(guidance: GuidanceConfig, train: TrainConfig) -> None:
+    """Raises ValueError if the teacher's stored answers would be about other pictures."""
+    if guidance.views and (train.mixup or train.first_size < 1):
+        raise ValueError(
+            "stored views (views > 0) show the teacher other pictures than mixup or first_size "
+            "show the student; set guidance.views = 0 to ask the teacher at every step"
+        )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress.data.load import Data
 from compress.data.splits import View
-from compress.distill.config import GuidanceConfig
+from compress.distill.config import GuidanceConfig, check_views
 from compress.distill.losses import knowledge_distillation
 from compress.paths import atomic_write
 from compress.progress import track
@@ -51,11 +51,7 @@ def guided_loss(
     teacher = teacher.to(device).to(memory_format=torch.channels_last).eval()
     teacher.requires_grad_(requires_grad=False)
     labels = label_loss(train.label_smoothing)
-    if guidance.views and (train.mixup or train.first_size < 1):
-        raise ValueError(
-            "stored views (views > 0) show the teacher other pictures than mixup or first_size "
-            "show the student; set views = 0 to ask the teacher at every step"
-        )
+    check_views(guidance, train)
     precision = choose_precision(teacher, first_pixels(data.train), device, training=False)
     key = hashlib.sha256(f"{teacher_digest} {data.fingerprint} {seed}".encode()).hexdigest()[:16]
     stored = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from compress.distill.config import GuidanceConfig
+from compress.distill.config import GuidanceConfig, check_views
 from compress.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ class DistillConfig:
 
     guidance: GuidanceConfig = field(default=GuidanceConfig())
     train: TrainConfig = field(default=TrainConfig(epochs=12, batch_size=256, lr=0.2))
+
+    def __post_init__(self) -> None:
+        check_views(self.guidance, self.train)
 
 
 def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:

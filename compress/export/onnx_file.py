@@ -18,6 +18,7 @@ from torch import nn
 from compress.architectures.spec import ModelSpec
 from compress.data.preprocess import Preprocess
 from compress.paths import atomic_write
+from compress.progress import waiting
 from compress.quantize.modules import OPSET
 
 INPUT, OUTPUT = "pixels", "logits"
@@ -50,7 +51,7 @@ def export_onnx(model: nn.Module, spec: ModelSpec, path: Path, *, digest: str, s
     """
     side, channels = spec.preprocess.size, spec.preprocess.channels
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)
-    with _quiet(), torch.no_grad():
+    with waiting(f"exporting {path.name}"), _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model.eval(),
             (example,),

@@ -90,7 +90,11 @@ def choose(folder: Path, names: list[str], config: ExportConfig, context: Contex
         for name in (FLOAT_FILE, INT8_FILE)
     }
     drop = top1[FLOAT_FILE] - top1[INT8_FILE]
-    float_time, int8_time = measure_latency([folder / FLOAT_FILE, folder / INT8_FILE])
+    float_time, int8_time = measure_latency(
+        [folder / FLOAT_FILE, folder / INT8_FILE],
+        threads=context.measure.threads,
+        batch=context.measure.batch,
+    )
     evidence = (
         f"int8 takes {int8_time.latency_ms_p50:.3f} ms, float {float_time.latency_ms_p50:.3f} ms "
         f"({int8_time.speedup:.2f}x, 95 % interval {int8_time.speedup_ci95[0]:.2f} to "

@@ -13,6 +13,7 @@ from compress.architectures.resize import resize
 from compress.checkpoint import Checkpoint
 from compress.data.load import Data
 from compress.measure.accuracy import accuracy, predict_split
+from compress.measure.config import MeasureConfig
 from compress.measure.cost import count_macs, count_parameters
 from compress.measure.host import describe_host
 from compress.measure.latency import measure_latency
@@ -25,6 +26,7 @@ def measure_stage(
     data: Data,
     *,
     reference: Path | None,
+    config: MeasureConfig,
     seconds: float,
     details: Mapping[str, Any],
 ) -> StageReport:
@@ -35,11 +37,13 @@ def measure_stage(
         path: the stage's ONNX file.
         data: its test split is scored.
         reference: the teacher's ONNX file, run in turns with this one; None for the teacher.
+        config: threads and batch of the latency.
         seconds: the stage took.
         details: the stage's own facts.
     """
     predicted = predict_split(path, data.test, title="scoring on the test split")
-    latency = measure_latency([path] if reference is None else [reference, path])[-1]
+    files = [path] if reference is None else [reference, path]
+    latency = measure_latency(files, threads=config.threads, batch=config.batch)[-1]
     description = checkpoint.description
     network = build(description.spec)
     resize(network.network, description.shapes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from compress.distill.config import GuidanceConfig
+from compress.distill.config import GuidanceConfig, check_views
 from compress.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ class PruneConfig:
     guidance: GuidanceConfig = field(default=GuidanceConfig())
     train: TrainConfig = field(default=TrainConfig(epochs=4, batch_size=128, lr=0.03))
 
+    def __post_init__(self) -> None:
+        check_views(self.guidance, self.train)
+
 
 def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Product:
     """Prunes and fine-tunes.
@@ -62,7 +65,7 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
     from compress.architectures.resize import differing_shapes
     from compress.context import Product
     from compress.distill.guidance import guided_loss
-    from compress.progress import say
+    from compress.progress import say, waiting
     from compress.prune.surgery import prune_channels
     from compress.restore import load_model
     from compress.train.loop import evaluate, train
@@ -76,7 +79,8 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
     if not widths:
         say("  [yellow]no layer is wide enough to prune[/]; the network stays as it is")
     _, raw = evaluate(model, context.data.validation, cpu)
-    reestimate_batchnorm(model, context.data.train)
+    with waiting("re-estimating BatchNorm"):
+        reestimate_batchnorm(model, context.data.train)
     _, reestimated = evaluate(model, context.data.validation, cpu)
     say(f"  pruned: validation {raw:.2f} % raw, {reestimated:.2f} % with new BatchNorm statistics")
     loss = guided_loss(

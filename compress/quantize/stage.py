@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from compress.distill.config import GuidanceConfig
+from compress.distill.config import GuidanceConfig, check_views
 from compress.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class QuantizeConfig:
         default=TrainConfig(epochs=2, batch_size=128, lr=0.003, precision="fp32")
     )
 
+    def __post_init__(self) -> None:
+        check_views(self.guidance, self.train)
+
 
 def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Product:
     """Quantises a float network.
@@ -48,6 +51,7 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     from compress.architectures.build import Classifier
     from compress.context import Product
     from compress.data.load import calibration_order
+    from compress.progress import track
     from compress.quantize.placement import freeze
     from compress.quantize.ptq import calibrate
     from compress.restore import load_model
@@ -57,7 +61,9 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     split = context.data.train
     order = calibration_order(split, config.calib, seed=context.seed)
     batches = split.batches(CALIBRATION_BATCH, order=order)
-    quantized = calibrate(model, (batch.images for batch in batches))
+    n_batches = -(-len(order) // CALIBRATION_BATCH)
+    images = (batch.images for batch in track(batches, "calibrating", total=n_batches))
+    quantized = calibrate(model, images)
     if config.method == "qat":
         _train(quantized, config, context)
     return Product(

@@ -19,16 +19,24 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from compress.data.load import Data
 from compress.data.splits import Split, View
 from compress.paths import atomic_write
-from compress.progress import say, track
+from compress.progress import say, track, waiting
 from compress.report.data import HISTORY
 from compress.train.config import TrainConfig
 from compress.train.precision import PROBE_IMAGES, Precision, autocast, choose_precision
-from compress.train.schedule import epochs_to_run, image_size, learning_rate, mixup
+from compress.train.schedule import (
+    epochs_to_run,
+    image_size,
+    learning_rate,
+    mixup,
+    steps_of_epoch,
+)
 
 STATE = "training.pt"
 FINITE_CHECK_EVERY = 20
 """Steps between looks at the loss; each look waits for the device."""
 EVALUATION_BATCH = 250
+LINES = 20
+"""At most so many epochs are told on the terminal; history.jsonl has all."""
 
 
 class NonFiniteLossError(ValueError):
@@ -108,13 +116,14 @@ def train(
     torch.set_flush_denormal(True)  # denormal weights slow a CPU down tenfold
     precision = config.precision
     if precision == "auto":
-        precision = choose_precision(model, first_pixels(data.train), device, training=True)
+        with waiting("timing fp32 and bf16"):
+            precision = choose_precision(model, first_pixels(data.train), device, training=True)
     model.to(device).to(memory_format=torch.channels_last)
     average = _averaged(model, config.ema)
     optimizer = _sgd(model, config)
     history = _restore(folder, model, optimizer, average)
     wrapped, prepared = accelerator.prepare(model, optimizer)
-    steps = math.ceil(len(data.train) / (config.batch_size * accelerator.num_processes))
+    steps = steps_of_epoch(len(data.train) // accelerator.num_processes, config.batch_size)
     run = _Run(
         accelerator=accelerator,
         model=model,
@@ -150,10 +159,12 @@ def train(
         history.append(row)
         if accelerator.is_main_process:
             _save(folder, model, optimizer, average, history)
-            say(
-                f"  {title} epoch {row.epoch}/{run.epochs}: loss {row.loss:.3f}, validation "
-                f"{row.validation_top1:.2f} %, {row.images_per_second:.0f} images/s ({precision})"
-            )
+            if row.epoch % math.ceil(run.epochs / LINES) == 0 or row.epoch == run.epochs:
+                say(
+                    f"  {title} epoch {row.epoch}/{run.epochs}: loss {row.loss:.3f}, validation "
+                    f"{row.validation_top1:.2f} %, {row.images_per_second:.0f} images/s "
+                    f"({precision})"
+                )
     if average is not None:
         model.load_state_dict(average.module.state_dict())
     accelerator.wait_for_everyone()
@@ -203,6 +214,7 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float]:
     workers = accelerator.num_processes
     if workers > 1:  # every process must make the same number of steps
         order = order[: len(order) - len(order) % workers][accelerator.process_index :: workers]
+    order = order[: run.steps * config.batch_size]  # without a last batch of one
     batches = run.data.train.batches(config.batch_size, order=order, view=view)
     total, lr = torch.zeros((), device=device), 0.0
     run.model.train()

@@ -16,6 +16,15 @@ GROWTH = 2 / 3
 """Share of the epochs in which images grow; the rest is trained at full size."""
 
 
+def steps_of_epoch(n_images: int, batch_size: int) -> int:
+    """Returns the batches of an epoch; a last batch of one image is left out.
+
+    BatchNorm cannot normalise one image whose feature map is 1x1.
+    """
+    whole, rest = divmod(n_images, batch_size)
+    return max(1, whole + (rest > 1))
+
+
 def epochs_to_run(config: TrainConfig, steps: int) -> int:
     """Returns the number of epochs of `steps` steps each; zero stays zero."""
     return max(config.epochs, math.ceil(config.min_steps / steps)) if config.epochs else 0

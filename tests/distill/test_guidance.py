@@ -47,6 +47,6 @@ def test_stored_views_refuse_what_changes_the_picture(
     teacher = build(student_spec(digits))
     guidance = GuidanceConfig()
     arguments = {"seed": 0, "store": tmp_path, "teacher_digest": "x"}
-    with pytest.raises(ValueError, match="set views = 0"):
+    with pytest.raises(ValueError, match="set guidance.views = 0"):
         guided_loss(teacher, digits, guidance, train, **arguments)  # type: ignore[arg-type]
     guided_loss(teacher, digits, replace(guidance, views=0), train, **arguments)  # type: ignore[arg-type]

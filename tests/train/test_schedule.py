@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from compress.train.config import TrainConfig
-from compress.train.schedule import epochs_to_run, image_size, learning_rate, mixup
+from compress.train.schedule import (
+    epochs_to_run,
+    image_size,
+    learning_rate,
+    mixup,
+    steps_of_epoch,
+)
 
 
 def test_the_learning_rate_rises_then_follows_a_cosine() -> None:
@@ -33,3 +39,10 @@ def test_mixup_blends_images_and_labels_alike() -> None:
     assert 0 < share < 1
     assert torch.allclose(labels.sum(1), torch.ones(4))
     assert torch.allclose(mixed[0], share * pixels[0] + (1 - share) * pixels[3])
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "steps"), [(100, 25, 4), (101, 25, 4), (102, 25, 5), (7, 25, 1)]
+)
+def test_a_last_batch_of_one_image_is_left_out(images: int, batch: int, steps: int) -> None:
+    assert steps_of_epoch(images, batch) == steps
