@@ -17,13 +17,14 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv with the pinned dependencies
 
-# uv installs the stack in half a minute where pip takes minutes.
+# uv installs the stack in half a minute where pip takes minutes. Compiled once, the libraries start
+# in half the time, whatever PYTHONDONTWRITEBYTECODE says.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "compress needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install --require-hashes -r requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --compile-bytecode --require-hashes -r requirements.lock
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --no-deps --editable .
 	@touch $@
 

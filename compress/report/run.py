@@ -75,7 +75,7 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
                 f"{stage.stage} was made from an earlier version of the stage before it; "
                 "run it again"
             )
-        if stage.speedup_ci95[1] < before.speedup_ci95[0]:
+        if stage.digest != before.digest and stage.speedup_ci95[1] < before.speedup_ci95[0]:
             remarks.append(
                 f"{stage.stage} did not pay on this machine: {stage.speedup:.1f}x the teacher's "
                 f"speed, {before.speedup:.1f}x before it"
