@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from compress.checkpoint import STAGES, load_checkpoint
+from compress.cli import main
 from compress.pipeline import stage_folder
 from compress.report.data import read_stage_report
 from tests.conftest import RUN_SETTINGS
@@ -95,3 +97,30 @@ def _kill_when(command: list[str], path: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def test_a_stage_killed_in_its_last_moment_is_not_run_again(run_copy: Path) -> None:
+    """Complete, but still in its working folder: it is put in place as it is."""
+    folder = stage_folder(run_copy, "quantize")
+    digest = load_checkpoint(folder).digest
+    folder.rename(folder.with_name(f"{folder.name}.partial"))
+    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
+    command = ["run", "resnet18", "--data", "digits", "--out", str(run_copy), *settings]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "quantize: done before" in result.output
+    assert load_checkpoint(folder).digest == digest
+
+
+def test_other_settings_of_a_stage_redo_it_and_what_follows(run_copy: Path) -> None:
+    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
+    command = ["run", "resnet18", "--data", "digits", "--out", str(run_copy), *settings]
+    result = CliRunner().invoke(main, [*command, "--set", "quantize.calib=64"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("done before") == 3
+    assert "quantize: calib = 64" in result.output
+    assert "export: default settings" in result.output
+    until = CliRunner().invoke(main, [*command, "--from", "quantize", "--until", "quantize"])
+    assert until.exit_code == 0, until.output
+    assert "quantize: default settings" in until.output
+    assert "export:" not in until.output
