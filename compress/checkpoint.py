@@ -118,7 +118,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: it has no {DESCRIPTION}")
+        stages = sorted(found.parent.name for found in folder.glob(f"[0-9]-*/{DESCRIPTION}"))
+        hint = f"; it is a run, take one of its stages: {', '.join(stages)}" if stages else ""
+        raise CheckpointError(f"{folder} is no checkpoint: it has no {DESCRIPTION}{hint}")
     try:
         raw = json.loads(path.read_text())
         if raw.get("format") != FORMAT:

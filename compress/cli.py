@@ -82,7 +82,8 @@ def main(debug: bool) -> None:
     "overrides",
     multiple=True,
     metavar="SECTION.KEY=VALUE",
-    help="Change a setting of the recipe; may be repeated.",
+    help="Change a setting of the recipe, as `compress pipelines default` lists them; may be "
+    "repeated.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Fixes all that is random.")
 @click.option("--from", "first", metavar="STAGE", help="Run this stage and later ones again.")
@@ -314,15 +315,20 @@ def models() -> None:
 
 
 @main.command()
-def pipelines() -> None:
-    """List the recipes.
+@click.argument("name", required=False)
+def pipelines(name: str | None) -> None:
+    """List the recipes, or all settings of the recipe NAME.
 
     \b
     compress pipelines
+    compress pipelines default
     """
-    from compress.recipe import load_recipe, recipe_names
+    from compress.recipe import load_recipe, recipe_names, recipe_settings
     from compress.terminal import print_list
 
+    if name is not None:
+        print_list(recipe_settings(load_recipe(name)))
+        return
     print_list([(name, load_recipe(name).description) for name in recipe_names()])
 
 
@@ -342,9 +348,16 @@ def predict(model: Path, images: Sequence[Path], top: int) -> None:
     """
     from compress.single import predict_images
 
+    unreadable = 0
     for path, answers in predict_images(model, images, top):
+        if isinstance(answers, str):
+            unreadable += 1
+            click.echo(f"{path}: {answers}", err=True)
+            continue
         said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers)
         click.echo(f"{path}: {said}")
+    if unreadable:
+        raise ValueError(f"{unreadable} of {len(images)} pictures could not be read")
 
 
 def run_name(model: str, data: str, pipeline: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def run_stage(request: Request) -> Checkpoint:
         return done
     say(f"[bold]{stage}[/]: {', '.join(_changed_settings(request.config)) or 'default settings'}")
     if folder.exists():
-        say(f"  replaces {folder}, which was made otherwise")
+        say(f"  will replace {folder}, made {_difference(folder, request)}")
     _prepare(partial, key)
     context = Context(
         data=request.data,
@@ -219,7 +220,7 @@ def model_spec(network: Network, data: Data) -> ModelSpec:
 
 
 def find_origin(checkpoint: Checkpoint) -> Checkpoint | None:
-    """Returns the float checkpoint that an int8 one was made from, if it lies in the same run."""
+    """Returns the checkpoint that one was made from, if it still lies in the same run."""
     wanted = checkpoint.description.lineage[-1].parent
     for stage in STAGES:
         folder = stage_folder(checkpoint.folder.parent, stage)
@@ -352,6 +353,39 @@ def _changed_settings(config: Any) -> list[str]:
         for setting in settings_of(config)
         if setting.default != defaults[setting.path]
     ]
+
+
+def _difference(folder: Path, request: Request) -> str:
+    """Says in what a stage's old checkpoint differs from the one asked for."""
+    if request.again:
+        return "before"
+    try:
+        old = load_checkpoint(folder).description.lineage[-1]
+    except CheckpointError:
+        return "before and damaged since"
+    new = _step(request, "")
+    pairs = (
+        ("", _flat(old.config), _flat(new.config)),
+        ("data.", _flat(old.data_config), _flat(new.data_config)),
+        ("", {"data": old.data, "seed": old.seed}, {"data": new.data, "seed": new.seed}),
+    )
+    changes = [
+        f"{prefix}{name} = {was.get(name)}"
+        for prefix, was, now in pairs
+        for name in now
+        if was.get(name) != now[name]
+    ]
+    if changes:
+        return "with " + ", ".join(changes)
+    return "from another input" if old.parent != new.parent else "with other networks or code"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        below = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if below else {f"{prefix}{name}": value}
+    return flat
 
 
 def _code_digest(stage: str) -> str:

@@ -21,7 +21,7 @@ from compress.export.stage import ExportConfig
 from compress.measure.config import MeasureConfig
 from compress.prune.stage import PruneConfig
 from compress.quantize.stage import QuantizeConfig
-from compress.settings import nearest, parse
+from compress.settings import nearest, parse, settings_of
 from compress.teacher import TeacherConfig
 
 
@@ -46,9 +46,9 @@ class ModelCard:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    description: str
     teacher: Network
     student: Network
+    description: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +90,15 @@ def load_card(name: str) -> ModelCard:
     try:
         card = TypeAdapter(ModelCard).validate_python(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"model {name}: {place}: {first['msg']}") from None
+        problems = [
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise ValueError(f"model {name}: {'; '.join(problems)}") from None
     if card.teacher.weights.endswith(WEIGHT_FILES):  # a path beside the card
         weights = str(Path(name).parent.resolve() / card.teacher.weights)
+        if not Path(weights).is_file():
+            raise ValueError(f"model {name}: there is no weights file {weights}")
         card = dataclasses.replace(card, teacher=dataclasses.replace(card.teacher, weights=weights))
     return card
 
@@ -133,6 +137,18 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = 
     for override in overrides:
         recipe = _override(recipe, override)
     return recipe
+
+
+def recipe_settings(recipe: Recipe) -> list[tuple[str, str]]:
+    """Returns every setting as `--set` takes it, with the recipe's value, and its explanation."""
+    return [
+        (
+            f"{section}.{setting.name}={setting.default}",
+            f"{setting.help}  [{setting.allowed}]",
+        )
+        for section in SECTIONS
+        for setting in settings_of(getattr(recipe, section))
+    ]
 
 
 def _override(recipe: Recipe, override: str) -> Recipe:

@@ -22,7 +22,7 @@ from compress.measure.config import MeasureConfig
 from compress.measure.host import Host, describe_host
 from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
-from compress.pipeline import Request, run_stage, stage_folder
+from compress.pipeline import Request, find_origin, run_stage, stage_folder
 from compress.progress import say
 from compress.recipe import ModelCard
 from compress.report.data import read_stage_report
@@ -53,6 +53,13 @@ def run_single_stage(
         source = newest_stage_before(stage, RUNS)
         say(f"from {source}")
     parent = load_checkpoint(source)
+    before = parent.description.lineage[-1].parent
+    in_run = source == stage_folder(source.parent, parent.stage)
+    if in_run and before is not None and find_origin(parent) is None:
+        say(
+            f"[yellow]warning[/]: {source} was made from an earlier version of the stage before "
+            "it; run that stage again first"
+        )
     teacher_folder = teacher or stage_folder(source.parent, "teacher")
     if not (teacher_folder / DESCRIPTION).is_file():
         raise ValueError(f"there is no teacher in {teacher_folder}; name one with --teacher")
@@ -187,11 +194,11 @@ def bench_table(result: BenchResult) -> Table:
 
 def predict_images(
     model: Path, images: Sequence[Path], top: int
-) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
-    """Yields each picture's most probable classes and their probabilities.
+) -> Iterator[tuple[Path, list[tuple[str, float]] | str]]:
+    """Yields each picture's most probable classes and their probabilities, or what is wrong.
 
     Raises:
-        ValueError: the file is not one of ours, or a picture cannot be read.
+        ValueError: the file is not one of ours.
     """
     facts = read_facts(model)
     session = open_session(model, threads=1)
@@ -200,7 +207,8 @@ def predict_images(
             with Image.open(path) as picture:
                 pixels = picture_to_pixels(picture, facts.preprocess)
         except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+            yield path, f"cannot be read as a picture ({error})"
+            continue
         logits = run_session(session, pixels[None])[0].astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()

@@ -42,11 +42,19 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
     from compress.architectures.build import build
     from compress.architectures.weights import load_weights
     from compress.context import Product
+    from compress.progress import say
     from compress.train.loop import label_loss, train
 
     torch.manual_seed(context.seed)
     model = build(spec)
-    load_weights(model.network, spec.architecture, weights)
+    left_out = load_weights(model.network, spec.architecture, weights)
+    if left_out and not config.train.epochs:
+        raise ValueError(
+            f"{weights} does not fit, and zero epochs train nothing: {', '.join(left_out)}; "
+            "the card's stem (small or large), the number of classes or of channels differs"
+        )
+    if left_out:
+        say(f"  [yellow]not taken from {weights}[/]: {', '.join(left_out)}")
     history = train(
         model,
         context.data,

@@ -63,6 +63,11 @@ def test_another_format_version_is_refused(run_copy: Path) -> None:
         load_checkpoint(run_copy / "2-prune")
 
 
+def test_a_run_is_not_a_checkpoint(finished_run: Path) -> None:
+    with pytest.raises(CheckpointError, match="take one of its stages: 0-teacher, 1-distill"):
+        load_checkpoint(finished_run)
+
+
 def test_the_wrong_stage_is_refused(finished_run: Path) -> None:
     checkpoint = load_checkpoint(finished_run / "3-quantize")
     with pytest.raises(CheckpointError, match="prune takes a checkpoint of the stage distill"):

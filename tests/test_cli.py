@@ -54,6 +54,9 @@ def test_python_m_compress_is_the_same_program() -> None:
 def test_models_and_pipelines_are_listed() -> None:
     assert "resnet18" in call("models").output
     assert "default" in call("pipelines").output
+    settings = call("pipelines", "smoke").output
+    assert "data.size=0 " in settings
+    assert "teacher.train.min_steps=60 " in settings
 
 
 @pytest.mark.parametrize(
@@ -245,9 +248,11 @@ def test_predict_names_the_class(finished_run: Path, tmp_path: Path) -> None:
     assert right >= 9
     broken = tmp_path / "broken.png"
     broken.write_text("no picture")
-    result = call("predict", finished_run / report["ship"], broken)
+    result = call("predict", finished_run / report["ship"], broken, paths[0])
     assert result.exit_code == 2
-    assert "cannot be read as a picture" in result.output
+    assert "broken.png: cannot be read as a picture" in result.output
+    assert "0.png: " in result.output
+    assert "1 of 2 pictures could not be read" in result.output
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ def test_other_settings_of_a_stage_redo_it_and_what_follows(run_copy: Path) -> N
     assert result.exit_code == 0, result.output
     assert result.output.count("done before") == 3
     assert "quantize: calib = 64" in result.output
+    assert "3-quantize, made with calib = 512" in result.output
+    assert "4-export, made from another input" in result.output
     assert "export: default settings" in result.output
     until = CliRunner().invoke(main, [*command, "--from", "quantize", "--until", "quantize"])
     assert until.exit_code == 0, until.output

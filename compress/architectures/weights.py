@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from compress.architectures.spec import WEIGHT_FILES
-from compress.progress import say
 from compress.settings import nearest
 
 
-def load_weights(network: nn.Module, architecture: str, weights: str) -> None:
+def load_weights(network: nn.Module, architecture: str, weights: str) -> list[str]:
     """Loads weights into a network, in place.
 
     Tensors whose shapes differ, as the classifier's do for another number of classes, stay as
@@ -27,14 +26,19 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> None:
         architecture: its name in torchvision.
         weights: a weights name of torchvision such as `IMAGENET1K_V1`, a path, or empty for none.
 
+    Returns:
+        The tensors that were not taken, with both shapes.
+
     Raises:
         ValueError: there are no such weights, the file is damaged, or it is of another network.
     """
     if not weights:
-        return
+        return []
     given = _read_file(Path(weights)) if weights.endswith(WEIGHT_FILES) else None
     if given is None:
         given = _download(architecture, weights)
+    # Checkpoints of this program keep the network beside its normalisation.
+    given = {name.removeprefix("network."): value for name, value in given.items()}
     own = network.state_dict()
     missing, foreign = sorted(set(own) - set(given)), sorted(set(given) - set(own))
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
@@ -44,10 +48,15 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> None:
             f"{_some(foreign)} too many"
         )
     fitting = {name: value for name, value in given.items() if value.shape == own[name].shape}
-    left_out = sorted(set(given) - set(fitting))
-    if left_out:
-        say(f"  [yellow]not taken from {weights}[/], their shapes differ: {', '.join(left_out)}")
     network.load_state_dict(fitting, strict=False)
+    return [
+        f"{name} ({_shape(given[name])}, the network has {_shape(own[name])})"
+        for name in sorted(set(given) - set(fitting))
+    ]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
 
 
 def _some(names: list[str]) -> str:

@@ -60,14 +60,22 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
         ValueError: there is no such data set.
     """
     if name not in DATASETS and not name.startswith(FOLDER_PREFIX):
-        raise ValueError(f"unknown data set {name!r}; {nearest(name, DATASETS)}")
+        folder = Path(name).expanduser().is_dir()
+        hint = f"did you mean {FOLDER_PREFIX}{name}?" if folder else nearest(name, DATASETS)
+        raise ValueError(f"unknown data set {name!r}; {hint}")
     if name == "fashion-mnist":
-        return _fashion_mnist(config, seed)
-    if name == "digits":
-        return _digits(config, seed)
-    return _image_folder(
-        Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve(), config, seed
+        data = _fashion_mnist(config, seed)
+    elif name == "digits":
+        data = _digits(config, seed)
+    else:
+        root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve()
+        data = _image_folder(root, config, seed)
+    side = data.preprocess.size
+    say(
+        f"data: {name}, {side} x {side} px, {len(data.class_names)} classes, {len(data.train)} "
+        f"training, {len(data.validation)} validation and {len(data.test)} test images"
     )
+    return data
 
 
 def _fashion_mnist(config: DataConfig, seed: int) -> Data:

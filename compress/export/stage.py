@@ -98,8 +98,8 @@ def choose(folder: Path, names: list[str], config: ExportConfig, context: Contex
     evidence = (
         f"int8 takes {int8_time.latency_ms_p50:.3f} ms, float {float_time.latency_ms_p50:.3f} ms "
         f"({int8_time.speedup:.2f}x, 95 % interval {int8_time.speedup_ci95[0]:.2f} to "
-        f"{int8_time.speedup_ci95[1]:.2f}); validation top-1 {top1[INT8_FILE]:.2f} % against "
-        f"{top1[FLOAT_FILE]:.2f} %"
+        f"{int8_time.speedup_ci95[1]:.2f}); top-1 {top1[INT8_FILE]:.2f} % against "
+        f"{top1[FLOAT_FILE]:.2f} % on {len(validation)} validation images"
     )
     if drop > config.max_drop:
         lost = f"int8 loses {drop:.2f} points, more than max_drop = {config.max_drop:g}"

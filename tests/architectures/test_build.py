@@ -139,7 +139,11 @@ def test_a_classifier_of_other_size_is_left_out(digits: Data, tmp_path: Path) ->
     target = build(three).network
     path = tmp_path / "weights.pth"
     torch.save(source.state_dict(), path)
-    load_weights(target, "scaled_resnet", str(path))
+    left_out = load_weights(target, "scaled_resnet", str(path))
+    assert left_out == [
+        "fc.bias (10, the network has 3)",
+        "fc.weight (10x64, the network has 3x64)",
+    ]
     assert torch.equal(target.get_parameter("conv1.weight"), source.get_parameter("conv1.weight"))
     assert target.get_parameter("fc.weight").shape == (3, 64)
 
