@@ -92,6 +92,8 @@ def _build_torchvision(spec: ModelSpec, classes: int) -> nn.Module:
     arguments: dict[str, Any] = {**spec.arguments, "num_classes": classes}
     if spec.architecture.startswith("vit_"):
         arguments["image_size"] = spec.preprocess.size
+    if spec.architecture.startswith("maxvit_"):
+        arguments["input_size"] = (spec.preprocess.size, spec.preprocess.size)
     if spec.architecture in ("googlenet", "inception_v3"):  # no second head: it is for training
         arguments |= {"aux_logits": False, "init_weights": True}
     return _construct(spec, builder, arguments)
@@ -148,7 +150,7 @@ def _try_forward(model: Classifier, spec: ModelSpec) -> None:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{spec.architecture} cannot take {preprocess.size} px images ({reason}); "
-            "use larger ones with --set data.size=64"
+            "choose another size, for example --set data.size=224"
         ) from None
     finally:
         model.train(was_training)
