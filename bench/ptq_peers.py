@@ -24,7 +24,7 @@ from onnxruntime.quantization import (
     quant_pre_process,
     quantize_static,
 )
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.architectures.build import Classifier
@@ -38,8 +38,10 @@ from compress.measure.latency import Latency, measure_latency
 from compress.quantize.placement import freeze
 from compress.quantize.ptq import calibrate
 from compress.quantize.stage import CALIBRATION_BATCH
+from compress.report.render import size_text
 from compress.restore import load_model
 from compress.single import data_of
+from compress.terminal import print_table
 
 RESULTS = Path(__file__).parent / "results" / "ptq_peers.json"
 ROUNDS = 200
@@ -142,6 +144,23 @@ def compare(folder: Path, count: int, scratch: Path) -> list[Row]:
     ]
 
 
+def _table(network: str, rows: list[Row]) -> Table:
+    table = Table(title=network, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("tool", "seconds", "top-1 %", "as float %", "size", "p50 ms", "faster"):
+        table.add_column(column, justify="left" if column == "tool" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.tool,
+            f"{row.quantize_seconds:.1f}",
+            f"{row.top1:.2f}",
+            f"{row.agreement:.2f}",
+            size_text(row.size_bytes),
+            f"{row.latency.latency_ms_p50:.3f}",
+            f"{row.latency.speedup:.2f}x",
+        )
+    return table
+
+
 @click.command()
 @click.option(
     "--in", "folders", multiple=True, type=click.Path(path_type=Path, exists=True),
@@ -161,22 +180,9 @@ def main(folders: tuple[Path, ...], calib: int) -> None:
     )
     RESULTS.parent.mkdir(exist_ok=True)
     write_json(RESULTS, asdict(result))
-    table = Table(title=str(RESULTS.relative_to(Path(__file__).parents[1])), title_justify="left")
-    for column in ("network", "tool", "seconds", "top-1", "as float", "bytes", "p50 ms", "faster"):
-        table.add_column(column, justify="left" if column in ("network", "tool") else "right")
-    for row in rows:
-        low, high = row.latency.speedup_ci95
-        table.add_row(
-            row.network,
-            row.tool,
-            f"{row.quantize_seconds:.1f}",
-            f"{row.top1:.2f} %",
-            f"{row.agreement:.2f} %",
-            f"{row.size_bytes:,}",
-            f"{row.latency.latency_ms_p50:.3f}",
-            f"{row.latency.speedup:.2f}x [{low:.2f}, {high:.2f}]",
-        )
-    Console().print(table)
+    for network in dict.fromkeys(row.network for row in rows):
+        print_table(_table(network, [row for row in rows if row.network == network]))
+    click.echo(RESULTS)
 
 
 if __name__ == "__main__":
