@@ -16,7 +16,7 @@ class TrainConfig:
     min_steps: Annotated[
         int,
         Field(ge=0, description="Small sets get more epochs than `epochs`, up to this many steps."),
-    ] = 200
+    ] = 120
     batch_size: Annotated[int, Field(ge=2, description="Images a step.")] = 128
     lr: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1, description="Nesterov momentum.")] = 0.9
