@@ -143,7 +143,8 @@ def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
     config = stage_config("teacher", settings)
     with _starting():
         from compress.data.load import load_data
-        from compress.pipeline import Request, run_stage, stage_folder
+        from compress.pipeline import run_stage, stage_folder
+        from compress.request import Request
 
     folder = out or RUNS / run_name(model, data, DEFAULT_PIPELINE)
     loaded = load_data(data, recipe.data, seed=recipe.seed)

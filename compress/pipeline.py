@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +13,6 @@ from compress.checkpoint import (
     STAGES,
     Checkpoint,
     CheckpointError,
-    Step,
-    file_digest,
     load_checkpoint,
     require_stage,
     write_checkpoint,
@@ -31,7 +24,6 @@ from compress.distill import stage as distill
 from compress.export import stage as export
 from compress.export.onnx_file import export_onnx
 from compress.measure.config import MeasureConfig
-from compress.measure.host import library_versions
 from compress.measure.stage import measure_stage
 from compress.paths import atomic_write, replace_folder
 from compress.progress import say
@@ -41,37 +33,10 @@ from compress.recipe import ModelCard, Network, Recipe
 from compress.report.data import REPORT_JSON, REPORT_MD, RunReport, StageReport, read_stage_report
 from compress.report.render import stage_markdown
 from compress.report.run import write_run_report
-from compress.settings import settings_of
+from compress.request import Request, changed_settings, difference, lineage_of, new_step, stage_key
 from compress.train.loop import STATE
 
 MODEL_FILE, KEY_FILE, STORE = "model.onnx", "key", "teacher-answers"
-SOURCES = {
-    "teacher": ("teacher.py", "train", "architectures"),
-    "distill": ("distill", "train", "architectures"),
-    "prune": ("prune", "distill", "train"),
-    "quantize": ("quantize", "distill", "train"),
-    "export": ("export",),
-}
-"""Code that decides a stage's result: when it changes, the stage runs again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One stage to run."""
-
-    stage: str
-    config: Any
-    folder: Path
-    """Where its checkpoint shall be."""
-    card: ModelCard | None
-    """Names the networks; only teacher and distill need it."""
-    parent: Checkpoint | None
-    teacher: Checkpoint | None
-    data: Data
-    measure: MeasureConfig
-    seed: int
-    again: bool = False
-    """Run even if it was done before."""
 
 
 def run_recipe(
@@ -147,9 +112,9 @@ def run_stage(request: Request) -> Checkpoint:
             say(f"  measuring again: threads {wanted.threads}, batch {wanted.batch}")
             _measure(done, request, report.seconds, report.details)
         return done
-    say(f"[bold]{stage}[/]: {', '.join(_changed_settings(request.config)) or 'default settings'}")
+    say(f"[bold]{stage}[/]: {', '.join(changed_settings(request.config)) or 'default settings'}")
     if folder.exists():
-        say(f"  will replace {folder}, made {_difference(folder, request)}")
+        say(f"  will replace {folder}, made {difference(folder, request)}")
     _prepare(partial, key)
     context = Context(
         data=request.data,
@@ -169,7 +134,7 @@ def run_stage(request: Request) -> Checkpoint:
         spec=product.spec,
         shapes=dict(product.shapes),
         quantized=product.quantized,
-        lineage=(*_lineage(request.parent), _step(request, key)),
+        lineage=(*lineage_of(request.parent), new_step(request, key)),
     )
     if "ship" not in product.details:  # the export stage has written its own files
         export_onnx(
@@ -186,23 +151,6 @@ def run_stage(request: Request) -> Checkpoint:
 def stage_folder(run: Path, stage: str) -> Path:
     """Returns the folder of a stage's checkpoint in a run: `0-teacher`, `1-distill`, ..."""
     return run / f"{STAGES.index(stage)}-{stage}"
-
-
-def stage_key(request: Request) -> str:
-    """Hash of all that decides a stage's result."""
-    facts = {
-        "stage": request.stage,
-        "config": dataclasses.asdict(request.config),
-        "networks": _networks(request),
-        "parent": request.parent.digest if request.parent else None,
-        "teacher": request.teacher.digest if request.teacher else None,
-        "data": request.data.fingerprint,
-        "seed": request.seed,
-        "code": _code_digest(request.stage),
-        # Latency decides which file ships; elsewhere it is only reported.
-        "measure": dataclasses.asdict(request.measure) if request.stage == "export" else None,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def model_spec(network: Network, data: Data) -> ModelSpec:
@@ -260,20 +208,6 @@ def _run(request: Request, context: Context) -> Product:
     return export.run(parent, origin, config, context)
 
 
-def _networks(request: Request) -> Any:
-    """What the card says that decides this stage's result."""
-    network = None
-    if request.card is not None:
-        network = {"teacher": request.card.teacher, "distill": request.card.student}.get(
-            request.stage
-        )
-    if network is None:
-        return None
-    weights = Path(network.weights)
-    content = file_digest(weights) if weights.is_file() else None
-    return {**dataclasses.asdict(network), "weights_content": content}
-
-
 def _finished(folder: Path, key: str) -> Checkpoint | None:
     if not folder.is_dir():
         return None
@@ -302,25 +236,6 @@ def _prepare(partial: Path, key: str) -> None:
         key_file.write_text(key)
 
 
-def _lineage(parent: Checkpoint | None) -> tuple[Step, ...]:
-    return parent.description.lineage if parent else ()
-
-
-def _step(request: Request, key: str) -> Step:
-    return Step(
-        stage=request.stage,
-        key=key,
-        config=dataclasses.asdict(request.config),
-        card=dataclasses.asdict(request.card) if request.card else None,
-        seed=request.seed,
-        parent=request.parent.digest if request.parent else None,
-        data=request.data.name,
-        data_config=dataclasses.asdict(request.data.config),
-        data_fingerprint=request.data.fingerprint,
-        versions=library_versions(),
-    )
-
-
 def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: Any) -> None:
     """Measures a stage's ONNX file and writes the stage's report."""
     folder = checkpoint.folder
@@ -343,55 +258,3 @@ def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: 
 
 def _measured_otherwise(report: StageReport, config: MeasureConfig) -> bool:
     return (report.threads, report.batch) != (config.threads, config.batch)
-
-
-def _changed_settings(config: Any) -> list[str]:
-    """Names the settings that differ from their defaults."""
-    defaults = {setting.path: setting.default for setting in settings_of(type(config)())}
-    return [
-        f"{setting.name} = {setting.default}"
-        for setting in settings_of(config)
-        if setting.default != defaults[setting.path]
-    ]
-
-
-def _difference(folder: Path, request: Request) -> str:
-    """Says in what a stage's old checkpoint differs from the one asked for."""
-    if request.again:
-        return "before"
-    try:
-        old = load_checkpoint(folder).description.lineage[-1]
-    except CheckpointError:
-        return "before and damaged since"
-    new = _step(request, "")
-    pairs = (
-        ("", _flat(old.config), _flat(new.config)),
-        ("data.", _flat(old.data_config), _flat(new.data_config)),
-        ("", {"data": old.data, "seed": old.seed}, {"data": new.data, "seed": new.seed}),
-    )
-    changes = [
-        f"{prefix}{name} = {was.get(name)}"
-        for prefix, was, now in pairs
-        for name in now
-        if was.get(name) != now[name]
-    ]
-    if changes:
-        return "with " + ", ".join(changes)
-    return "from another input" if old.parent != new.parent else "with other networks or code"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        below = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if below else {f"{prefix}{name}": value}
-    return flat
-
-
-def _code_digest(stage: str) -> str:
-    package, digest = Path(__file__).parent, hashlib.sha256()
-    for source in SOURCES[stage]:
-        place = package / source
-        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()

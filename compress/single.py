@@ -22,12 +22,13 @@ from compress.measure.config import MeasureConfig
 from compress.measure.host import Host, describe_host
 from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
-from compress.pipeline import Request, find_origin, run_stage, stage_folder
+from compress.pipeline import find_origin, run_stage, stage_folder
 from compress.progress import say
 from compress.recipe import ModelCard
 from compress.report.data import read_stage_report
 from compress.report.render import size_text
 from compress.report.run import write_run_report
+from compress.request import Request
 from compress.runs import newest_stage_before
 from compress.settings import parse
 
