@@ -35,8 +35,8 @@ from compress.export.onnx_file import INPUT, export_onnx
 from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.host import Host, describe_host
 from compress.measure.latency import Latency, measure_latency
-from compress.quantize.placement import freeze
-from compress.quantize.ptq import calibrate
+from compress.quantize.placement import freeze, prepare
+from compress.quantize.ptq import Calibration, Plan
 from compress.quantize.stage import CALIBRATION_BATCH
 from compress.report.render import size_text
 from compress.restore import load_model
@@ -104,8 +104,11 @@ def compare(folder: Path, count: int, scratch: Path) -> list[Row]:
 
     order = calibration_order(data.train, count, seed=0)
     start = time.perf_counter()
-    batches = data.train.batches(CALIBRATION_BATCH, order=order)
-    quantized = freeze(calibrate(model, (batch.images for batch in batches)))
+    batches = data.train.batches
+    calibration = Calibration(
+        prepare(model), lambda: (b.images for b in batches(CALIBRATION_BATCH, order=order))
+    )
+    quantized = freeze(calibration.quantize(Plan(observer="minmax", weights="mse")))
     seconds["compress"] = time.perf_counter() - start
     files["compress"] = scratch / "compress.onnx"
     export_onnx(quantized, checkpoint.spec, files["compress"], digest="", stage="quantize")

@@ -18,7 +18,7 @@ from compress.paths import atomic_write
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, DESCRIPTION = "model.safetensors", "checkpoint.json"
 STAGES = ("teacher", "distill", "prune", "quantize", "export")
 """In their order; a folder `2-prune` holds the stage at place 2."""
@@ -49,6 +49,17 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizedLayout:
+    """Where the int8 network's quantised modules are; with it the same places are found again."""
+
+    float_layers: tuple[str, ...] = ()
+    """Names of the layers left in float."""
+
+
+ALL_INT8 = QuantizedLayout()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """The content of `checkpoint.json`."""
 
@@ -57,8 +68,8 @@ class Description:
     spec: ModelSpec
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Tensors of the float network whose shapes differ from the spec's: pruned ones."""
-    quantized: bool = False
-    """Whether the tensors are those of the int8 network placed over the float one."""
+    quantized: QuantizedLayout | None = None
+    """For an int8 network: its tensors are those of the modules placed over the float one."""
     lineage: tuple[Step, ...]
     digest: str
     """SHA-256 of the tensors file."""

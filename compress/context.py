@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.architectures.spec import ModelSpec
-from compress.checkpoint import Checkpoint
+from compress.checkpoint import Checkpoint, QuantizedLayout
 from compress.measure.config import MeasureConfig
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Product:
     spec: ModelSpec
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """See `Description.shapes`."""
-    quantized: bool = False
+    quantized: QuantizedLayout | None = None
+    """See `Description.quantized`."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Plain facts for the report, e.g. pruned widths."""

@@ -45,11 +45,12 @@ def stage_config(stage: str, given: Mapping[str, Any]) -> Any:
 
 def _option(setting: Setting) -> click.Option:
     name = setting.path[-1].replace("_", "-")
+    is_switch = setting.annotation is bool
     facts = [f"default: {setting.default}"]
-    if not setting.choices:
+    if not (setting.choices or is_switch):
         facts.insert(0, setting.allowed)
     return click.Option(
-        [f"--{name}"],
+        [f"--{name}/--no-{name}" if is_switch else f"--{name}"],
         type=click.Choice(setting.choices) if setting.choices else setting.annotation,
         default=None,
         help=f"{setting.help}  [{'; '.join(facts)}]",

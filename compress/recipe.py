@@ -20,7 +20,7 @@ from compress.distill.stage import DistillConfig
 from compress.export.stage import ExportConfig
 from compress.measure.config import MeasureConfig
 from compress.prune.stage import PruneConfig
-from compress.quantize.stage import QuantizeConfig
+from compress.quantize.config import QuantizeConfig
 from compress.settings import nearest, parse, settings_of
 from compress.teacher import TeacherConfig
 

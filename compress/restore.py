@@ -23,10 +23,11 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     classifier = build(checkpoint.spec)
     resize(classifier.network, checkpoint.description.shapes)
     model: nn.Module = classifier
-    if checkpoint.description.quantized:
-        from compress.quantize.placement import freeze, place_quantizers
+    layout = checkpoint.description.quantized
+    if layout is not None:
+        from compress.quantize.placement import freeze, place, prepare
 
-        model = freeze(place_quantizers(classifier.eval()))
+        model = freeze(place(prepare(classifier), layout))
     try:
         model.load_state_dict(read_tensors(checkpoint), strict=True)
     except (RuntimeError, KeyError) as error:

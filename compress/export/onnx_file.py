@@ -72,6 +72,7 @@ def export_onnx(model: nn.Module, spec: ModelSpec, path: Path, *, digest: str, s
     }
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in facts.items()})
     _strip_debug_information(proto)
+    _use_global_pooling(proto)
     inferred = onnx.shape_inference.infer_shapes(
         proto, check_type=True, strict_mode=True, data_prop=True
     )
@@ -106,6 +107,27 @@ def read_facts(path: Path) -> OnnxFacts:
         raise ValueError(
             f"{path} was not written by compress: its metadata lacks classes and preprocessing"
         ) from None
+
+
+def _use_global_pooling(proto: onnx.ModelProto) -> None:
+    """Writes means over height and width as GlobalAveragePool.
+
+    ONNX Runtime has it in int8 and, in float, does it faster than ReduceMean.
+    """
+    graph = proto.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or node.input[1] not in constants:
+            continue
+        axes = sorted(onnx.numpy_helper.to_array(constants[node.input[1]]).tolist())
+        keeps = {entry.name: entry.i for entry in node.attribute}.get("keepdims", 1)
+        if axes in ([2, 3], [-2, -1]) and keeps:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1], node.attribute[:]
+    used = {name for node in graph.node for name in node.input}
+    unused = [tensor for tensor in graph.initializer if tensor.name not in used]
+    for tensor in unused:
+        graph.initializer.remove(tensor)
 
 
 def _strip_debug_information(proto: onnx.ModelProto) -> None:

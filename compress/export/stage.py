@@ -61,14 +61,14 @@ def run(
         say("  only the int8 file is written: the float checkpoint is not in the same run")
     if float_source is not None:
         sources[FLOAT_FILE] = float_source
-    parity = {}
+    parity, models = {}, {name: load_model(source) for name, source in sources.items()}
     for name, source in sources.items():
-        path, model = context.folder / name, load_model(source)
+        path, model = context.folder / name, models[name]
         export_onnx(model, source.spec, path, digest=source.digest, stage=source.stage)
         parity[name] = dataclasses.asdict(check_parity(model, path, context.data.test))
     verdict = choose(context.folder, sorted(sources), config, context)
     return Product(
-        model=load_model(checkpoint),
+        model=models[INT8_FILE if INT8_FILE in models else FLOAT_FILE],
         spec=checkpoint.spec,
         shapes=checkpoint.description.shapes,
         quantized=checkpoint.description.quantized,

@@ -1,305 +1,321 @@
-"""Where the quantised modules go: one pass over the traced network.
+"""Where the quantised modules go: one pass over the rewritten graph.
 
 ONNX Runtime runs an operator in int8 when all its inputs come out of a DequantizeLinear and its
-output, after at most one fused activation, goes into one QuantizeLinear. So every output of such
-an operator gets one quantiser, shared by all who read it; operators that only move or choose
-values (max pooling, reshaping) pass their input's quantiser on; everything else is a float island.
+output goes into one QuantizeLinear. So every output of such an operator gets one quantiser, shared
+by all who read it and clipping as the activation after it would; operators that only move or
+choose values (max pooling, reshaping) pass their input's quantiser on; everything else is a float
+island. An operator without weights goes to int8 only between operators that are int8 anyway.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import operator
-import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.ops import StochasticDepth
+from torch import fx
 
-from compress.architectures.build import Classifier, Normalize
+from compress.architectures.build import Classifier
+from compress.checkpoint import ALL_INT8, QuantizedLayout
+from compress.quantize.graph import (
+    NORMALIZE,
+    aten,
+    clean,
+    insert_call,
+    layer_of,
+    module_of,
+    only_reader,
+    set_module,
+    shape_of,
+    substitute,
+    trace,
+)
 from compress.quantize.modules import (
     ActivationQuantizer,
-    GlobalAveragePool,
+    Add,
+    AddConstant,
+    Layer,
+    Mode,
+    Multiply,
     PixelInput,
-    QuantizedLayer,
 )
+from compress.quantize.rewrite import rewrite
 
-IDENTITY = "identity"
-LAYER, ADD, CONCAT, GLOBAL_AVERAGE, AVERAGE = "layer", "add", "concat", "global average", "average"
-ACTIVATION, MOVE = "activation", "move"
-INT8_KINDS = (LAYER, ADD, CONCAT, GLOBAL_AVERAGE, AVERAGE)
-
-MODULE_KINDS: Mapping[type[nn.Module], str] = {
-    nn.Dropout: IDENTITY,
-    nn.Identity: IDENTITY,
-    StochasticDepth: IDENTITY,
-    nn.Conv2d: LAYER,
-    nn.Linear: LAYER,
-    nn.ReLU: ACTIVATION,
-    nn.ReLU6: ACTIVATION,
-    nn.AvgPool2d: AVERAGE,
-    nn.MaxPool2d: MOVE,
-    nn.Flatten: MOVE,
+BINARY: Mapping[object, type[Add]] = {aten.add.Tensor: Add, aten.mul.Tensor: Multiply}
+INT8 = {
+    *BINARY,
+    aten.cat.default,
+    aten.avg_pool2d.default,
+    aten.mean.dim,
+    aten.adaptive_avg_pool2d.default,
+    aten.sigmoid.default,
 }
-FUNCTION_KINDS: Mapping[object, str] = {
-    F.dropout: IDENTITY,
-    operator.add: ADD,
-    operator.iadd: ADD,
-    torch.add: ADD,
-    torch.cat: CONCAT,
-    F.relu: ACTIVATION,
-    F.relu6: ACTIVATION,
-    torch.relu: ACTIVATION,
-    F.avg_pool2d: AVERAGE,
-    F.max_pool2d: MOVE,
-    torch.flatten: MOVE,
-    torch.reshape: MOVE,
-    torch.transpose: MOVE,
+"""Operators without weights that ONNX Runtime has integer kernels for."""
+MOVES = {
+    aten.max_pool2d.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.slice.Tensor,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    operator.getitem,
 }
-METHOD_KINDS: Mapping[str, str] = {
-    "relu": ACTIVATION,
-    "flatten": MOVE,
-    "reshape": MOVE,
-    "view": MOVE,
-    "transpose": MOVE,
-    "permute": MOVE,
-    "contiguous": MOVE,
+"""Operators that move or choose values: input and output share a quantiser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """An activation function that clips (and scales): what a quantiser does anyway."""
+
+    lowest: float = -math.inf
+    highest: float = math.inf
+    gain: float = 1.0
+
+
+NO_CLIP, HARD_SIGMOID = Clip(), Clip(lowest=0, highest=6, gain=1 / 6)
+HARD_SIGMOID_SHIFT = 3.0
+"""`HardSigmoid(x) = clip(x + 3, 0, 6) / 6`."""
+CLIPS: Mapping[object, Clip] = {
+    aten.relu.default: Clip(lowest=0),
+    aten.hardtanh.default: Clip(lowest=-1, highest=1),
+    aten.hardsigmoid.default: HARD_SIGMOID,
 }
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Normalize | StochasticDepth) or super().is_leaf_module(
-            m, module_qualified_name
-        )
-
-
-def place_quantizers(model: Classifier) -> fx.GraphModule:
-    """Returns a copy of the model with quantised modules in place, still to be calibrated.
+def prepare(model: Classifier) -> fx.GraphModule:
+    """Returns a copy of the model as a rewritten float graph, in which `place` puts quantisers.
 
     Args:
-        model: in eval mode; its BatchNorms are folded into the convolutions before them.
+        model: takes pixels; its BatchNorms are folded into the layers before them.
+
+    Raises:
+        ValueError: the network cannot be traced.
+    """
+    traced = trace(model)
+    rewrite(traced)
+    return traced
+
+
+def place(prepared: fx.GraphModule, layout: QuantizedLayout = ALL_INT8) -> fx.GraphModule:
+    """Returns a copy of a prepared graph with quantised modules in place, still to be calibrated.
+
+    Args:
+        prepared: what `prepare` returned.
+        layout: names the layers to leave in float.
 
     Returns:
-        A module that takes pixels, as the model does. The same model always gives the same names.
+        A module that takes pixels. The same network always gives the same names.
     """
-    root = copy.deepcopy(model)
-    assert not root.training
-    root.requires_grad_(requires_grad=True)
-    graph = _Tracer().trace(root)
-    traced = fx.GraphModule(root, graph)
-    _fold_batchnorms(traced)
-    _drop_identities(traced)
-    _replace_global_averages(traced)
-    _propagate_shapes(traced, root)
-    _fold_pixels(traced)
-    _place(traced)
-    traced.graph.eliminate_dead_code()
-    traced.delete_all_unused_submodules()
-    traced.recompile()
+    traced = fx.GraphModule(copy.deepcopy(prepared), copy.deepcopy(prepared.graph))
+    placer = _Placer(traced, frozenset(layout.float_layers))
+    for node in list(traced.graph.nodes):
+        placer.visit(node)
+    clean(traced)
     return traced
 
 
 def freeze(model: fx.GraphModule) -> fx.GraphModule:
-    """Turns all float weights into integers, in place, and returns the model."""
-    for layer in model.modules():
-        if isinstance(layer, QuantizedLayer):
-            layer.freeze(model.get_submodule(layer.source).scale)  # type: ignore[arg-type]
+    """Turns all weights of int8 layers into integers, in place, and returns the model."""
+    for node in model.graph.nodes:
+        module, sink = module_of(model, node), module_of(model, only_reader(node))
+        if isinstance(module, Layer) and module.source is not None:
+            module.freeze(model.get_submodule(module.source).scale)  # type: ignore[arg-type]
+            if isinstance(sink, ActivationQuantizer):
+                module.sink = sink.step
+        elif isinstance(module, Add):
+            left, right = (model.get_submodule(name) for name in module.sources)
+            assert isinstance(left, ActivationQuantizer)
+            assert isinstance(right, ActivationQuantizer)
+            assert isinstance(sink, ActivationQuantizer)
+            module.link(left.affine_out, right.affine_out, sink.affine_in)
     return model.eval()
 
 
-def _module(traced: fx.GraphModule, node: object) -> nn.Module | None:
-    if isinstance(node, fx.Node) and node.op == "call_module":
-        return traced.get_submodule(str(node.target))
-    return None
+def layers_of(model: fx.GraphModule) -> dict[str, Layer]:
+    """Returns all layers, float and int8, by name and in the order of their execution."""
+    found = ((str(node.target), layer_of(model, node)) for node in model.graph.nodes)
+    return {name: layer for name, layer in found if layer is not None}
 
 
-def _kind(traced: fx.GraphModule, node: fx.Node) -> str | None:
-    """Returns what a node is for the placement, None for a float island."""
-    module = _module(traced, node)
-    if module is not None:
-        if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
-            return None
-        if isinstance(module, GlobalAveragePool):
-            return GLOBAL_AVERAGE
-        return MODULE_KINDS.get(type(module))
-    if node.op == "call_method":
-        return METHOD_KINDS.get(str(node.target))
-    if node.op != "call_function":
-        return None
-    kind = FUNCTION_KINDS.get(node.target)
-    if kind == ADD and not all(_is_tensor(argument) for argument in node.args):
-        return None  # a constant, or arithmetic on sizes
-    return kind
+def quantizers_of(model: fx.GraphModule) -> dict[str, ActivationQuantizer]:
+    """Returns all activation quantisers by name, in the order of their execution."""
+    found = ((str(node.target), module_of(model, node)) for node in model.graph.nodes)
+    return {name: module for name, module in found if isinstance(module, ActivationQuantizer)}
 
 
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, fx.Node) and "tensor_meta" in value.meta
-
-
-def _replace_module(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(traced.get_submodule(parent), attribute, module)
-
-
-def _fold_batchnorms(traced: fx.GraphModule) -> None:
-    modules = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
-    for node in list(traced.graph.nodes):
-        norm = _module(traced, node)
-        if not isinstance(norm, nn.BatchNorm2d):
-            continue
-        before = node.args[0]
-        conv = _module(traced, before)
-        if not isinstance(conv, nn.Conv2d) or len(before.users) > 1:
-            continue
-        if modules.count(str(before.target)) > 1:  # a shared layer feeds another BatchNorm too
-            continue
-        fused = fuse_conv_bn_eval(conv, norm)
-        _replace_module(traced, str(before.target), fused)
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
-
-
-def _drop_identities(traced: fx.GraphModule) -> None:
-    for node in list(traced.graph.nodes):
-        if _kind(traced, node) == IDENTITY:
-            node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
-
-
-def _replace_global_averages(traced: fx.GraphModule) -> None:
-    """Puts GlobalAveragePool for its many spellings."""
-    one = (1, (1, 1), [1, 1])
-    for node in list(traced.graph.nodes):
-        module = _module(traced, node)
-        is_adaptive = isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in one
-        if node.target is F.adaptive_avg_pool2d:
-            is_adaptive = (*node.args, *node.kwargs.values())[1] in one
-        is_mean = node.op == "call_method" and node.target == "mean"
-        is_mean = is_mean and list((*node.args, *node.kwargs.values())[1:]) in ([[2, 3]], [(2, 3)])
-        if not is_adaptive and not is_mean:
-            continue
-        name = f"global_average_{node.name}"
-        traced.add_submodule(name, GlobalAveragePool())
-        with traced.graph.inserting_before(node):
-            new = traced.graph.call_module(name, (node.args[0],))
-            if is_mean:
-                new = traced.graph.call_function(torch.flatten, (new, 1))
-        node.replace_all_uses_with(new)
-        traced.graph.erase_node(node)
-
-
-def _propagate_shapes(traced: fx.GraphModule, root: Classifier) -> None:
-    traced.recompile()
-    normalize = root.normalize
-    assert isinstance(normalize, Normalize)
-    spec = normalize.preprocess
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ShapeProp(traced).propagate(torch.zeros(1, spec.channels, spec.size, spec.size))
-
-
-@torch.no_grad()
-def _fold_pixels(traced: fx.GraphModule) -> None:
-    """Folds the normalisation into the first convolution, which then takes the image's bytes.
-
-    With zero point z: `w * (p / 255 - mean) / std = w' * (p - z) + w' * (z - 255 * mean)`, where
-    `w' = w / (255 * std)`. The second term joins the bias: exact but for the zero padding.
-    """
-    node = next(n for n in traced.graph.nodes if isinstance(_module(traced, n), Normalize))
-    normalize = _module(traced, node)
-    assert isinstance(normalize, Normalize)
-    (user, *others) = node.users
-    conv = _module(traced, user)
-    if others or not isinstance(conv, nn.Conv2d) or conv.groups > 1:
-        return
-    mean, std = normalize.mean, normalize.std
-    zero_point = round(255 * float(mean.mean()))
-    weight = conv.weight / (255 * std)
-    shift = (weight * (zero_point - 255 * mean)).sum((1, 2, 3))
-    folded = copy.deepcopy(conv)
-    folded.weight = nn.Parameter(weight)
-    folded.bias = nn.Parameter(shift if conv.bias is None else conv.bias + shift)
-    _replace_module(traced, str(user.target), folded)
-    _replace_module(traced, str(node.target), PixelInput(zero_point))
+def set_mode(model: fx.GraphModule, mode: Mode) -> None:
+    """Switches all quantised modules."""
+    for module in model.modules():
+        if isinstance(module, ActivationQuantizer | Layer):
+            module.mode = mode
 
 
 class _Placer:
-    """Inserts quantisers and remembers which values are quantised, and by what."""
+    """Walks the graph once and remembers which values are quantised, and by what."""
 
-    def __init__(self, traced: fx.GraphModule) -> None:
+    def __init__(self, traced: fx.GraphModule, float_layers: frozenset[str]) -> None:
         self.traced = traced
+        self.float_layers = float_layers
         self.source: dict[fx.Node, str] = {}
-        self.count = 0
+        self.rounded: dict[fx.Node, fx.Node] = {}
+        """Values of float operators and their quantised twins, which int8 operators read."""
+        self.swallowed: set[fx.Node] = set()
+        """Activations that became part of a quantiser."""
+        nodes = list(traced.graph.nodes)
+        self.demanded: set[fx.Node] = set()
+        """Values that are read by an operator that will be int8 if it can be."""
+        for node in reversed(nodes):
+            if any(self._demands(user) for user in node.users):
+                self.demanded.add(node)
 
-    def quantize(self, node: fx.Node, name: str | None = None) -> None:
+    def visit(self, node: fx.Node) -> None:
+        """Places what a node needs; nodes come in the order of their execution."""
+        if node in self.swallowed:
+            return
+        if isinstance(module_of(self.traced, node), PixelInput):
+            self.source[node] = NORMALIZE
+        elif self._is_int8_layer(node):
+            self._quantize_layer(node)
+        elif (layer := layer_of(self.traced, node)) is not None:
+            layer.reads_levels = node.args[0] in self.source
+        elif node.target is aten.hardsigmoid.default:
+            if self._pays(node):
+                self._quantize_gate(node)
+        elif node.target in INT8 and self._pays(node) and _has_tensors_only(node):
+            sources = [self._require(value, node) for value in _tensors(node)]
+            if node.target in BINARY:
+                name = f"{node.name}_int8"
+                set_module(self.traced, name, BINARY[node.target]((sources[0], sources[1])))
+                new = insert_call(self.traced, node, name, node.args)
+                substitute(self.traced, node, new)
+                self._quantize_output(new, node.name)
+            else:
+                self._quantize_output(node, node.name)
+        elif node.target in MOVES | set(CLIPS) and node.args[0] in self.source:
+            source = self.source[node.args[0]]  # type: ignore[index]
+            if shape_of(node) is None or _is_output(node):
+                self.source[node] = source  # a list of tensors, each to be quantised
+            else:
+                self._quantize(node, source)
+
+    def _is_int8_layer(self, node: fx.Node) -> bool:
+        layer = layer_of(self.traced, node)
+        return layer is not None and str(node.target) not in self.float_layers
+
+    def _demands(self, node: fx.Node) -> bool:
+        passes_on = node.target in INT8 | MOVES | set(CLIPS)
+        return self._is_int8_layer(node) or (passes_on and node in self.demanded)
+
+    def _pays(self, node: fx.Node) -> bool:
+        """Tells whether an operator without weights lies between int8 operators."""
+        return node in self.demanded and any(n in self.source for n in node.all_input_nodes)
+
+    def _quantize_layer(self, node: fx.Node) -> None:
+        layer = layer_of(self.traced, node)
+        assert layer is not None
+        layer.place(self._require(node.args[0], node))
+        # A Gemm may give its int32 sums as floats; a convolution cannot.
+        if layer.is_convolution or node in self.demanded:
+            self._quantize_output(node, node.name)
+
+    def _quantize_gate(self, node: fx.Node) -> None:
+        """HardSigmoid: a shift, in the bias of a layer if it can be, and a clipping quantiser."""
+        self._require(node.args[0], node)
+        name = f"{node.name}_shift"
+        set_module(self.traced, name, AddConstant(HARD_SIGMOID_SHIFT))
+        shifted = insert_call(self.traced, node, name, node.args)
+        substitute(self.traced, node, shifted)
+        self._quantize(shifted, self._new(node.name, HARD_SIGMOID))
+
+    def _quantize_output(self, node: fx.Node, name: str) -> None:
+        """Quantises an operator's output, with the clipping activation after it if there is one.
+
+        Args:
+            node: the operator.
+            name: its name in the float graph.
+        """
+        if _is_output(node):
+            return
+        reader, layer = only_reader(node), layer_of(self.traced, node)
+        clip = _clip_of(reader)
+        if clip is HARD_SIGMOID and layer is None:
+            clip = None  # it needs a layer's bias to shift, or an operator of its own
+        if clip is None:
+            self._quantize(node, self._new(name))
+            return
+        assert reader is not None
+        if clip is HARD_SIGMOID:
+            assert layer is not None
+            layer.bias.data += HARD_SIGMOID_SHIFT
+        self.swallowed.add(reader)
+        substitute(self.traced, reader, node)
+        self._quantize(node, self._new(reader.name, clip))
+
+    def _require(self, value: object, reader: fx.Node) -> str:
+        """Makes sure that a value is quantised for a reader; returns the quantiser's name."""
+        assert isinstance(value, fx.Node)
+        if value not in self.source:
+            if value not in self.rounded:
+                self.rounded[value] = self._insert(value, self._new(_origin(value).name))
+            reader.replace_input_with(value, self.rounded[value])
+            value = self.rounded[value]
+        return self.source[value]
+
+    def _quantize(self, node: fx.Node, name: str | None = None) -> None:
         """Puts a quantiser, a new one or the one named, between a node and all its readers."""
-        if name is None:
-            name = f"quantizer_{self.count}"
-            self.count += 1
-            self.traced.add_submodule(name, ActivationQuantizer())
-        graph = self.traced.graph
-        with graph.inserting_after(node):
-            new = graph.call_module(name, (node,))
+        new = self._insert(node, name or self._new(node.name))
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        new.meta = dict(node.meta)
+
+    def _new(self, value: str, clip: Clip = NO_CLIP) -> str:
+        """Adds a quantiser named after a value of the float graph; its range is that value's."""
+        name = f"{value}_quantizer"
+        if not hasattr(self.traced, name):
+            set_module(
+                self.traced,
+                name,
+                ActivationQuantizer(lowest=clip.lowest, highest=clip.highest, gain=clip.gain),
+            )
+        return name
+
+    def _insert(self, node: fx.Node, name: str) -> fx.Node:
+        new = insert_call(self.traced, node, name, (node,))
         self.source[new] = name
-
-    def require(self, node: fx.Node) -> None:
-        """Makes sure that a value is quantised."""
-        if node not in self.source:
-            self.quantize(node)
+        return new
 
 
-def _place(traced: fx.GraphModule) -> None:
-    placer = _Placer(traced)
-    done: set[fx.Node] = set()  # activations that the operator before them swallowed
-    for node in list(traced.graph.nodes):
-        if isinstance(_module(traced, node), PixelInput):
-            placer.source[node] = str(node.target)
-        kind = _kind(traced, node)
-        if node in done or kind is None:
-            continue
-        if kind in INT8_KINDS:
-            for value in _inputs(node, kind):
-                placer.require(value)
-            if kind == LAYER:
-                _quantize_layer(traced, node, placer)
-            end = node
-            if len(node.users) == 1 and _kind(traced, only := next(iter(node.users))) == ACTIVATION:
-                end = only
-                done.add(end)
-            if not _is_output(end):
-                placer.quantize(end)
-        elif node.args[0] in placer.source and not _is_output(node):
-            # Moving or clipping values needs no scale of its own.
-            placer.quantize(node, placer.source[node.args[0]])
+def _clip_of(node: fx.Node | None) -> Clip | None:
+    """Returns what an activation function clips to, None for any other node."""
+    if node is not None and node.target is aten.hardtanh.default and len(node.args) == 3:
+        _, lowest, highest = node.args  # Relu6 is one with 0 and 6
+        return Clip(lowest=float(lowest), highest=float(highest))  # type: ignore[arg-type]
+    return CLIPS.get(node.target) if node is not None else None
 
 
-def _inputs(node: fx.Node, kind: str) -> list[fx.Node]:
-    if kind == CONCAT:
-        return list(node.args[0])  # type: ignore[arg-type]
-    values = node.args if kind == ADD else node.args[:1]
-    return list(values)  # type: ignore[arg-type]
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    """Returns what an operator computes with, twice if it reads it twice."""
+    values = node.args[0] if node.target is aten.cat.default else node.args
+    return [value for value in values if isinstance(value, fx.Node)]  # type: ignore[union-attr]
 
 
-def _quantize_layer(traced: fx.GraphModule, node: fx.Node, placer: _Placer) -> None:
-    layer = _module(traced, node)
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    source = placer.source[node.args[0]]  # type: ignore[index]
-    _replace_module(traced, str(node.target), QuantizedLayer(layer, source=source))
+def _has_tensors_only(node: fx.Node) -> bool:
+    return node.target not in BINARY or all(
+        isinstance(value, fx.Node) and shape_of(value) is not None for value in node.args
+    )
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """Returns the value that a node shows after some moves."""
+    while node.target in MOVES and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
 
 
 def _is_output(node: fx.Node) -> bool:
     return all(user.op == "output" for user in node.users)
-
-
-def observe(model: nn.Module, *, on: bool) -> None:
-    """Switches all quantised modules between noting ranges (in float) and quantising."""
-    for module in model.modules():
-        if isinstance(module, ActivationQuantizer | QuantizedLayer):
-            module.observing = on

@@ -1,36 +1,127 @@
-"""Post-training quantisation: ranges from some images, and done."""
+"""Post-training quantisation: ranges from some images, and repairs that need no labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, fx
 
-from compress.architectures.build import Classifier
-from compress.quantize.modules import ActivationQuantizer
-from compress.quantize.placement import observe, place_quantizers
+from compress.checkpoint import ALL_INT8, QuantizedLayout
+from compress.quantize.modules import QMAX_WEIGHT_REDUCED, mse_weight_scale, weight_scale
+from compress.quantize.placement import layers_of, place, quantizers_of, set_mode
+from compress.quantize.ranges import Observer, Statistics, choose_range
+from compress.quantize.repair import correct_biases, equalize, learn_rounding
+
+REPAIR_IMAGES = 256
+"""At most so many images are held in memory for repairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that decides a post-training quantisation besides the network and the images."""
+
+    observer: Observer
+    weights: Literal["max", "mse"]
+    equalize: bool = False
+    correct_biases: bool = False
+    learn_rounding: bool = False
+    layout: QuantizedLayout = ALL_INT8
+    reduced_layers: frozenset[str] = frozenset()
+    """Layers with 7-bit weights."""
+
+
+class Calibration:
+    """Calibration images, and what was learnt from them so far about one prepared network.
+
+    Args:
+        prepared: the float graph.
+        batches: each call starts anew with the batches of pixels, uint8 `[N, C, H, W]`.
+    """
+
+    def __init__(self, prepared: fx.GraphModule, batches: Callable[[], Iterable[Tensor]]) -> None:
+        self._batches = batches
+        self._prepared = {False: prepared}
+        self._statistics: dict[tuple[bool, bool], Mapping[str, Statistics]] = {}
+
+    def quantize(self, plan: Plan) -> fx.GraphModule:
+        """Returns a quantised copy, with float master weights, ready to train or to freeze."""
+        prepared = self.prepared(equalized=plan.equalize)
+        placed = place(prepared, plan.layout)
+        histogram = plan.observer not in ("minmax", "average")
+        apply_ranges(placed, self.statistics(plan.equalize, histogram), plan.observer)
+        for name, layer in layers_of(placed).items():
+            if layer.source is not None:
+                if name in plan.reduced_layers:
+                    layer.qmax = QMAX_WEIGHT_REDUCED
+                find = mse_weight_scale if plan.weights == "mse" else weight_scale
+                layer.weight_scale.data.copy_(find(layer.weight.detach(), layer.qmax))
+        if plan.learn_rounding:
+            learn_rounding(placed, self._repair_images())
+        if plan.correct_biases:
+            correct_biases(placed, self._repair_images())
+        return placed
+
+    def prepared(self, *, equalized: bool) -> fx.GraphModule:
+        """Returns the float graph, with balanced channel ranges if asked for."""
+        if equalized not in self._prepared:
+            balanced = copy.deepcopy(self._prepared[False])
+            equalize(balanced)
+            self._prepared[equalized] = balanced
+        return self._prepared[equalized]
+
+    def statistics(self, equalized: bool, histogram: bool) -> Mapping[str, Statistics]:
+        """Returns what the images showed at each quantiser of the fully quantised network."""
+        if (equalized, histogram) not in self._statistics:
+            placed = place(self.prepared(equalized=equalized))
+            found = collect(placed, self._batches(), histogram=histogram)
+            self._statistics[equalized, histogram] = found
+        return self._statistics[equalized, histogram]
+
+    def _repair_images(self) -> Tensor:
+        batches, taken = [], 0
+        for pixels in self._batches():
+            batches.append(pixels)
+            taken += len(pixels)
+            if taken >= REPAIR_IMAGES:
+                break
+        return torch.cat(batches)[:REPAIR_IMAGES]
 
 
 @torch.no_grad()
-def calibrate(model: Classifier, batches: Iterable[Tensor]) -> fx.GraphModule:
-    """Places quantisers and sets their ranges to the least and largest values seen.
+def collect(
+    placed: fx.GraphModule, batches: Iterable[Tensor], *, histogram: bool
+) -> dict[str, Statistics]:
+    """Runs images through a placed network in float and notes what passes each quantiser.
 
-    The images stream through; nothing of them is kept, so memory does not grow with their number.
+    Nothing of them is kept, so memory does not grow with their number.
 
     Args:
-        model: float, in eval mode.
+        placed: with quantisers in place.
         batches: pixels, uint8 `[N, C, H, W]`.
-
-    Returns:
-        The quantised model with float master weights, ready to train further or to freeze.
+        histogram: note histograms too, which some observers need.
     """
-    quantized = place_quantizers(model)
-    observe(quantized, on=True)
+    quantizers = quantizers_of(placed)
+    for quantizer in quantizers.values():
+        quantizer.statistics = Statistics(histogram=histogram)
+    set_mode(placed, "observe")
     for pixels in batches:
-        quantized(pixels)
-    observe(quantized, on=False)
-    for module in quantized.modules():
-        if isinstance(module, ActivationQuantizer):
-            module.set_range(float(module.low), float(module.high))
-    return quantized
+        placed(pixels.float().contiguous(memory_format=torch.channels_last))
+    set_mode(placed, "round")
+    found: dict[str, Statistics] = {}
+    for name, quantizer in quantizers.items():
+        assert quantizer.statistics is not None
+        found[name] = quantizer.statistics
+        quantizer.statistics = None
+    return found
+
+
+def apply_ranges(
+    placed: fx.GraphModule, statistics: Mapping[str, Statistics], observer: Observer
+) -> None:
+    """Sets the range of every quantiser, in place."""
+    for name, quantizer in quantizers_of(placed).items():
+        quantizer.set_range(*choose_range(statistics[name], observer))

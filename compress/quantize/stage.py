@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from compress.distill.config import GuidanceConfig, check_views
-from compress.train.config import TrainConfig
+from compress.quantize.config import QuantizeConfig
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, fx
 
     from compress.checkpoint import Checkpoint
     from compress.context import Context, Product
 
 CALIBRATION_BATCH = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
-    """int8 weights and activations, ranges from calibration images."""
-
-    method: Annotated[
-        Literal["ptq", "qat"],
-        Field(description="ptq: ranges only, no training; qat: then train with rounding on."),
-    ] = "ptq"
-    calib: Annotated[
-        int, Field(ge=1, description="Training images that set the ranges of activations.")
-    ] = 512
-    guidance: GuidanceConfig = field(default=GuidanceConfig())
-    train: TrainConfig = field(
-        # Rounding to 256 levels leaves nothing of bf16's 8 bits to spare.
-        default=TrainConfig(epochs=2, batch_size=128, lr=0.003, precision="fp32")
-    )
-
-    def __post_init__(self) -> None:
-        check_views(self.guidance, self.train)
 
 
 def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Product:
@@ -48,55 +25,54 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
         config: method, calibration and, for QAT, the schedule.
         context: data, seed, folder and the teacher (QAT learns from it).
     """
+    import torch
+
     from compress.architectures.build import Classifier
     from compress.context import Product
-    from compress.data.load import calibration_order
-    from compress.progress import track
-    from compress.quantize.placement import freeze
-    from compress.quantize.ptq import calibrate
+    from compress.progress import waiting
+    from compress.quantize.placement import freeze, prepare
+    from compress.quantize.policy import choose
+    from compress.quantize.ptq import Calibration
     from compress.restore import load_model
+    from compress.train.loop import evaluate
 
     model = load_model(checkpoint)
     assert isinstance(model, Classifier)
-    split = context.data.train
-    order = calibration_order(split, config.calib, seed=context.seed)
-    batches = split.batches(CALIBRATION_BATCH, order=order)
-    n_batches = -(-len(order) // CALIBRATION_BATCH)
-    images = (batch.images for batch in track(batches, "calibrating", total=n_batches))
-    quantized = calibrate(model, images)
-    if config.method == "qat":
-        _train(quantized, config, context)
+    with waiting("tracing the network"):
+        prepared = prepare(model)
+    calibration = Calibration(prepared, lambda: calibration_batches(config, context))
+
+    def score(network: fx.GraphModule) -> tuple[float, float]:
+        return evaluate(network, context.data.validation, torch.device("cpu"))
+
+    choice = choose(calibration, config, score)
+    quantized = choice.placed
+    trained = config.method == "qat" or (config.method == "auto" and choice.drop > config.max_drop)
+    if trained:
+        from compress.quantize.qat import train_quantized
+
+        train_quantized(quantized, config, context)
     return Product(
         model=freeze(quantized),
         spec=checkpoint.spec,
         shapes=checkpoint.description.shapes,
-        quantized=True,
-        details={"method": config.method, "calibration_images": config.calib},
+        quantized=choice.plan.layout,
+        details={
+            "method": "qat" if trained else "ptq",
+            "calibration_images": config.calib,
+            "attempts": [dataclasses.asdict(attempt) for attempt in choice.attempts],
+        },
     )
 
 
-def _train(quantized: nn.Module, config: QuantizeConfig, context: Context) -> None:
-    from compress.distill.guidance import guided_loss
-    from compress.restore import load_model
-    from compress.train.loop import train
+def calibration_batches(config: QuantizeConfig, context: Context) -> Iterator[Tensor]:
+    """Yields the calibration images, uint8 `[N, C, H, W]`, from the training split."""
+    from compress.data.load import calibration_order
+    from compress.progress import track
 
-    assert context.teacher is not None
-    loss = guided_loss(
-        load_model(context.teacher),
-        context.data,
-        config.guidance,
-        config.train,
-        seed=context.seed,
-        store=context.store,
-        teacher_digest=context.teacher.digest,
-    )
-    train(
-        quantized,
-        context.data,
-        config.train,
-        loss=loss,
-        seed=context.seed,
-        folder=context.folder,
-        title="qat",
-        views=config.guidance.views,
-    )
+    split = context.data.train
+    order = calibration_order(split, config.calib, seed=context.seed)
+    batches = split.batches(CALIBRATION_BATCH, order=order)
+    n_batches = -(-len(order) // CALIBRATION_BATCH)
+    for batch in track(batches, "calibrating", total=n_batches):
+        yield batch.images

@@ -1,0 +1,170 @@
+"""From the values that pass a place in the network to the range its 256 levels shall span."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Observer = Literal["minmax", "average", "percentile", "entropy", "mse"]
+BINS = 2048
+LEVELS = 256
+MOMENTUM = 0.1
+"""Weight of a new batch in the moving average."""
+PERCENTILE = 99.99
+SHRINKS = np.linspace(0.2, 1.0, 81)
+"""Shares of the full range that the searches try."""
+TINIEST_RANGE = 1e-6
+"""A range of zero has no scale."""
+
+
+class Statistics:
+    """What is noted of a tensor's values as batches stream through; nothing of them is kept.
+
+    The histogram has a fixed number of bins. When a value falls outside, bins are merged in pairs
+    until the histogram is wide enough, so the counts stay exact and the memory flat.
+    """
+
+    def __init__(self, *, histogram: bool) -> None:
+        self.low = self.high = 0.0
+        self.average: tuple[float, float] | None = None
+        self.counts = np.zeros(BINS) if histogram else None
+        self.start = self.width = 0.0
+
+    def update(self, x: Tensor) -> None:
+        """Notes a batch, float of any shape."""
+        lowest, highest = (float(value) for value in torch.aminmax(x))
+        self.low, self.high = min(self.low, lowest), max(self.high, highest)
+        if self.average is None:
+            self.average = (lowest, highest)
+        before = self.average
+        self.average = (
+            before[0] + MOMENTUM * (lowest - before[0]),
+            before[1] + MOMENTUM * (highest - before[1]),
+        )
+        if self.counts is not None:
+            self._count(x)
+
+    @property
+    def centres(self) -> np.ndarray:
+        """Middles of the bins, float64 `[BINS]`."""
+        centres: np.ndarray = self.start + self.width * (np.arange(BINS) + 0.5)
+        return centres
+
+    def _count(self, x: Tensor) -> None:
+        assert self.counts is not None
+        if not self.width:
+            span = max(self.high - self.low, TINIEST_RANGE)
+            self.start, self.width = self.low, span / BINS
+        while self.start + self.width * BINS < self.high:
+            self.counts = np.concatenate([_merge_pairs(self.counts), np.zeros(BINS // 2)])
+            self.width *= 2
+        while self.start > self.low:
+            self.counts = np.concatenate([np.zeros(BINS // 2), _merge_pairs(self.counts)])
+            self.start -= self.width * BINS
+            self.width *= 2
+        end = self.start + self.width * BINS
+        self.counts += torch.histc(x.float(), BINS, self.start, end).double().numpy()
+
+
+def choose_range(statistics: Statistics, observer: Observer) -> tuple[float, float]:
+    """Returns the lowest and the highest value that the levels shall span."""
+    return _CHOICES[observer](statistics)
+
+
+def _merge_pairs(counts: np.ndarray) -> np.ndarray:
+    return counts.reshape(-1, 2).sum(1)
+
+
+def _minmax(statistics: Statistics) -> tuple[float, float]:
+    return statistics.low, statistics.high
+
+
+def _average(statistics: Statistics) -> tuple[float, float]:
+    """Moving average of the batches' extremes (Jacob et al., arXiv 1712.05877, section 3.1)."""
+    assert statistics.average is not None
+    return statistics.average
+
+
+def _percentile(statistics: Statistics) -> tuple[float, float]:
+    """Leaves out the same small share of values at both ends."""
+    counts = statistics.counts
+    assert counts is not None
+    shares = np.cumsum(counts) / counts.sum()
+    outside = 1 - PERCENTILE / 100
+    first = int(np.searchsorted(shares, outside, side="right"))
+    last = int(np.searchsorted(shares, 1 - outside))
+    edges = statistics.start + statistics.width * np.array([first, last + 1])
+    return max(statistics.low, float(edges[0])), min(statistics.high, float(edges[1]))
+
+
+def _mse(statistics: Statistics) -> tuple[float, float]:
+    """Least mean squared error of rounding and clipping, searched one end after the other."""
+    low, high = _minmax(statistics)
+    high = min((high * share for share in SHRINKS), key=lambda end: _error(statistics, low, end))
+    low = min((low * share for share in SHRINKS), key=lambda end: _error(statistics, end, high))
+    return low, high
+
+
+def _error(statistics: Statistics, low: float, high: float) -> float:
+    assert statistics.counts is not None
+    scale, zero_point = affine(low, high)
+    x = statistics.centres
+    levels = np.clip(np.round(x / scale) + zero_point, 0, LEVELS - 1)
+    error = ((levels - zero_point) * scale - x) ** 2
+    return float((statistics.counts * error).sum())
+
+
+def _entropy(statistics: Statistics) -> tuple[float, float]:
+    """Least Kullback-Leibler divergence of the clipped and rounded histogram from the clipped one.
+
+    As in TensorRT (Migacz, "8-bit Inference with TensorRT", GTC 2017), with both ends drawn
+    towards zero by the same share.
+    """
+    low, high = _minmax(statistics)
+    share = min(SHRINKS, key=lambda share: _divergence(statistics, low * share, high * share))
+    return low * float(share), high * float(share)
+
+
+def _divergence(statistics: Statistics, low: float, high: float) -> float:
+    assert statistics.counts is not None
+    x = statistics.centres
+    inside = (x >= low) & (x <= high)
+    kept = np.flatnonzero(inside)
+    if not len(kept):
+        return float("inf")
+    reference = statistics.counts[kept].copy()
+    reference[0] += statistics.counts[: kept[0]].sum()
+    reference[-1] += statistics.counts[kept[-1] + 1 :].sum()
+    scale, zero_point = affine(low, high)
+    levels = np.clip(np.round(x[kept] / scale) + zero_point, 0, LEVELS - 1).astype(int)
+    filled = statistics.counts[kept] > 0
+    mass = np.bincount(levels, weights=statistics.counts[kept], minlength=LEVELS)
+    bins = np.bincount(levels, weights=filled, minlength=LEVELS)
+    spread = np.where(filled, mass[levels] / np.maximum(bins[levels], 1), 0)
+    p, q = reference / reference.sum(), spread / max(spread.sum(), 1e-12)
+    seen = p > 0
+    return float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))).sum())
+
+
+def affine(low: float, high: float) -> tuple[float, int]:
+    """Returns scale and zero point so that 256 levels span `low`..`high` and hit zero exactly.
+
+    A range without negative numbers gets zero point 0.
+    """
+    low, high = min(low, 0.0), max(high, 0.0, low + TINIEST_RANGE)
+    scale = (high - low) / (LEVELS - 1)
+    return scale, min(LEVELS - 1, round(-low / scale))
+
+
+_CHOICES: dict[Observer, Callable[[Statistics], tuple[float, float]]] = {
+    "minmax": _minmax,
+    "average": _average,
+    "percentile": _percentile,
+    "entropy": _entropy,
+    "mse": _mse,
+}
+OBSERVERS: tuple[Observer, ...] = tuple(_CHOICES)

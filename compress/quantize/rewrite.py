@@ -1,0 +1,152 @@
+"""Rewrites of the float graph that change no result and leave less to compute, or only int8 forms.
+
+What remains are layers and operators that ONNX Runtime has integer kernels for.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor, fx
+
+from compress.architectures.build import Normalize
+from compress.quantize.graph import (
+    NORMALIZE,
+    aten,
+    clean,
+    insert_call,
+    layer_of,
+    module_of,
+    only_reader,
+    set_module,
+    shape_of,
+    substitute,
+    tensor_of,
+)
+from compress.quantize.modules import Layer, PixelInput, per_channel
+
+
+@torch.no_grad()
+def rewrite(traced: fx.GraphModule) -> None:
+    """Applies all rewrites, in place."""
+    _fold_batchnorms(traced)
+    _fold_channel_factors(traced)
+    _split_activations(traced)
+    _fold_pixels(traced)
+    clean(traced)
+
+
+def _fold_batchnorms(traced: fx.GraphModule) -> None:
+    """Folds a BatchNorm into the layer before it, or makes it a depthwise layer of its own.
+
+    As `y = factor * x + shift` per channel; one weight a channel loses nothing in int8.
+    """
+    for node in list(traced.graph.nodes):
+        if node.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        (output,) = (user for user in node.users if user.target is operator.getitem)
+        source, *statistics = node.args[:5]
+        gamma, beta, mean, variance = (tensor_of(traced, value) for value in statistics)
+        assert mean is not None
+        assert variance is not None
+        factor = (1 if gamma is None else gamma) / torch.sqrt(variance + node.args[6])
+        shift = (0 if beta is None else beta) - mean * factor
+        layer = layer_of(traced, source)
+        if layer is not None and only_reader(source) is node:
+            _scale_outputs(layer, factor)
+            layer.bias.add_(shift)
+            new = source
+        elif len(shape_of(output) or ()) == 4:
+            name = str(statistics[2].target).replace("running_mean", "affine")
+            geometry = ((1, 1), (0, 0), (1, 1), len(factor))
+            affine = Layer.conv(factor.view(-1, 1, 1, 1), shift, geometry)
+            set_module(traced, name, affine)
+            new = insert_call(traced, output, name, (source,))
+        else:
+            continue
+        substitute(traced, output, new)
+        traced.graph.erase_node(node)
+
+
+def _fold_channel_factors(traced: fx.GraphModule) -> None:
+    """Folds a learned factor per channel (ConvNeXt's layer scale) into the layer before it."""
+    for node in list(traced.graph.nodes):
+        if node.target is not aten.mul.Tensor:
+            continue
+        for value, constant in (node.args, node.args[::-1]):
+            factor = tensor_of(traced, constant)
+            if factor is None or not isinstance(value, fx.Node):
+                continue
+            found = _layer_behind_moves(traced, value)
+            rank = len(shape_of(value) or ())
+            if found is None or factor.ndim > rank:
+                continue
+            layer, channel_dim = found
+            sizes = [1] * (rank - factor.ndim) + list(factor.shape)
+            if any(size != 1 for dim, size in enumerate(sizes) if dim != channel_dim):
+                continue
+            _scale_outputs(layer, factor.flatten().expand(len(layer.weight)))
+            substitute(traced, node, value)
+            break
+
+
+def _layer_behind_moves(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, int] | None:
+    """Returns the layer whose output a value is, perhaps permuted, and where its channels lie."""
+    order = list(range(len(shape_of(node) or ())))
+    while only_reader(node) is not None:
+        source = node.args[0] if node.args else None
+        layer = layer_of(traced, node)
+        if layer is not None and layer.is_convolution:
+            return layer, order.index(1)
+        flattened = layer_of(traced, source)
+        if node.target is aten.reshape.default and flattened is not None:
+            assert isinstance(source, fx.Node)
+            # The matrix of a linear layer, given back its leading dimensions.
+            linear = not flattened.is_convolution and only_reader(source) is node
+            return (flattened, order.index(len(order) - 1)) if linear else None
+        if node.target is not aten.permute.default:
+            return None
+        order = [int(node.args[1][axis]) for axis in order]  # type: ignore[arg-type, index]
+        assert isinstance(source, fx.Node)
+        node = source
+    return None
+
+
+def _split_activations(traced: fx.GraphModule) -> None:
+    """Writes HardSwish and SiLU as a gate and a product, which have integer kernels."""
+    gates = {
+        aten.hardswish.default: aten.hardsigmoid.default,
+        aten.silu.default: aten.sigmoid.default,
+    }
+    for node in list(traced.graph.nodes):
+        if node.target not in gates:
+            continue
+        gate = insert_call(traced, node, gates[node.target], (node.args[0],))
+        product = insert_call(traced, gate, aten.mul.Tensor, (node.args[0], gate))
+        substitute(traced, node, product)
+
+
+def _fold_pixels(traced: fx.GraphModule) -> None:
+    """Folds the normalisation into the first convolution, which then takes the image's bytes.
+
+    With zero point z: `w * (p / 255 - mean) / std = w' * (p - z) + w' * (z - 255 * mean)`, where
+    `w' = w / (255 * std)`. The second term joins the bias: exact but for the zero padding.
+    """
+    node = next(n for n in traced.graph.nodes if n.target == NORMALIZE)
+    normalize = module_of(traced, node)
+    assert isinstance(normalize, Normalize)
+    reader = only_reader(node)
+    layer = layer_of(traced, reader)
+    if layer is None or not layer.is_convolution or layer.groups > 1:
+        return
+    mean, std = normalize.mean, normalize.std
+    zero_point = round(255 * float(mean.mean()))
+    layer.weight.div_(255 * std)
+    layer.bias.add_((layer.weight * (zero_point - 255 * mean)).sum((1, 2, 3)))
+    set_module(traced, NORMALIZE, PixelInput(zero_point))
+
+
+def _scale_outputs(layer: Layer, factor: Tensor) -> None:
+    layer.weight.mul_(per_channel(factor, layer.weight))
+    layer.bias.mul_(factor)
