@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,7 +51,9 @@ class Statistics:
     @property
     def centres(self) -> np.ndarray:
         """Middles of the bins, float64 `[BINS]`."""
-        centres: np.ndarray = self.start + self.width * (np.arange(BINS) + 0.5)
+        centres: np.ndarray[Any, np.dtype[np.float64]] = self.start + self.width * (
+            np.arange(BINS) + 0.5
+        )
         return centres
 
     def _count(self, x: Tensor) -> None:

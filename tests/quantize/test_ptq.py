@@ -85,7 +85,8 @@ def test_equalizing_changes_nothing_in_float_and_evens_the_weights(digits: Data)
 def errors(network: torch.nn.Module, reference: torch.nn.Module, data: Data) -> torch.Tensor:
     pixels = next(iter(data.train.batches(300))).images
     with torch.no_grad():
-        return network(pixels) - reference(pixels)
+        difference: torch.Tensor = network(pixels) - reference(pixels)
+    return difference
 
 
 @pytest.fixture(scope="module")

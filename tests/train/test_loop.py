@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.architectures.build import Classifier, build
 from compress.data.load import Data
@@ -13,6 +13,7 @@ from compress.train.loop import (
     STATE,
     NonFiniteLossError,
     TrainBatch,
+    forget_initial_statistics,
     label_loss,
     train,
 )
@@ -105,3 +106,17 @@ def test_the_history_has_a_row_an_epoch_with_units(digits: Data, tmp_path: Path)
     rows = [json.loads(row) for row in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert set(rows[0]) >= {"lr", "loss", "validation_top1", "images_per_second", "precision"}
+
+
+def test_statistics_of_slow_batchnorms_are_those_of_the_images(digits: Data) -> None:
+    """MNASNet's momentum of 0.0003 keeps the initial variance of 1 through a short training."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(1, momentum=0.0003, affine=False))
+    forget_initial_statistics(model, steps=60)
+    pixels = next(iter(digits.train.batches(200))).images.float() / 255
+    for _ in range(60):
+        model(pixels)
+    assert model[0].running_var.item() == pytest.approx(float(pixels.var()), rel=1e-4)
+    fast = nn.BatchNorm2d(1)
+    forget_initial_statistics(fast, steps=100_000)
+    assert fast.momentum == 0.1
