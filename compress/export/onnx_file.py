@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
+import onnx.parser
 import onnx.shape_inference
 import torch
 from torch import nn
@@ -19,9 +20,26 @@ from compress.architectures.spec import ModelSpec
 from compress.data.preprocess import Preprocess
 from compress.paths import atomic_write
 from compress.progress import waiting
-from compress.quantize.modules import OPSET
+from compress.quantize.modules import CONTRIB, OPSET
 
 INPUT, OUTPUT = "pixels", "logits"
+CONTRIB_BODIES = {
+    "QuickGelu": (("s = Sigmoid(x)", "y = Mul(x, s)"), ("alpha",)),  # with alpha = 1
+    "Gelu": (
+        (
+            "root = Constant <value_float = 1.41421356> ()",
+            "one = Constant <value_float = 1.0> ()",
+            "half = Constant <value_float = 0.5> ()",
+            "scaled = Div(x, root)",
+            "erf = Erf(scaled)",
+            "shifted = Add(erf, one)",
+            "product = Mul(x, shifted)",
+            "y = Mul(product, half)",
+        ),
+        (),
+    ),
+}
+"""ONNX Runtime's own operators that we use: nodes that say the same, and their attributes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +91,7 @@ def export_onnx(model: nn.Module, spec: ModelSpec, path: Path, *, digest: str, s
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in facts.items()})
     _strip_debug_information(proto)
     _use_global_pooling(proto)
+    _define_contrib_operators(proto)
     inferred = onnx.shape_inference.infer_shapes(
         proto, check_type=True, strict_mode=True, data_prop=True
     )
@@ -128,6 +147,22 @@ def _use_global_pooling(proto: onnx.ModelProto) -> None:
     unused = [tensor for tensor in graph.initializer if tensor.name not in used]
     for tensor in unused:
         graph.initializer.remove(tensor)
+
+
+def _define_contrib_operators(proto: onnx.ModelProto) -> None:
+    """Defines ONNX Runtime's own operators by standard ones, for runtimes that lack them.
+
+    ONNX Runtime prefers its kernel to the definition.
+    """
+    used = {node.op_type for node in proto.graph.node if node.domain == CONTRIB}
+    opsets = [onnx.helper.make_opsetid("", OPSET)]
+    for name in sorted(used):
+        body, attributes = CONTRIB_BODIES[name]
+        nodes = [onnx.parser.parse_node(line) for line in body]
+        function = onnx.helper.make_function(
+            CONTRIB, name, ["x"], ["y"], nodes, opsets, attributes=attributes
+        )
+        proto.functions.append(function)
 
 
 def _strip_debug_information(proto: onnx.ModelProto) -> None:

@@ -30,6 +30,9 @@ BARRIER = 1e30
 """ONNX Runtime would quantise the weights (per tensor!) of a float layer between a DequantizeLinear
 and a QuantizeLinear. A clip that clips nothing keeps it from that."""
 OPSET = 18
+CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators; their version is 1."""
+QUICK_GELU, GELU = f"{CONTRIB}::QuickGelu", f"{CONTRIB}::Gelu"
 
 Mode = Literal["float", "observe", "round"]
 """Compute in float; likewise, and note the ranges; or round to the levels."""
@@ -197,6 +200,27 @@ class AddConstant(nn.Module):
             inputs = (self.level, self.constant, self.zero_point)
             return x + _emit("DequantizeLinear", inputs, torch.float32, ())
         return x + self.constant
+
+
+class FloatActivation(nn.Module):
+    """SiLU or GELU, exported as one operator of ONNX Runtime's own.
+
+    Between a DequantizeLinear and a QuantizeLinear it is faster than the integer kernels for a
+    sigmoid and a product. The exported file defines the operator as a function of standard ones,
+    for other runtimes.
+    """
+
+    def __init__(self, kind: Literal["silu", "gelu"]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the function's values, of the same shape."""
+        if not torch.compiler.is_exporting():
+            return F.silu(x) if self.kind == "silu" else F.gelu(x)
+        if self.kind == "gelu":
+            return _emit(GELU, (x,), torch.float32, x.shape)
+        return _emit(QUICK_GELU, (x,), torch.float32, x.shape, alpha=1.0)
 
 
 class Layer(nn.Module):
@@ -384,9 +408,10 @@ def _emit(
     inputs: Sequence[Tensor],
     dtype: torch.dtype,
     shape: Sequence[int | torch.SymInt],
-    **attributes: int,
+    **attributes: float,
 ) -> Tensor:
     """Returns a tensor that the exporter writes as the named ONNX operator."""
+    version = 1 if operator.startswith(CONTRIB) else OPSET
     return torch.onnx.ops.symbolic(
-        operator, inputs, dict(attributes), dtype=dtype, shape=shape, version=OPSET
+        operator, inputs, dict(attributes), dtype=dtype, shape=shape, version=version
     )

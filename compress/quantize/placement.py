@@ -36,6 +36,7 @@ from compress.quantize.modules import (
     ActivationQuantizer,
     Add,
     AddConstant,
+    FloatActivation,
     Layer,
     Mode,
     Multiply,
@@ -188,6 +189,9 @@ class _Placer:
         elif node.target is aten.hardsigmoid.default:
             if self._pays(node):
                 self._quantize_gate(node)
+        elif self._is_silu(node) and self._pays(node):
+            self._require(node.args[0], node)
+            self._quantize(node)
         elif node.target in INT8 and self._pays(node) and _has_tensors_only(node):
             sources = [self._require(value, node) for value in _tensors(node)]
             if node.target in BINARY:
@@ -211,7 +215,13 @@ class _Placer:
 
     def _demands(self, node: fx.Node) -> bool:
         passes_on = node.target in INT8 | MOVES | set(CLIPS)
+        passes_on = passes_on or self._is_silu(node)
         return self._is_int8_layer(node) or (passes_on and node in self.demanded)
+
+    def _is_silu(self, node: fx.Node) -> bool:
+        """SiLU computes in float, but between int8 operators all its readers want levels."""
+        module = module_of(self.traced, node)
+        return isinstance(module, FloatActivation) and module.kind == "silu"
 
     def _pays(self, node: fx.Node) -> bool:
         """Tells whether an operator without weights lies between int8 operators."""

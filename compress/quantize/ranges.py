@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,10 +51,8 @@ class Statistics:
     @property
     def centres(self) -> np.ndarray:
         """Middles of the bins, float64 `[BINS]`."""
-        centres: np.ndarray[Any, np.dtype[np.float64]] = self.start + self.width * (
-            np.arange(BINS) + 0.5
-        )
-        return centres
+        middles = np.arange(BINS) + 0.5
+        return np.add(self.start, self.width * middles)
 
     def _count(self, x: Tensor) -> None:
         assert self.counts is not None

@@ -24,7 +24,7 @@ from compress.quantize.graph import (
     substitute,
     tensor_of,
 )
-from compress.quantize.modules import Layer, PixelInput, per_channel
+from compress.quantize.modules import FloatActivation, Layer, PixelInput, per_channel
 
 
 @torch.no_grad()
@@ -114,17 +114,21 @@ def _layer_behind_moves(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, i
 
 
 def _split_activations(traced: fx.GraphModule) -> None:
-    """Writes HardSwish and SiLU as a gate and a product, which have integer kernels."""
-    gates = {
-        aten.hardswish.default: aten.hardsigmoid.default,
-        aten.silu.default: aten.sigmoid.default,
-    }
+    """Writes HardSwish as a gate and a product, for integer kernels; SiLU and GELU as one."""
     for node in list(traced.graph.nodes):
-        if node.target not in gates:
+        if node.target is aten.hardswish.default:
+            gate = insert_call(traced, node, aten.hardsigmoid.default, (node.args[0],))
+            new = insert_call(traced, gate, aten.mul.Tensor, (node.args[0], gate))
+        elif node.target is aten.silu.default or (
+            node.target is aten.gelu.default and node.kwargs.get("approximate", "none") == "none"
+        ):
+            name = f"{node.name}_activation"
+            kind = "silu" if node.target is aten.silu.default else "gelu"
+            set_module(traced, name, FloatActivation(kind))
+            new = insert_call(traced, node, name, node.args[:1])
+        else:
             continue
-        gate = insert_call(traced, node, gates[node.target], (node.args[0],))
-        product = insert_call(traced, gate, aten.mul.Tensor, (node.args[0], gate))
-        substitute(traced, node, product)
+        substitute(traced, node, new)
 
 
 def _fold_pixels(traced: fx.GraphModule) -> None:
