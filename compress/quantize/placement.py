@@ -193,15 +193,7 @@ class _Placer:
             self._require(node.args[0], node)
             self._quantize(node)
         elif node.target in INT8 and self._pays(node) and _has_tensors_only(node):
-            sources = [self._require(value, node) for value in _tensors(node)]
-            if node.target in BINARY:
-                name = f"{node.name}_int8"
-                set_module(self.traced, name, BINARY[node.target]((sources[0], sources[1])))
-                new = insert_call(self.traced, node, name, node.args)
-                substitute(self.traced, node, new)
-                self._quantize_output(new, node.name)
-            else:
-                self._quantize_output(node, node.name)
+            self._quantize_operator(node)
         elif node.target in MOVES | set(CLIPS) and node.args[0] in self.source:
             source = self.source[node.args[0]]  # type: ignore[index]
             if shape_of(node) is None or _is_output(node):
@@ -234,6 +226,17 @@ class _Placer:
         # A Gemm may give its int32 sums as floats; a convolution cannot.
         if layer.is_convolution or node in self.demanded:
             self._quantize_output(node, node.name)
+
+    def _quantize_operator(self, node: fx.Node) -> None:
+        sources = [self._require(value, node) for value in _tensors(node)]
+        operator_name = node.name
+        if node.target in BINARY:
+            name = f"{node.name}_int8"
+            set_module(self.traced, name, BINARY[node.target]((sources[0], sources[1])))
+            new = insert_call(self.traced, node, name, node.args)
+            substitute(self.traced, node, new)
+            node = new
+        self._quantize_output(node, operator_name)
 
     def _quantize_gate(self, node: fx.Node) -> None:
         """HardSigmoid: a shift, in the bias of a layer if it can be, and a clipping quantiser."""

@@ -52,7 +52,7 @@ class Statistics:
     def centres(self) -> np.ndarray:
         """Middles of the bins, float64 `[BINS]`."""
         middles = np.arange(BINS) + 0.5
-        return np.add(self.start, self.width * middles)
+        return np.asarray(self.start + self.width * middles, dtype=np.float64)
 
     def _count(self, x: Tensor) -> None:
         assert self.counts is not None
@@ -76,7 +76,7 @@ def choose_range(statistics: Statistics, observer: Observer) -> tuple[float, flo
 
 
 def _merge_pairs(counts: np.ndarray) -> np.ndarray:
-    return counts.reshape(-1, 2).sum(1)
+    return np.asarray(counts.reshape(-1, 2).sum(1))
 
 
 def _minmax(statistics: Statistics) -> tuple[float, float]:

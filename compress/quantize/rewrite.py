@@ -123,8 +123,8 @@ def _split_activations(traced: fx.GraphModule) -> None:
             node.target is aten.gelu.default and node.kwargs.get("approximate", "none") == "none"
         ):
             name = f"{node.name}_activation"
-            kind = "silu" if node.target is aten.silu.default else "gelu"
-            set_module(traced, name, FloatActivation(kind))
+            is_silu = node.target is aten.silu.default
+            set_module(traced, name, FloatActivation("silu" if is_silu else "gelu"))
             new = insert_call(traced, node, name, node.args[:1])
         else:
             continue
