@@ -1,190 +1,348 @@
-"""Post-training quantisation: ours against ONNX Runtime's quantize_static, in one run.
+"""Post-training quantisation: ours against other tools, in one run.
 
     make pipeline MODEL=resnet18 && make bench
+    python -m bench.ptq_peers --untrained mobilenet_v3_large,resnet18 --size 224 --calib 64
 
-Same float network, same calibration images, same scoring; latencies interleaved. Writes
-bench/results/ptq_peers.json and prints the table.
+Same float ONNX file, same calibration images, same scoring; latencies interleaved. Writes
+bench/results/ptq_peers.json, where the results of other networks stay, and prints the tables.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import numpy as np
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quant_pre_process,
-    quantize_static,
-)
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
-from compress.architectures.build import Classifier
-from compress.checkpoint import load_checkpoint, write_json
-from compress.data.load import as_numpy, calibration_order
-from compress.data.splits import Split
-from compress.export.onnx_file import INPUT, export_onnx
-from compress.measure.accuracy import accuracy, predict_split
-from compress.measure.host import Host, describe_host
+from bench.peers import BATCH, PEERS, Cost, run_peer
+from compress.architectures.build import SMALL_IMAGE, build
+from compress.architectures.spec import ModelSpec
+from compress.checkpoint import Checkpoint, load_checkpoint, write_checkpoint, write_json
+from compress.data.load import IMAGENET_MEAN, IMAGENET_STD, as_numpy, calibration_order
+from compress.data.preprocess import Preprocess
+from compress.data.splits import Split, TensorSplit
+from compress.export.onnx_file import export_onnx
+from compress.measure.accuracy import BATCH as SCORING_BATCH
+from compress.measure.accuracy import accuracy
+from compress.measure.host import Host, allowed_cores, describe_host
 from compress.measure.latency import Latency, measure_latency
-from compress.quantize.placement import freeze, prepare
-from compress.quantize.ptq import Calibration, Plan
-from compress.quantize.stage import CALIBRATION_BATCH
+from compress.measure.runtime import open_session, run_session
+from compress.progress import say, track
 from compress.report.render import size_text
 from compress.restore import load_model
 from compress.single import data_of
 from compress.terminal import print_table
 
 RESULTS = Path(__file__).parent / "results" / "ptq_peers.json"
+FOLDERS = (
+    Path("runs/resnet18-fashion-mnist/0-teacher"),
+    Path("runs/resnet18-fashion-mnist/2-prune"),
+)
 ROUNDS = 200
-PEERS = {
-    "quantize_static MinMax": CalibrationMethod.MinMax,
-    "quantize_static Entropy": CalibrationMethod.Entropy,
-    "quantize_static Percentile": CalibrationMethod.Percentile,
-}
+FLOAT, REFERENCE = "float", "quantize_static MinMax"
+SYNTHETIC_CLASSES = 1000
+SYNTHETIC_TEST_IMAGES = 64
+SYNTHETIC_GRID = 8
+"""Random colours a side, which a synthetic image interpolates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One tool's file for one network."""
 
-    network: str
     tool: str
-    quantize_seconds: float
-    """Calibration and conversion, without loading and scoring."""
-    top1: float
-    """Percent, test split."""
+    cost: Cost | None
+    """None for the float file."""
+    size_bytes: int
+    top1: float | None
+    """Percent, test split; None for an untrained network."""
     agreement: float
     """Percent of test images with the float file's class."""
-    size_bytes: int
+    kl_divergence: float
+    """Of the classes' probabilities from the float file's, nats, mean over test images."""
     latency: Latency
     """Its speedup is against the float file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """What the results file holds."""
+class Failure:
+    """A tool that made no file, or none that ONNX Runtime runs."""
 
+    tool: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All tools on one network, and the circumstances."""
+
+    network: str
     command: str
-    calibration_images: int
+    date: str
     host: Host
+    calibration_images: int
+    test_images: int
     rows: tuple[Row, ...]
+    failures: tuple[Failure, ...]
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """quantize_static's view of the calibration images."""
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What the results file holds: the newest comparison of each network."""
 
-    def __init__(self, split: Split, count: int) -> None:
-        order = calibration_order(split, count, seed=0)
-        self.batches: Iterator[np.ndarray] = (
-            as_numpy(batch.images) for batch in split.batches(CALIBRATION_BATCH, order=order)
-        )
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        pixels = next(self.batches, None)
-        return None if pixels is None else {INPUT: pixels}
+    networks: tuple[Comparison, ...]
 
 
-def compare(folder: Path, count: int, scratch: Path) -> list[Row]:
-    """Quantises one float checkpoint with every tool and measures the files."""
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A float network to quantise, and images."""
+
+    network: str
+    checkpoint: Checkpoint
+    calibration: np.ndarray
+    """uint8 `[n, C, H, W]`."""
+    test: Split
+    labelled: bool
+    """The test split's labels mean something."""
+
+
+def trained_subject(folder: Path, count: int) -> Subject:
+    """Returns a checkpoint with images of its own data set; `count` for calibration."""
     checkpoint = load_checkpoint(folder)
     data = data_of(checkpoint)
-    model = load_model(checkpoint)
-    assert isinstance(model, Classifier)
-    files, seconds = {"float": scratch / "float.onnx"}, {"float": 0.0}
-    export_onnx(model, checkpoint.spec, files["float"], digest="", stage=checkpoint.stage)
-
     order = calibration_order(data.train, count, seed=0)
-    start = time.perf_counter()
-    batches = data.train.batches
-    calibration = Calibration(
-        prepare(model), lambda: (b.images for b in batches(CALIBRATION_BATCH, order=order))
+    batches = [as_numpy(batch.images) for batch in data.train.batches(BATCH, order=order)]
+    return Subject(
+        network=f"{folder.resolve().parent.name}/{folder.name}",
+        checkpoint=checkpoint,
+        calibration=np.concatenate(batches),
+        test=data.test,
+        labelled=True,
     )
-    quantized = freeze(calibration.quantize(Plan(observer="minmax", weights="mse")))
-    seconds["compress"] = time.perf_counter() - start
-    files["compress"] = scratch / "compress.onnx"
-    export_onnx(quantized, checkpoint.spec, files["compress"], digest="", stage="quantize")
 
-    prepared = scratch / "prepared.onnx"
-    quant_pre_process(files["float"], prepared)
-    for name, method in PEERS.items():
-        files[name] = scratch / f"{method.name}.onnx"
-        start = time.perf_counter()
-        quantize_static(
-            prepared,
-            files[name],
-            _Reader(data.train, count),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=method,
-        )
-        seconds[name] = time.perf_counter() - start
 
-    labels = data.test.labels.numpy()
-    predicted = {name: predict_split(path, data.test, title=name) for name, path in files.items()}
+def untrained_subject(name: str, size: int, count: int, scratch: Path) -> Subject:
+    """Returns a network of torchvision with random weights, and synthetic images.
+
+    Args:
+        name: torchvision's.
+        size: side of the images, pixels.
+        count: of calibration images; on them BatchNorm's statistics are set, too.
+        scratch: folder for the checkpoint.
+    """
+    spec = ModelSpec(
+        architecture=name,
+        stem="large" if size >= SMALL_IMAGE else "small",
+        class_names=tuple(f"class {number}" for number in range(SYNTHETIC_CLASSES)),
+        preprocess=Preprocess(
+            size=size, resize=size, channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        ),
+    )
+    torch.manual_seed(0)
+    model = build(spec)
+    calibration = synthetic_images(count, size, seed=0)
+    with torch.no_grad():
+        update_bn(calibration.split(BATCH), model)
+    folder = scratch / "checkpoint"
+    folder.mkdir()
+    checkpoint = write_checkpoint(
+        folder, model.state_dict(), stage="teacher", spec=spec, lineage=()
+    )
+    return Subject(
+        network=f"{name}, untrained, {size} px",
+        checkpoint=checkpoint,
+        calibration=as_numpy(calibration),
+        test=TensorSplit(
+            images=synthetic_images(SYNTHETIC_TEST_IMAGES, size, seed=1),
+            labels=torch.zeros(SYNTHETIC_TEST_IMAGES, dtype=torch.int64),
+            flip=False,
+            shift=0,
+        ),
+        labelled=False,
+    )
+
+
+def synthetic_images(count: int, size: int, *, seed: int) -> Tensor:
+    """Returns smooth random pictures, uint8 `[count, 3, size, size]`."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = torch.rand(count, 3, SYNTHETIC_GRID, SYNTHETIC_GRID, generator=generator)
+    smooth = F.interpolate(grid, size=(size, size), mode="bicubic")
+    return (255 * smooth).clamp(0, 255).round().to(torch.uint8)
+
+
+def compare(subject: Subject, scratch: Path, command: str) -> Comparison:
+    """Quantises one float network with every tool and measures the files.
+
+    Args:
+        subject: the network and the images.
+        scratch: an empty folder.
+        command: that the user gave, for the record.
+    """
+    say(subject.network)
+    files, costs, failures = {FLOAT: scratch / "float.onnx"}, dict[str, Cost](), list[Failure]()
+    checkpoint, images = subject.checkpoint, scratch / "calibration.npy"
+    model = load_model(checkpoint)
+    export_onnx(model, checkpoint.spec, files[FLOAT], digest="", stage=checkpoint.stage)
+    np.save(images, subject.calibration)
+    for place, tool in enumerate(PEERS):
+        path = scratch / f"{place}.onnx"
+        try:
+            costs[tool] = run_peer(
+                tool,
+                float_file=files[FLOAT],
+                checkpoint=checkpoint.folder,
+                images=images,
+                out=path,
+            )
+            files[tool] = path
+            say(f"  {tool}: {costs[tool].seconds:.1f} s")
+        except RuntimeError as error:
+            failures.append(_failure(tool, error))
+
+    logits: dict[str, np.ndarray] = {}
+    for tool, path in list(files.items()):
+        try:
+            logits[tool] = _logits(path, subject.test, tool)
+        except Exception as error:  # ONNX Runtime raises its own types for every fault of a file
+            failures.append(_failure(tool, error))
+            del files[tool]
+    labels = subject.test.labels.numpy()
+    expected = logits[FLOAT]
     latencies = measure_latency(list(files.values()), rounds=ROUNDS)
-    return [
+    rows = tuple(
         Row(
-            network=f"{folder.parent.name}/{folder.name}",
-            tool=name,
-            quantize_seconds=seconds[name],
-            top1=accuracy(predicted[name], labels).top1,
-            agreement=100 * float((predicted[name] == predicted["float"]).mean()),
+            tool=tool,
+            cost=costs.get(tool),
             size_bytes=path.stat().st_size,
+            top1=accuracy(logits[tool].argmax(1), labels).top1 if subject.labelled else None,
+            agreement=100 * float((logits[tool].argmax(1) == expected.argmax(1)).mean()),
+            kl_divergence=_kl_divergence(expected, logits[tool]),
             latency=latency,
         )
-        for (name, path), latency in zip(files.items(), latencies, strict=True)
-    ]
+        for (tool, path), latency in zip(files.items(), latencies, strict=True)
+    )
+    return Comparison(
+        network=subject.network,
+        command=command,
+        date=datetime.now(UTC).date().isoformat(),
+        host=describe_host(),
+        calibration_images=len(subject.calibration),
+        test_images=len(subject.test),
+        rows=rows,
+        failures=tuple(failures),
+    )
 
 
-def _table(network: str, rows: list[Row]) -> Table:
-    table = Table(title=network, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("tool", "seconds", "top-1 %", "as float %", "size", "p50 ms", "faster"):
-        table.add_column(column, justify="left" if column == "tool" else "right", no_wrap=True)
-    for row in rows:
+def _failure(tool: str, error: Exception) -> Failure:
+    reason = str(error).splitlines()[0]
+    say(f"  {tool}: {reason}")
+    return Failure(tool=tool, reason=reason)
+
+
+def _logits(path: Path, split: Split, title: str) -> np.ndarray:
+    """Returns a file's answers to a split, float32 `[n, classes]`.
+
+    Raises:
+        ValueError: ONNX Runtime cannot load the file, or some answers are no numbers.
+    """
+    session = open_session(path, threads=allowed_cores())
+    total = -(-len(split) // SCORING_BATCH)
+    batches = track(split.batches(SCORING_BATCH), title, total=total)
+    logits = np.concatenate([run_session(session, as_numpy(batch.images)) for batch in batches])
+    if not np.isfinite(logits).all():
+        raise ValueError("its logits are not finite")
+    return logits
+
+
+def _kl_divergence(expected: np.ndarray, found: np.ndarray) -> float:
+    """Returns the mean KL divergence of softmax outputs, nats.
+
+    Args:
+        expected: logits `[n, classes]`.
+        found: those that are to be the same.
+    """
+    p, q = (F.log_softmax(torch.from_numpy(logits).double(), 1) for logits in (expected, found))
+    return float(F.kl_div(q, p, reduction="batchmean", log_target=True))
+
+
+def add_to_results(comparison: Comparison) -> None:
+    """Writes a comparison into the results file, in the place of the network's older one."""
+    kept: tuple[Comparison, ...] = ()
+    if RESULTS.is_file():
+        old = TypeAdapter(Results).validate_json(RESULTS.read_bytes())
+        kept = tuple(entry for entry in old.networks if entry.network != comparison.network)
+    write_json(RESULTS, Results(networks=(*kept, comparison)))
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Prints a network's table, and the tools that failed."""
+    title = f"{comparison.network}, {comparison.calibration_images} calibration images"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("tool", no_wrap=True)
+    for column in (
+        "seconds", "MB", "size", "top-1 %", "as float %", "KL nats", "p50 ms", "faster",
+        "vs quantize_static",
+    ):  # fmt: skip
+        table.add_column(column, justify="right", no_wrap=column != "vs quantize_static")
+    medians = {row.tool: row.latency.latency_ms_p50 for row in comparison.rows}
+    for row in comparison.rows:
+        p50 = row.latency.latency_ms_p50
         table.add_row(
             row.tool,
-            f"{row.quantize_seconds:.1f}",
-            f"{row.top1:.2f}",
-            f"{row.agreement:.2f}",
+            "" if row.cost is None else f"{row.cost.seconds:.1f}",
+            "" if row.cost is None else f"{row.cost.memory_mb:.0f}",
             size_text(row.size_bytes),
-            f"{row.latency.latency_ms_p50:.3f}",
+            "" if row.top1 is None else f"{row.top1:.2f}",
+            f"{row.agreement:.2f}",
+            f"{row.kl_divergence:.2g}",
+            f"{p50:.3f}",
             f"{row.latency.speedup:.2f}x",
+            f"{medians[REFERENCE] / p50:.2f}x" if REFERENCE in medians else "",
         )
-    return table
+    print_table(table)
+    for failure in comparison.failures:
+        click.echo(f"{failure.tool}: {failure.reason}")
 
 
 @click.command()
 @click.option(
     "--in", "folders", multiple=True, type=click.Path(path_type=Path, exists=True),
-    default=("runs/resnet18-fashion-mnist/0-teacher", "runs/resnet18-fashion-mnist/2-prune"),
-    show_default=True, help="Float checkpoints to quantise.",
+    help=f"Float checkpoints to quantise.  [default: {', '.join(map(str, FOLDERS))}]",
 )  # fmt: skip
+@click.option(
+    "--untrained", default="",
+    help="Networks of torchvision, with random weights and images: a,b,c; instead of checkpoints.",
+)  # fmt: skip
+@click.option("--size", default=224, show_default=True, help="Image side for --untrained, pixels.")
 @click.option("--calib", default=512, show_default=True, help="Calibration images.")
-def main(folders: tuple[Path, ...], calib: int) -> None:
-    """Compare post-training quantisation tools on float checkpoints."""
-    rows: list[Row] = []
-    for folder in folders:
+def main(folders: tuple[Path, ...], untrained: str, size: int, calib: int) -> None:
+    """Compare post-training quantisation tools on float networks."""
+    command = shlex.join(["python", "-m", "bench.ptq_peers", *sys.argv[1:]])
+    names = [name for name in untrained.split(",") if name]
+
+    def finish(subject: Subject, scratch: Path) -> None:
+        comparison = compare(subject, scratch, command)
+        add_to_results(comparison)
+        print_comparison(comparison)
+
+    for folder in folders or (() if names else FOLDERS):
         with tempfile.TemporaryDirectory() as scratch:
-            rows += compare(folder, calib, Path(scratch))
-    command = f"python -m bench.ptq_peers --calib {calib} --in {' --in '.join(map(str, folders))}"
-    result = Result(
-        command=command, calibration_images=calib, host=describe_host(), rows=tuple(rows)
-    )
-    RESULTS.parent.mkdir(exist_ok=True)
-    write_json(RESULTS, asdict(result))
-    for network in dict.fromkeys(row.network for row in rows):
-        print_table(_table(network, [row for row in rows if row.network == network]))
+            finish(trained_subject(folder, calib), Path(scratch))
+    for name in names:
+        with tempfile.TemporaryDirectory() as scratch:
+            finish(untrained_subject(name, size, calib, Path(scratch)), Path(scratch))
     click.echo(RESULTS)
 
 
