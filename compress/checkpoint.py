@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 TENSORS, DESCRIPTION = "model.safetensors", "checkpoint.json"
+MODEL_FILE = "model.onnx"
+"""The network, as measured."""
 STAGES = ("teacher", "distill", "prune", "quantize", "export")
 """In their order; a folder `2-prune` holds the stage at place 2."""
 

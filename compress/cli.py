@@ -257,6 +257,30 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
 
 
 @main.command()
+@click.argument("checkpoint", type=FOLDER)
+@click.option("--images", default=1000, show_default=True, help="Validation images to score.")
+@click.option("--calib", default=512, show_default=True, help="Calibration images.")
+def sensitivity(checkpoint: Path, images: int, calib: int) -> None:
+    """Show what each layer of CHECKPOINT (a float one) would lose and gain in int8.
+
+    Writes sensitivity.json and sensitivity.html, with a plot, into the checkpoint's folder.
+
+    \b
+    compress sensitivity runs/resnet18-fashion-mnist/2-prune
+    """
+    with _starting():
+        from compress.layers import analyse_layers
+        from compress.quantize.config import QuantizeConfig
+        from compress.report.layers import EXPLANATION, LAYERS_HTML, layers_table
+        from compress.terminal import print_table
+
+    report = analyse_layers(checkpoint, QuantizeConfig(calib=calib), images)
+    print_table(layers_table(report))
+    click.echo(EXPLANATION)
+    click.echo(checkpoint / LAYERS_HTML)
+
+
+@main.command()
 @click.argument("files", nargs=-1, required=True, type=ONNX_FILE, metavar="A.onnx [B.onnx]...")
 @click.option("--threads", default="1", show_default=True, help="Thread counts, e.g. 1,2.")
 @click.option("--batch", default="1", show_default=True, help="Batch sizes, e.g. 1,8.")

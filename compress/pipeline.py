@@ -10,6 +10,7 @@ from typing import Any
 from compress.architectures.build import SMALL_IMAGE
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import (
+    MODEL_FILE,
     STAGES,
     Checkpoint,
     CheckpointError,
@@ -36,7 +37,7 @@ from compress.report.run import write_run_report
 from compress.request import Request, changed_settings, difference, lineage_of, new_step, stage_key
 from compress.train.loop import STATE
 
-MODEL_FILE, KEY_FILE, STORE = "model.onnx", "key", "teacher-answers"
+KEY_FILE, STORE = "key", "teacher-answers"
 
 
 def run_recipe(

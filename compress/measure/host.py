@@ -25,6 +25,11 @@ class Host:
     python: str
     versions: dict[str, str]
 
+    @property
+    def multiplies_bytes_exactly(self) -> bool:
+        """False on x86 chips without VNNI, whose sums of uint8 times int8 saturate."""
+        return "x86" not in self.system or bool({"avx512_vnni", "avx_vnni"} & set(self.isa))
+
 
 def describe_host() -> Host:
     """Returns the facts of this machine."""

@@ -58,7 +58,7 @@ def measure_latency(
     """
     sessions = [open_session(path, threads=threads) for path in paths]
     feeds = [
-        _random_feed(session, batch, path) for session, path in zip(sessions, paths, strict=True)
+        random_feed(session, batch, path) for session, path in zip(sessions, paths, strict=True)
     ]
     for session, feed in zip(sessions, feeds, strict=True):
         for _ in range(WARMUP_RUNS):
@@ -105,7 +105,7 @@ def _summary(
     )
 
 
-def _random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[str, np.ndarray]:
+def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[str, np.ndarray]:
     """Returns random input of a file's own type and shape; unknown dimensions but the batch are 1.
 
     Raises:

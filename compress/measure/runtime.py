@@ -16,15 +16,22 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
     Raises:
         ValueError: ONNX Runtime cannot load it.
     """
+    try:
+        return ort.InferenceSession(
+            path, session_options(threads=threads), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime raises its own types for every fault of the file
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"ONNX Runtime cannot load {path}: {reason}") from None
+
+
+def session_options(*, threads: int) -> ort.SessionOptions:
+    """Returns the options that all sessions have."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own types for every fault of the file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"ONNX Runtime cannot load {path}: {reason}") from None
+    return options
 
 
 def run_session(session: ort.InferenceSession, pixels: np.ndarray) -> np.ndarray:

@@ -256,6 +256,8 @@ class Layer(nn.Module):
         self.qmax = QMAX_WEIGHT
         self.sink: Callable[[], Tensor] | None = None
         """Once frozen: gives the distance between two levels of its output."""
+        self.correction: Callable[[Tensor, Tensor], Tensor] | None = None
+        """Emulates other chips: from exact sums and input levels to the chip's sums."""
         self.source: str | None = None
         """Name of the module that quantises its input; None keeps the layer in float."""
         bias = torch.zeros(len(weight)) if bias is None else bias.detach()
@@ -346,6 +348,8 @@ class Layer(nn.Module):
         # Sums of integers are exact in float32 up to 2**24, in whatever order they are added.
         levels = torch.round(x / (self.bias_scale[0] / self.weight_scale[0]))
         sums = self.operation(levels, self.weight_int8.float(), None)
+        if self.correction is not None:
+            sums = self.correction(sums, levels)
         shape = (1, -1, 1, 1) if self.is_convolution else (1, -1)
         sums = sums + self.bias_int32.float().view(shape)
         if self.sink is None:

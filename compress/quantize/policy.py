@@ -10,9 +10,11 @@ from torch import fx
 
 from compress.progress import say
 from compress.quantize.config import QuantizeConfig
-from compress.quantize.placement import set_mode
-from compress.quantize.ptq import Calibration, Plan
+from compress.quantize.placement import layers_of
+from compress.quantize.ptq import Calibration, Plan, Score, score_float
 from compress.quantize.ranges import OBSERVERS
+from compress.quantize.sensitivity import with_float
+from compress.quantize.speed import LayerCost
 
 REPAIRS: Mapping[str, Callable[[Plan], Plan]] = {
     "corrected biases": lambda plan: dataclasses.replace(plan, correct_biases=True),
@@ -20,9 +22,10 @@ REPAIRS: Mapping[str, Callable[[Plan], Plan]] = {
     "learnt rounding": lambda plan: dataclasses.replace(plan, learn_rounding=True),
 }
 """What `auto` tries, the cheapest first; each is added to the best so far."""
-
-Score = Callable[[fx.GraphModule], tuple[float, float]]
-"""From a network to loss and top-1 (percent) on validation images."""
+TINY_MS = 1e-3
+"""A layer that loses no time in float is not infinitely better than one that loses a little."""
+MOST_FLOAT = 4
+"""At most one layer in so many falls back to float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class Choice:
     placed: fx.GraphModule
     plan: Plan
     attempts: tuple[Attempt, ...]
-    """In their order; the chosen one is the best."""
+    """In their order; the chosen one has the least drop."""
 
     @property
     def drop(self) -> float:
@@ -52,50 +55,86 @@ class Choice:
         return min(attempt.drop for attempt in self.attempts)
 
 
-def choose(calibration: Calibration, config: QuantizeConfig, score: Score) -> Choice:
+class _Trials:
+    """Scores plans and remembers the best: top-1 first, then loss."""
+
+    def __init__(self, calibration: Calibration, score: Score) -> None:
+        self.calibration, self.score = calibration, score
+        self.float_top1 = score_float(calibration, score)[1]
+        self.attempts: list[Attempt] = []
+        self.kept: list[tuple[fx.GraphModule, Plan, Attempt]] = []
+
+    def attempt(self, name: str, plan: Plan) -> None:
+        placed = self.calibration.quantize(plan)
+        loss, top1 = self.score(placed)
+        drop = self.float_top1 - top1
+        attempt = Attempt(name=name, top1=top1, drop=drop, loss=loss)
+        say(f"  {name}: {top1:.2f} % ({-drop:+.2f} points, loss {loss:.4f})")
+        self.attempts.append(attempt)
+        # One network is kept in memory, not one for each attempt.
+        if not self.kept or (drop, loss) < (self.kept[0][2].drop, self.kept[0][2].loss):
+            self.kept = [(placed, plan, attempt)]
+
+    @property
+    def best(self) -> tuple[fx.GraphModule, Plan, Attempt]:
+        return self.kept[0]
+
+
+def choose(
+    calibration: Calibration,
+    first: Plan,
+    config: QuantizeConfig,
+    score: Score,
+    costs: Mapping[str, LayerCost],
+) -> Choice:
     """Quantises without training, as the settings say or, for `auto`, until it is good enough.
 
     Args:
         calibration: of the network.
+        first: the plan to begin with.
         config: what to do.
         score: of validation images.
+        costs: by layer; what a fallback to float loses.
     """
-    float_top1 = score_float(calibration, score)[1]
-    best: tuple[tuple[float, float], fx.GraphModule, Plan] | None = None
-    attempts: list[Attempt] = []
-
-    def attempt(name: str, plan: Plan) -> None:
-        nonlocal best
-        placed = calibration.quantize(plan)
-        loss, top1 = score(placed)
-        attempts.append(Attempt(name=name, top1=top1, drop=float_top1 - top1, loss=loss))
-        say(f"  {name}: {top1:.2f} % ({top1 - float_top1:+.2f} points, loss {loss:.4f})")
-        if best is None or (-top1, loss) < best[0]:
-            best = (-top1, loss), placed, plan
-
-    first = Plan(
-        observer="minmax" if config.observer == "auto" else config.observer,
-        weights=config.weights,
-        equalize=config.equalize,
-        correct_biases=config.correct_biases,
-        learn_rounding=config.learn_rounding,
-    )
+    trials = _Trials(calibration, score)
     for observer in OBSERVERS if config.observer == "auto" else (first.observer,):
-        attempt(f"{observer} ranges", dataclasses.replace(first, observer=observer))
-    assert best is not None
+        trials.attempt(f"{observer} ranges", dataclasses.replace(first, observer=observer))
     if config.method == "auto":
         for name, repair in REPAIRS.items():
-            if float_top1 + best[0][0] <= config.max_drop:
+            plan = trials.best[1]
+            if trials.best[2].drop <= config.max_drop:
                 break
-            repaired = repair(best[2])
-            if repaired != best[2]:
-                attempt(f"and {name}", repaired)
-    _, placed, plan = best
-    return Choice(placed=placed, plan=plan, attempts=tuple(attempts))
+            if repair(plan) != plan:
+                trials.attempt(f"and {name}", repair(plan))
+        _fall_back(trials, config.max_drop, costs)
+    placed, plan, _ = trials.best
+    return Choice(placed=placed, plan=plan, attempts=tuple(trials.attempts))
 
 
-def score_float(calibration: Calibration, score: Score) -> tuple[float, float]:
-    """Returns the float network's loss and top-1."""
-    prepared = calibration.prepared(equalized=False)
-    set_mode(prepared, "float")
-    return score(prepared)
+def _fall_back(trials: _Trials, max_drop: float, costs: Mapping[str, LayerCost]) -> None:
+    """Leaves layers in float, first those that regain most loss for each millisecond."""
+    if trials.best[2].drop <= max_drop:
+        return
+    plan = trials.best[1]
+    fixed = plan.layout.float_layers
+    names = [
+        name
+        for name in layers_of(trials.calibration.prepared(equalized=plan.equalize))
+        if name not in fixed
+    ]
+    gains = {}
+    cheap = dataclasses.replace(plan, learn_rounding=False)
+    before = trials.score(trials.calibration.quantize(cheap))[0]
+    for name in names:
+        placed = trials.calibration.quantize(with_float(cheap, (*fixed, name)))
+        cost = costs.get(name)
+        lost = max(cost.float_ms - cost.int8_ms, 0.0) if cost else 0.0
+        gains[name] = (before - trials.score(placed)[0]) / (lost + TINY_MS)
+    ranked = sorted((name for name in names if gains[name] > 0), key=lambda name: -gains[name])
+    count = 1
+    while count <= len(names) // MOST_FLOAT and trials.best[2].drop > max_drop:
+        chosen = tuple(ranked[:count])
+        trials.attempt(f"and {', '.join(chosen)} in float", with_float(plan, (*fixed, *chosen)))
+        if count >= len(ranked):
+            break
+        count *= 2

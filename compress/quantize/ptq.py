@@ -91,6 +91,17 @@ class Calibration:
         return torch.cat(batches)[:REPAIR_IMAGES]
 
 
+Score = Callable[[fx.GraphModule], tuple[float, float]]
+"""From a network to loss and top-1 (percent) on validation images."""
+
+
+def score_float(calibration: Calibration, score: Score) -> tuple[float, float]:
+    """Returns the float network's loss and top-1."""
+    prepared = calibration.prepared(equalized=False)
+    set_mode(prepared, "float")
+    return score(prepared)
+
+
 @torch.no_grad()
 def collect(
     placed: fx.GraphModule, batches: Iterable[Tensor], *, histogram: bool

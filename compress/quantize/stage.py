@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from compress.quantize.config import QuantizeConfig
 
@@ -13,8 +15,12 @@ if TYPE_CHECKING:
 
     from compress.checkpoint import Checkpoint
     from compress.context import Context, Product
+    from compress.quantize.ptq import Calibration, Plan
+    from compress.quantize.saturation import Saturation
+    from compress.quantize.speed import LayerCost
 
 CALIBRATION_BATCH = 32
+SATURATION_IMAGES = 256
 
 
 def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Product:
@@ -25,47 +31,160 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
         config: method, calibration and, for QAT, the schedule.
         context: data, seed, folder and the teacher (QAT learns from it).
     """
-    import torch
-
-    from compress.architectures.build import Classifier
     from compress.context import Product
-    from compress.progress import waiting
-    from compress.quantize.placement import freeze, prepare
+    from compress.measure.host import describe_host
+    from compress.quantize.placement import freeze, layers_of
     from compress.quantize.policy import choose
+    from compress.quantize.qat import train_quantized
+    from compress.train.loop import evaluate_on_cpu
+
+    calibration = calibrate(checkpoint, config, context)
+    plan = first_plan(config)
+    if not describe_host().multiplies_bytes_exactly:
+        names = layers_of(calibration.prepared(equalized=False))
+        plan = dataclasses.replace(plan, reduced_layers=frozenset(names))
+
+    def score(network: fx.GraphModule) -> tuple[float, float]:
+        return evaluate_on_cpu(network, context.data.validation)
+
+    costs: dict[str, LayerCost] = {}
+    details: dict[str, Any] = {"method": config.method, "calibration_images": config.calib}
+    if config.method == "auto":
+        plan, costs = fastest_plan(calibration, plan, checkpoint, context)
+    choice = choose(calibration, plan, config, score, costs)
+    details["attempts"] = [dataclasses.asdict(attempt) for attempt in choice.attempts]
+    if config.method == "qat" or (config.method == "auto" and choice.drop > config.max_drop):
+        details["method"] = "qat"
+        train_quantized(choice.placed, config, context)
+    elif config.method == "auto":
+        details["method"] = "ptq"
+    frozen = freeze(choice.placed)
+    if not plan.reduced_layers:
+        found = _saturation(frozen, context)
+        details["without_vnni"] = dataclasses.asdict(found)
+        if config.portable and found.layers and details["method"] == "ptq":
+            reduced = dataclasses.replace(choice.plan, reduced_layers=frozenset(found.layers))
+            frozen = freeze(calibration.quantize(reduced))
+            details["reduced_layers"] = list(found.layers)
+    details["float_layers"] = list(choice.plan.layout.float_layers)
+    return Product(
+        model=frozen,
+        spec=checkpoint.spec,
+        shapes=checkpoint.description.shapes,
+        quantized=choice.plan.layout,
+        details=details,
+    )
+
+
+def first_plan(config: QuantizeConfig) -> Plan:
+    """Returns the plan that the settings name."""
+    from compress.quantize.ptq import Plan
+
+    return Plan(
+        observer="minmax" if config.observer == "auto" else config.observer,
+        weights=config.weights,
+        equalize=config.equalize,
+        correct_biases=config.correct_biases,
+        learn_rounding=config.learn_rounding,
+    )
+
+
+def calibrate(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Calibration:
+    """Returns the traced network with its calibration images."""
+    from compress.architectures.build import Classifier
+    from compress.progress import waiting
+    from compress.quantize.placement import prepare
     from compress.quantize.ptq import Calibration
     from compress.restore import load_model
-    from compress.train.loop import evaluate
 
     model = load_model(checkpoint)
     assert isinstance(model, Classifier)
     with waiting("tracing the network"):
         prepared = prepare(model)
-    calibration = Calibration(prepared, lambda: calibration_batches(config, context))
+    return Calibration(prepared, lambda: _calibration_batches(config, context))
 
-    def score(network: fx.GraphModule) -> tuple[float, float]:
-        return evaluate(network, context.data.validation, torch.device("cpu"))
 
-    choice = choose(calibration, config, score)
-    quantized = choice.placed
-    trained = config.method == "qat" or (config.method == "auto" and choice.drop > config.max_drop)
-    if trained:
-        from compress.quantize.qat import train_quantized
+def profile_layers(
+    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, context: Context
+) -> tuple[dict[str, LayerCost], tuple[str, ...]]:
+    """Returns each layer's cost on this machine, and the layers that had better stay in float."""
+    from compress.checkpoint import MODEL_FILE
+    from compress.progress import waiting
+    from compress.quantize.speed import cheapest_float_layers, layer_borders, layer_costs
 
-        train_quantized(quantized, config, context)
-    return Product(
-        model=freeze(quantized),
-        spec=checkpoint.spec,
-        shapes=checkpoint.description.shapes,
-        quantized=choice.plan.layout,
-        details={
-            "method": "qat" if trained else "ptq",
-            "calibration_images": config.calib,
-            "attempts": [dataclasses.asdict(attempt) for attempt in choice.attempts],
-        },
+    threads = context.measure.threads
+    with _probe(calibration, plan, checkpoint, context.folder / "probe.onnx") as int8_file:
+        with waiting("timing each layer"):
+            costs = layer_costs(checkpoint.folder / MODEL_FILE, int8_file, threads=threads)
+            borders = layer_borders(int8_file, threads=threads)
+    return costs, cheapest_float_layers(costs, borders)
+
+
+def fastest_plan(
+    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, context: Context
+) -> tuple[Plan, dict[str, LayerCost]]:
+    """Returns the plan with those layers in float that are faster so here, and all layers' costs.
+
+    The whole file decides: a mixed one must be faster than the int8 one beyond noise.
+    """
+    from compress.measure.latency import measure_latency
+    from compress.progress import say
+    from compress.quantize.sensitivity import with_float
+
+    costs, layers = profile_layers(calibration, plan, checkpoint, context)
+    if not layers or len(layers) == len(costs):
+        return plan, costs
+    mixed_plan = with_float(plan, layers)
+    with (
+        _probe(calibration, plan, checkpoint, context.folder / "probe.onnx") as int8_file,
+        _probe(calibration, mixed_plan, checkpoint, context.folder / "mixed.onnx") as mixed_file,
+    ):
+        _, mixed = measure_latency(
+            [int8_file, mixed_file], threads=context.measure.threads, batch=context.measure.batch
+        )
+    faster = mixed.speedup_ci95[0] > 1
+    say(
+        f"  {len(layers)} of {len(costs)} layers in float: {mixed.speedup:.2f}x the speed of int8; "
+        + ("they stay in float" if faster else "not faster, all are int8")
     )
+    return (mixed_plan if faster else plan), costs
 
 
-def calibration_batches(config: QuantizeConfig, context: Context) -> Iterator[Tensor]:
+@contextmanager
+def _probe(
+    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, path: Path
+) -> Iterator[Path]:
+    """Writes a file to be timed, without the repairs that do not change its speed."""
+    from compress.export.onnx_file import export_onnx
+    from compress.quantize.placement import freeze
+
+    quick = dataclasses.replace(plan, correct_biases=False, learn_rounding=False)
+    model = freeze(calibration.quantize(quick))
+    export_onnx(model, checkpoint.spec, path, digest=checkpoint.digest, stage="quantize")
+    try:
+        yield path
+    finally:
+        path.unlink()
+
+
+def _saturation(frozen: fx.GraphModule, context: Context) -> Saturation:
+    """Tells what chips without VNNI would lose."""
+    from compress.progress import say, waiting
+    from compress.quantize.saturation import find_saturation
+
+    batch = next(iter(context.data.validation.batches(SATURATION_IMAGES)))
+    with waiting("emulating chips without VNNI"):
+        found = find_saturation(frozen, batch.images, batch.labels)
+    if found.layers:
+        say(
+            f"  on chips without VNNI {len(found.layers)} layers would saturate: "
+            f"top-1 {found.top1_saturated:.2f} % instead of {found.top1:.2f} % "
+            f"on {found.n_images} images; --portable avoids it"
+        )
+    return found
+
+
+def _calibration_batches(config: QuantizeConfig, context: Context) -> Iterator[Tensor]:
     """Yields the calibration images, uint8 `[N, C, H, W]`, from the training split."""
     from compress.data.load import calibration_order
     from compress.progress import track

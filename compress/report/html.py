@@ -38,13 +38,13 @@ def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, An
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
         for row in run_rows(report)
     )
-    figures = [_figure(_draw_trade, report, "Each stage's file: faster is left, better is up.")]
+    figures = [figure_html(_draw_trade, report, "Each stage's file: faster is left, better is up.")]
     if histories:
         caption = (
             "Accuracy on validation images after each epoch, as PyTorch sees it: how training "
             "went, not what ships."
         )
-        figures.append(_figure(_draw_training, histories, caption))
+        figures.append(figure_html(_draw_training, histories, caption))
     remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in report.remarks)
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
@@ -63,7 +63,7 @@ def read_history(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _figure(draw: Callable[[Axes, Any], None], content: Any, caption: str) -> str:
+def figure_html(draw: Callable[[Axes, Any], None], content: Any, caption: str) -> str:
     """Returns an HTML figure with an inline SVG."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     draw(figure.subplots(), content)

@@ -254,18 +254,36 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float]:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Split, device: torch.device, precision: Precision = "fp32"
+    model: nn.Module,
+    split: Split,
+    device: torch.device,
+    precision: Precision = "fp32",
+    *,
+    images: int | None = None,
 ) -> tuple[float, float]:
     """Returns mean cross-entropy and top-1 in percent, in PyTorch."""
     model.eval()
-    loss, correct = 0.0, 0
-    for batch in split.batches(EVALUATION_BATCH):
+    loss, correct, order = 0.0, 0, torch.arange(len(split))[:images]
+    for batch in split.batches(EVALUATION_BATCH, order=order):
         pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
         with autocast(precision, device):
             logits = model(pixels).float().cpu()
         loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
         correct += int((logits.argmax(1) == batch.labels).sum())
-    return loss / len(split), 100 * correct / len(split)
+    return loss / len(order), 100 * correct / len(order)
+
+
+def evaluate_on_cpu(
+    model: nn.Module, split: Split, *, images: int | None = None
+) -> tuple[float, float]:
+    """Returns mean cross-entropy and top-1 in percent, in PyTorch in float32.
+
+    Args:
+        model: takes pixels.
+        split: labelled images.
+        images: score only so many, the first ones.
+    """
+    return evaluate(model, split, torch.device("cpu"), images=images)
 
 
 def forget_initial_statistics(model: nn.Module, steps: int) -> None:

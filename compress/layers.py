@@ -1,0 +1,60 @@
+"""What each layer of a float checkpoint would lose and gain in int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from compress.checkpoint import load_checkpoint
+from compress.context import Context
+from compress.measure.host import describe_host
+from compress.quantize.config import QuantizeConfig
+from compress.quantize.sensitivity import analyse
+from compress.quantize.stage import calibrate, first_plan, profile_layers
+from compress.report.layers import LayersReport, write_layers_report
+from compress.single import data_of, measure_of
+from compress.train.loop import evaluate_on_cpu
+
+
+def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersReport:
+    """Measures each layer of a float checkpoint and writes the report into its folder.
+
+    Args:
+        folder: of the checkpoint.
+        config: how it would be quantised.
+        images: validation images to score.
+
+    Raises:
+        ValueError: the checkpoint is quantised already.
+    """
+    checkpoint = load_checkpoint(folder)
+    if checkpoint.description.quantized is not None:
+        raise ValueError(f"{folder} is quantised already; name the float checkpoint before it")
+    data, measure = data_of(checkpoint), measure_of(folder)
+    with TemporaryDirectory() as scratch:
+        context = Context(
+            data=data,
+            seed=checkpoint.description.lineage[-1].seed,
+            measure=measure,
+            folder=Path(scratch),
+            store=Path(scratch),
+            teacher=None,
+        )
+        calibration, plan = calibrate(checkpoint, config, context), first_plan(config)
+        costs, _ = profile_layers(calibration, plan, checkpoint, context)
+        rows = analyse(
+            calibration,
+            plan,
+            lambda network: evaluate_on_cpu(network, data.validation, images=images),
+            costs,
+        )
+    report = LayersReport(
+        checkpoint=checkpoint.digest,
+        n_images=min(images, len(data.validation)),
+        calibration_images=config.calib,
+        threads=measure.threads,
+        host=describe_host(),
+        rows=tuple(rows),
+    )
+    write_layers_report(folder, report)
+    return report

@@ -1,0 +1,68 @@
+"""How much each layer's int8 costs in accuracy, and what it gains in time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compress.checkpoint import ALL_INT8, QuantizedLayout
+from compress.progress import track
+from compress.quantize.placement import layers_of
+from compress.quantize.ptq import Calibration, Plan, Score, score_float
+from compress.quantize.speed import LayerCost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """One layer's row; accuracies are of validation images, simulated in PyTorch."""
+
+    layer: str
+    loss_alone: float
+    """Change of the loss when only this layer is int8."""
+    top1_alone: float
+    """Likewise of top-1, points."""
+    loss_regained: float
+    """By how much the loss of the int8 network falls when this layer stays in float."""
+    top1_regained: float
+    """Likewise by how much top-1 rises, points."""
+    ms_gained: float
+    """Float minus int8 time of the layer and what follows it, milliseconds a run, batch 1."""
+
+
+def analyse(
+    calibration: Calibration, plan: Plan, score: Score, costs: Mapping[str, LayerCost]
+) -> list[Sensitivity]:
+    """Measures every layer, in the order of execution.
+
+    Args:
+        calibration: of the network.
+        plan: how it is quantised; its layout does not matter.
+        score: of validation images.
+        costs: by layer.
+    """
+    names = tuple(layers_of(calibration.prepared(equalized=plan.equalize)))
+    float_loss, float_top1 = score_float(calibration, score)
+    int8_loss, int8_top1 = score(calibration.quantize(dataclasses.replace(plan, layout=ALL_INT8)))
+    rows = []
+    for name in track(names, "layer by layer", total=len(names)):
+        others = tuple(other for other in names if other != name)
+        loss, top1 = score(calibration.quantize(with_float(plan, others)))
+        loss_without, top1_without = score(calibration.quantize(with_float(plan, (name,))))
+        cost = costs.get(name)
+        rows.append(
+            Sensitivity(
+                layer=name,
+                loss_alone=loss - float_loss,
+                top1_alone=top1 - float_top1,
+                loss_regained=int8_loss - loss_without,
+                top1_regained=top1_without - int8_top1,
+                ms_gained=cost.float_ms - cost.int8_ms if cost else 0.0,
+            )
+        )
+    return rows
+
+
+def with_float(plan: Plan, layers: tuple[str, ...]) -> Plan:
+    """Returns the plan with these layers, and only these, in float."""
+    return dataclasses.replace(plan, layout=QuantizedLayout(float_layers=layers))

@@ -1,0 +1,195 @@
+"""What each layer costs in ONNX Runtime on this machine, in float and in int8."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+from compress.measure.latency import random_feed
+from compress.measure.runtime import session_options
+
+PROFILE_RUNS = 15
+PROFILE_ROUNDS = 4
+"""The files take turns, so that noise hits all alike."""
+WITH_WEIGHTS = ("Conv", "Gemm")
+INSERTED = re.compile(r"(_token_\d+|_nchwc)*$")
+"""What ONNX Runtime's optimiser appends to the names of nodes."""
+NETWORK_PREFIX = "network."
+"""A float file is exported from a `Classifier`, whose layers are below this name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """Milliseconds of one run, with the operators without weights that follow the layer."""
+
+    float_ms: float
+    int8_ms: float
+
+
+def layer_costs(float_file: Path, int8_file: Path, *, threads: int) -> dict[str, LayerCost]:
+    """Profiles both files, layer by layer, batch 1.
+
+    Args:
+        float_file: an exported network.
+        int8_file: the same network, all layers in int8.
+        threads: of ONNX Runtime's operators.
+
+    Returns:
+        Costs by layer name, in the order of execution.
+    """
+    owners = {path: _owners(path) for path in (float_file, int8_file)}
+    rounds: dict[Path, list[dict[str, float]]] = {float_file: [], int8_file: []}
+    for _ in range(PROFILE_ROUNDS):
+        for path, found in rounds.items():
+            found.append(_profile(path, owners[path], threads=threads))
+    times = {
+        path: {
+            name: statistics.median(one.get(name, 0.0) for one in found)
+            for name in dict.fromkeys(owners[path].values())
+        }
+        for path, found in rounds.items()
+    }
+    return {
+        name: LayerCost(float_ms=times[float_file].get(name, ms), int8_ms=ms)
+        for name, ms in times[int8_file].items()
+    }
+
+
+def cheapest_float_layers(
+    costs: Mapping[str, LayerCost], borders: Sequence[tuple[str, str, float]]
+) -> tuple[str, ...]:
+    """Returns the layers that are better left in float so that the whole is fastest.
+
+    A layer costs what it costs in its arithmetic; where a value goes from one arithmetic to the
+    other it must be converted. The cheapest assignment is a minimum cut between a source (int8)
+    and a sink (float).
+
+    Args:
+        costs: by layer.
+        borders: pairs of layers of which the second reads the first's output, and the
+            milliseconds of converting it.
+    """
+    names = list(costs)
+    place = {name: number for number, name in enumerate(names)}
+    source, sink = len(names), len(names) + 1
+    capacity: dict[tuple[int, int], int] = defaultdict(int)
+    for name, cost in costs.items():
+        # Cut from the sink's side a layer is int8 and pays for it, and the other way round.
+        capacity[source, place[name]] += _nanoseconds(cost.float_ms)
+        capacity[place[name], sink] += _nanoseconds(cost.int8_ms)
+    for first, second, ms in borders:
+        if first in place and second in place:
+            capacity[place[first], place[second]] += _nanoseconds(ms)
+            capacity[place[second], place[first]] += _nanoseconds(ms)
+    rows, columns = zip(*capacity, strict=True)
+    graph = csr_matrix(
+        (np.array(list(capacity.values()), dtype=np.int32), (rows, columns)),
+        shape=(sink + 1, sink + 1),
+    )
+    residual = graph - maximum_flow(graph, source, sink).flow
+    residual.data = np.maximum(residual.data, 0)
+    residual.eliminate_zeros()
+    reached = set(breadth_first_order(residual, source, return_predecessors=False).tolist())
+    return tuple(name for name in names if place[name] not in reached)
+
+
+def layer_borders(int8_file: Path, *, threads: int) -> list[tuple[str, str, float]]:
+    """Returns which layers read which layers' outputs, and what converting those would cost.
+
+    A conversion is taken to cost a share of the producing layer's traffic: its elements times the
+    time that DequantizeLinear and QuantizeLinear take for one on this machine.
+    """
+    proto = onnx.shape_inference.infer_shapes(onnx.load(int8_file))
+    shapes = {
+        value.name: [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
+        for value in proto.graph.value_info
+    }
+    owners = _owners(int8_file)
+    per_element = _conversion_cost(threads)
+    borders = []
+    for node in proto.graph.node:
+        reader = owners.get(node.output[0])
+        for value in node.input:
+            writer = owners.get(value)
+            if writer and reader and writer != reader:
+                elements = int(np.prod(shapes.get(value, [0])))
+                borders.append((writer, reader, elements * per_element))
+    return borders
+
+
+def _conversion_cost(threads: int) -> float:
+    """Returns the milliseconds that one element takes through QuantizeLinear, there and back."""
+    side = 256
+    text = f"""<ir_version: 9, opset_import: ["": 18]>
+    convert (uint8[batch, 4, {side}, {side}] x) => (uint8[batch, 4, {side}, {side}] y)
+    <float scale = {{0.1}}, float other = {{0.2}}, uint8 zero = {{0}}>
+    {{ floats = DequantizeLinear(x, scale, zero)
+       absolute = Abs(floats)
+       y = QuantizeLinear(absolute, other, zero) }}"""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "convert.onnx"
+        onnx.save(onnx.parser.parse_model(text), path)
+        events = _events(path, threads=threads)
+    return sum(events.values()) / (4 * side * side)
+
+
+def _nanoseconds(ms: float) -> int:
+    return round(1e6 * ms)
+
+
+def _owners(path: Path) -> dict[str, str]:
+    """Returns the layer that every node, by its name and its output's, belongs to or follows."""
+    graph = onnx.load(path, load_external_data=False).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+    owners: dict[str, str] = {}
+    for node in graph.node:
+        owner = next((owners[value] for value in node.input if value in owners), None)
+        if node.op_type in WITH_WEIGHTS:
+            weight = node.input[1]
+            weight = weight if weight in stored else made_by[weight].input[0]
+            owner = weight.rpartition(".")[0].removeprefix(NETWORK_PREFIX)
+        if owner is not None:
+            owners |= dict.fromkeys([node.name, *node.output], owner)
+    return owners
+
+
+def _profile(path: Path, owners: Mapping[str, str], *, threads: int) -> dict[str, float]:
+    """Returns each layer's milliseconds of a run."""
+    total: dict[str, float] = defaultdict(float)
+    for name, ms in _events(path, threads=threads).items():
+        owner = owners.get(name) or owners.get(INSERTED.sub("", name))
+        if owner is not None:
+            total[owner] += ms
+    return total
+
+
+def _events(path: Path, *, threads: int) -> dict[str, float]:
+    """Returns each node's median milliseconds."""
+    with TemporaryDirectory() as folder:
+        options = session_options(threads=threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed = random_feed(session, 1, path)
+        for _ in range(PROFILE_RUNS):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    suffix = "_kernel_time"
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith(suffix):
+            times[event["name"].removesuffix(suffix)].append(event["dur"] / 1000)
+    return {name: statistics.median(found) for name, found in times.items()}

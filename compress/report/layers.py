@@ -1,0 +1,93 @@
+"""What each layer's int8 costs and gains: data, table and page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from compress.checkpoint import write_json
+from compress.measure.host import Host
+from compress.paths import atomic_write
+from compress.quantize.sensitivity import Sensitivity
+from compress.report.html import STYLE, figure_html
+
+LAYERS_JSON, LAYERS_HTML = "sensitivity.json", "sensitivity.html"
+COLUMNS = ("layer", "loss alone", "top-1 alone", "loss regained", "top-1 regained", "ms gained")
+EXPLANATION = (
+    "Alone: the change when only this layer is int8. Regained: what comes back when all layers but "
+    "this one are int8. Gained: float minus int8 time of the layer and what follows it."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersReport:
+    """What `compress sensitivity` writes."""
+
+    checkpoint: str
+    """Digest of the float checkpoint."""
+    n_images: int
+    """Validation images scored, in PyTorch's simulation."""
+    calibration_images: int
+    threads: int
+    host: Host
+    rows: tuple[Sensitivity, ...]
+
+
+def layers_table(report: LayersReport) -> Table:
+    """Returns the table for the terminal."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column(COLUMNS[0], overflow="fold")
+    for column in COLUMNS[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in report.rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def write_layers_report(folder: Path, report: LayersReport) -> None:
+    """Writes `sensitivity.json` and `sensitivity.html`."""
+    write_json(folder / LAYERS_JSON, report)
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
+        for row in report.rows
+    )
+    page = (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Sensitivity</title>"
+        f"<style>{STYLE}</style></head><body><h1>Sensitivity of {len(report.rows)} layers</h1>"
+        f"{figure_html(_draw, report.rows, 'Layers by accuracy and time: upper left pays least.')}"
+        f"<p>{EXPLANATION}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"<p class='conditions'>{report.n_images} validation images, simulated in PyTorch; "
+        f"{report.calibration_images} calibration images; times of ONNX Runtime, "
+        f"{report.threads} thread, batch 1, {html.escape(report.host.cpu)}</p></body></html>\n"
+    )
+    with atomic_write(folder / LAYERS_HTML) as partial:
+        partial.write_text(page)
+
+
+def _cells(row: Sensitivity) -> tuple[str, ...]:
+    return (
+        row.layer,
+        f"{row.loss_alone:+.4f}",
+        f"{row.top1_alone:+.2f}",
+        f"{row.loss_regained:+.4f}",
+        f"{row.top1_regained:+.2f}",
+        f"{row.ms_gained:+.4f}",
+    )
+
+
+def _draw(axes: Axes, rows: Sequence[Sensitivity]) -> None:
+    axes.scatter([row.ms_gained for row in rows], [row.loss_alone for row in rows], s=18)
+    for row in sorted(rows, key=lambda row: -row.loss_alone)[:5]:
+        place = (row.ms_gained, row.loss_alone)
+        axes.annotate(row.layer, place, fontsize=8, xytext=(4, 4), textcoords="offset points")
+    axes.axvline(0, color="#888", linewidth=0.8)
+    axes.axhline(0, color="#888", linewidth=0.8)
+    axes.set(xlabel="ms gained by int8", ylabel="loss added by this layer alone in int8")
+    axes.grid(visible=True, alpha=0.3)
