@@ -113,10 +113,10 @@ def profile_layers(
     from compress.quantize.speed import cheapest_float_layers, layer_borders, layer_costs
 
     threads = context.measure.threads
-    with _probe(calibration, plan, checkpoint, context.folder / "probe.onnx") as int8_file:
-        with waiting("timing each layer"):
-            costs = layer_costs(checkpoint.folder / MODEL_FILE, int8_file, threads=threads)
-            borders = layer_borders(int8_file, threads=threads)
+    path = context.folder / "probe.onnx"
+    with _probe(calibration, plan, checkpoint, path), waiting("timing each layer"):
+        costs = layer_costs(checkpoint.folder / MODEL_FILE, path, threads=threads)
+        borders = layer_borders(path, threads=threads)
     return costs, cheapest_float_layers(costs, borders)
 
 
