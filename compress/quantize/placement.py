@@ -119,6 +119,7 @@ def place(prepared: fx.GraphModule, layout: QuantizedLayout = ALL_INT8) -> fx.Gr
     for node in list(traced.graph.nodes):
         placer.visit(node)
     clean(traced)
+    set_mode(traced, "round")
     return traced
 
 

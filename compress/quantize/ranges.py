@@ -122,7 +122,8 @@ def _entropy(statistics: Statistics) -> tuple[float, float]:
     """Least Kullback-Leibler divergence of the clipped and rounded histogram from the clipped one.
 
     As in TensorRT (Migacz, "8-bit Inference with TensorRT", GTC 2017), with both ends drawn
-    towards zero by the same share.
+    towards zero by the same share. Zeros, of which Relu makes many, do not count: they are a
+    level whatever the range, but would look spread over all bins of that level.
     """
     low, high = _minmax(statistics)
     share = min(SHRINKS, key=lambda share: _divergence(statistics, low * share, high * share))
@@ -132,17 +133,18 @@ def _entropy(statistics: Statistics) -> tuple[float, float]:
 def _divergence(statistics: Statistics, low: float, high: float) -> float:
     assert statistics.counts is not None
     x = statistics.centres
+    counts = np.where(np.abs(x) <= statistics.width, 0, statistics.counts)
     inside = (x >= low) & (x <= high)
     kept = np.flatnonzero(inside)
     if not len(kept):
         return float("inf")
-    reference = statistics.counts[kept].copy()
-    reference[0] += statistics.counts[: kept[0]].sum()
-    reference[-1] += statistics.counts[kept[-1] + 1 :].sum()
+    reference = counts[kept].copy()
+    reference[0] += counts[: kept[0]].sum()
+    reference[-1] += counts[kept[-1] + 1 :].sum()
     scale, zero_point = affine(low, high)
     levels = np.clip(np.round(x[kept] / scale) + zero_point, 0, LEVELS - 1).astype(int)
-    filled = statistics.counts[kept] > 0
-    mass = np.bincount(levels, weights=statistics.counts[kept], minlength=LEVELS)
+    filled = counts[kept] > 0
+    mass = np.bincount(levels, weights=counts[kept], minlength=LEVELS)
     bins = np.bincount(levels, weights=filled, minlength=LEVELS)
     spread = np.where(filled, mass[levels] / np.maximum(bins[levels], 1), 0)
     p, q = reference / reference.sum(), spread / max(spread.sum(), 1e-12)

@@ -62,10 +62,14 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     if not plan.reduced_layers:
         found = _saturation(frozen, context)
         details["without_vnni"] = dataclasses.asdict(found)
-        if config.portable and found.layers and details["method"] == "ptq":
-            reduced = dataclasses.replace(choice.plan, reduced_layers=frozenset(found.layers))
-            frozen = freeze(calibration.quantize(reduced))
-            details["reduced_layers"] = list(found.layers)
+        if config.portable and details["method"] == "ptq":
+            reduced: frozenset[str] = frozenset()
+            while found.layers:  # a layer may saturate only once those before it do not
+                reduced |= frozenset(found.layers)
+                plan = dataclasses.replace(choice.plan, reduced_layers=reduced)
+                frozen = freeze(calibration.quantize(plan))
+                found = _saturation(frozen, context)
+            details["reduced_layers"] = sorted(reduced)
     details["float_layers"] = list(choice.plan.layout.float_layers)
     return Product(
         model=frozen,

@@ -106,4 +106,5 @@ def test_a_network_names_its_saturating_layers_and_is_left_alone(digits: Data) -
     )
     reduced = Plan(observer="minmax", weights="max", reduced_layers=frozenset(saturation.layers))
     portable = freeze(found.quantize(reduced))
-    assert find_saturation(portable, batch.images, batch.labels).layers == ()
+    still = find_saturation(portable, batch.images, batch.labels).layers
+    assert not set(still) & set(saturation.layers)

@@ -1,0 +1,196 @@
+"""The stage and its policy, on the digits run of the session."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from compress.checkpoint import load_checkpoint
+from compress.cli import main
+from compress.data.load import Data
+from compress.quantize.config import QuantizeConfig
+from compress.quantize.placement import layers_of
+from compress.quantize.policy import choose
+from compress.quantize.ptq import Plan
+from compress.quantize.speed import LayerCost
+from compress.report.data import read_stage_report
+from compress.train.loop import evaluate_on_cpu
+from tests.conftest import student_spec
+from tests.quantize.test_placement import briefly_trained, calibration
+
+PLAN = Plan(observer="minmax", weights="max")
+
+
+def quantize(run: Path, *options: str) -> Path:
+    out = run / "own"
+    command = ["quantize", "--in", str(run / "2-prune"), "--out", str(out), "--calib", "256"]
+    result = CliRunner().invoke(main, [*command, *options])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_auto_stops_at_what_is_good_enough(digits: Data) -> None:
+    found = calibration(briefly_trained(student_spec(digits), digits), digits)
+    config = QuantizeConfig(max_drop=100.0)
+    choice = choose(found, PLAN, config, lambda net: evaluate_on_cpu(net, digits.validation), {})
+    assert [attempt.name for attempt in choice.attempts] == ["minmax ranges"]
+
+
+def test_auto_repairs_and_falls_back_while_too_much_is_lost(digits: Data) -> None:
+    """A score that dislikes one layer's integers: repairs cannot help, floats can."""
+    found = calibration(briefly_trained(student_spec(digits), digits), digits)
+    names = list(layers_of(found.prepared(equalized=False)))
+    culprit = names[3]
+    costs = {name: LayerCost(float_ms=1.0, int8_ms=0.5) for name in names}
+
+    def score(network: torch.fx.GraphModule) -> tuple[float, float]:
+        layer = layers_of(network)[culprit]
+        harmed = layer.source is not None and layer.mode == "round"
+        loss, top1 = evaluate_on_cpu(network, digits.validation)
+        return loss + 5.0 * harmed, top1 - 50.0 * harmed
+
+    # The float network is scored with all its layers in float.
+    choice = choose(found, PLAN, QuantizeConfig(max_drop=5.0), score, costs)
+    tried = [attempt.name for attempt in choice.attempts]
+    assert tried[:4] == [
+        "minmax ranges",
+        "and corrected biases",
+        "and equalized channels",
+        "and learnt rounding",
+    ]
+    assert tried[4] == f"and {culprit} in float"
+    assert choice.plan.layout.float_layers == (culprit,)
+    assert choice.drop <= 5.0
+
+
+def test_observer_auto_keeps_the_best(digits: Data) -> None:
+    found = calibration(briefly_trained(student_spec(digits), digits), digits)
+    config = QuantizeConfig(observer="auto", method="ptq")
+    choice = choose(found, PLAN, config, lambda net: evaluate_on_cpu(net, digits.validation), {})
+    assert len(choice.attempts) == 5
+    best = min(choice.attempts, key=lambda attempt: (attempt.drop, attempt.loss))
+    assert best.name == f"{choice.plan.observer} ranges"
+
+
+def test_the_report_shows_the_path_taken(run_copy: Path) -> None:
+    report = read_stage_report(quantize(run_copy, "--portable", "--max-drop", "100"))
+    details = report.details
+    assert details["method"] == "ptq"
+    assert details["attempts"][0]["name"] == "minmax ranges"
+    assert {"layers", "top1", "top1_saturated"} <= set(details["without_vnni"])
+    assert isinstance(details["reduced_layers"], list)
+
+
+def test_what_qat_trains_is_what_ships(run_copy: Path) -> None:
+    out = quantize(run_copy, "--method", "qat", "--epochs", "1", "--min-steps", "30")
+    report = read_stage_report(out)
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert report.details["method"] == "qat"
+    result = CliRunner().invoke(main, ["evaluate", str(out), "--split", "validation"])
+    scored = float(result.output.split("top-1 ")[1].split()[0])
+    assert abs(scored - history[-1]["validation_top1"]) <= 1.0  # one image in 116
+
+
+def test_qat_learns_its_scales(run_copy: Path) -> None:
+    ptq = load_checkpoint(quantize(run_copy, "--method", "ptq"))
+    before = torch_tensors(ptq.folder)
+    qat = load_checkpoint(
+        quantize(run_copy, "--method", "qat", "--epochs", "1", "--min-steps", "30")
+    )
+    after = torch_tensors(qat.folder)
+    assert before.keys() == after.keys()
+    scales = [name for name in before if name.endswith("quantizer.scale")]
+    moved = [name for name in scales if not torch.equal(before[name], after[name])]
+    assert len(moved) > len(scales) / 2
+
+
+def torch_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {
+        name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+
+
+DDP = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from compress.checkpoint import load_checkpoint
+from compress.quantize.placement import freeze, place, prepare
+from compress.quantize.ptq import Calibration, Plan
+from compress.quantize.qat import learn_scales
+from compress.restore import load_model
+from compress.single import data_of
+from compress.train.config import TrainConfig
+from compress.train.loop import label_loss, train
+checkpoint = load_checkpoint(Path(sys.argv[1]))
+data = data_of(checkpoint)
+calibration = Calibration(
+    prepare(load_model(checkpoint)), lambda: (b.images for b in data.train.batches(64))
+)
+placed = calibration.quantize(Plan(observer="minmax", weights="mse"))
+learn_scales(placed)
+folder = Path(sys.argv[2])
+config = TrainConfig(
+    epochs=int(sys.argv[3]), min_steps=0, batch_size=64, lr=0.003, precision="fp32"
+)
+history = train(
+    placed, data, config, loss=label_loss(0.0), seed=0, folder=folder, title="qat"
+)
+digest = sum(float(p.double().sum()) for p in placed.parameters())
+sums = [None] * dist.get_world_size()
+dist.all_gather_object(sums, digest)
+if dist.get_rank() == 0:
+    assert len(sums) == 2 and sums[0] == sums[1], sums
+    from compress.export.onnx_file import export_onnx
+    export_onnx(freeze(placed), checkpoint.spec, folder / "qat.onnx", digest="", stage="quantize")
+    print("epochs", len(history), "top1", history[-1].validation_top1)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_qat_trains_in_two_processes_resumes_and_exports(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP)
+
+    def torchrun(epochs: int) -> str:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        arguments = [str(script), str(finished_run / "2-prune"), str(tmp_path), str(epochs)]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert "epochs 2" in torchrun(2)
+    rows = (tmp_path / "history.jsonl").read_text()
+    assert "epochs 3" in torchrun(3)  # goes on after the second
+    assert (tmp_path / "history.jsonl").read_text().startswith(rows)
+    assert (tmp_path / "qat.onnx").is_file()
+
+
+def test_sensitivity_has_a_row_for_each_layer(run_copy: Path) -> None:
+    folder = run_copy / "2-prune"
+    command = ["sensitivity", str(folder), "--images", "50", "--calib", "64"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    report = json.loads((folder / "sensitivity.json").read_text())
+    assert len(report["rows"]) == 13
+    assert all(row["layer"] in result.output for row in report["rows"])
+    assert "<svg" in (folder / "sensitivity.html").read_text()
+
+
+def test_sensitivity_wants_a_float_checkpoint(run_copy: Path) -> None:
+    result = CliRunner().invoke(main, ["sensitivity", str(run_copy / "3-quantize")])
+    assert result.exit_code == 2
+    assert "quantised already" in result.output
