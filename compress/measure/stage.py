@@ -17,6 +17,7 @@ from compress.measure.config import MeasureConfig
 from compress.measure.cost import count_macs, count_parameters
 from compress.measure.host import describe_host
 from compress.measure.latency import measure_latency
+from compress.measure.profile import profile, summarise
 from compress.report.data import StageReport
 
 
@@ -55,6 +56,7 @@ def measure_stage(
         size_bytes=path.stat().st_size,
         **dataclasses.asdict(accuracy(predicted, data.test.labels.numpy())),
         **dataclasses.asdict(latency),
+        operators=summarise(profile(path, threads=config.threads)),
         seconds=seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         digest=checkpoint.digest,

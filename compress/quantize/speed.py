@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections import defaultdict
@@ -13,14 +12,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-import onnxruntime as ort
+import onnx.parser
+import onnx.shape_inference
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from compress.measure.latency import random_feed
-from compress.measure.runtime import session_options
+from compress.measure.profile import profile
 
-PROFILE_RUNS = 15
 PROFILE_ROUNDS = 4
 """The files take turns, so that noise hits all alike."""
 WITH_WEIGHTS = ("Conv", "Gemm")
@@ -141,8 +139,8 @@ def _conversion_cost(threads: int) -> float:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "convert.onnx"
         onnx.save(onnx.parser.parse_model(text), path)
-        events = _events(path, threads=threads)
-    return sum(events.values()) / (4 * side * side)
+        operators = profile(path, threads=threads)
+    return sum(operator.ms for operator in operators) / (4 * side * side)
 
 
 def _nanoseconds(ms: float) -> int:
@@ -169,27 +167,8 @@ def _owners(path: Path) -> dict[str, str]:
 def _profile(path: Path, owners: Mapping[str, str], *, threads: int) -> dict[str, float]:
     """Returns each layer's milliseconds of a run."""
     total: dict[str, float] = defaultdict(float)
-    for name, ms in _events(path, threads=threads).items():
-        owner = owners.get(name) or owners.get(INSERTED.sub("", name))
+    for operator in profile(path, threads=threads):
+        owner = owners.get(operator.name) or owners.get(INSERTED.sub("", operator.name))
         if owner is not None:
-            total[owner] += ms
+            total[owner] += operator.ms
     return total
-
-
-def _events(path: Path, *, threads: int) -> dict[str, float]:
-    """Returns each node's median milliseconds."""
-    with TemporaryDirectory() as folder:
-        options = session_options(threads=threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        feed = random_feed(session, 1, path)
-        for _ in range(PROFILE_RUNS):
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text())
-    suffix = "_kernel_time"
-    times: dict[str, list[float]] = defaultdict(list)
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith(suffix):
-            times[event["name"].removesuffix(suffix)].append(event["dur"] / 1000)
-    return {name: statistics.median(found) for name, found in times.items()}

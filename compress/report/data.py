@@ -20,6 +20,18 @@ HISTORY = "history.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatorSummary:
+    """How much of an optimised graph runs on integers."""
+
+    n_int8: int
+    n_float: int
+    n_conversions: int
+    """QuantizeLinear and DequantizeLinear that were not fused away."""
+    gates_share: float
+    """Percent of the time in activation functions and gates that are more than a clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageReport:
     """One stage's result, measured on its ONNX file in ONNX Runtime."""
 
@@ -40,6 +52,7 @@ class StageReport:
     """How many times faster than the teacher's file, measured side by side."""
     speedup_ci95: tuple[float, float]
     n_runs: int
+    operators: OperatorSummary
     batch: int
     threads: int
     seconds: float

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from compress.report.data import RunReport, StageReport
+from compress.report.data import OperatorSummary, RunReport, StageReport
 
 COLUMNS = (
     "stage", "params", "MACs", "size", "top-1 %", "95 % CI", "p50 ms",
@@ -105,11 +105,20 @@ def stage_markdown(report: StageReport) -> str:
         ("top-1", f"{report.top1:.2f} % [{low:.2f}, {high:.2f}] on {report.n_images} images"),
         ("latency p50 / p90", f"{report.latency_ms_p50:.3f} / {report.latency_ms_p90:.3f} ms"),
         ("against the teacher", f"{report.speedup:.2f} times faster"),
+        ("operators", operators_text(report.operators)),
         ("the stage took", f"{report.seconds:.0f} s"),
         *((name.replace("_", " "), _detail(value)) for name, value in report.details.items()),
     ]
     lines = [f"# {report.stage}", "", markdown_table(("", ""), rows), ""]
     return "\n".join([*lines, f"Measured with {conditions(report)}.", ""])
+
+
+def operators_text(summary: OperatorSummary) -> str:
+    """Returns how much of a graph runs on integers: `21 int8, 1 float, 2 conversions`."""
+    return (
+        f"{summary.n_int8} int8, {summary.n_float} float, {summary.n_conversions} conversions "
+        "in ONNX Runtime's optimised graph"
+    )
 
 
 def _detail(value: object) -> str:

@@ -17,7 +17,10 @@ from compress.report.data import (
     read_stage_report,
 )
 from compress.report.html import read_history, run_html
-from compress.report.render import run_markdown
+from compress.report.render import operators_text, run_markdown
+
+GATES_WORTH_A_WORD = 20
+"""Percent of the time."""
 
 
 def write_run_report(run: Path) -> RunReport:
@@ -65,6 +68,19 @@ def finished_stages(run: Path) -> dict[str, Path]:
     return {stage: folder for stage, folder in folders.items() if folder.is_dir()}
 
 
+def _remarks_on_operators(stage: StageReport) -> list[str]:
+    operators = stage.operators
+    if not operators.n_int8:
+        return []
+    remarks = [f"{stage.file}: {operators_text(operators)}"]
+    if operators.gates_share > GATES_WORTH_A_WORD:
+        remarks.append(
+            f"activation functions and gates take {operators.gates_share:.0f} % of {stage.file}'s "
+            "time; a student with ReLU in place of HardSwish or SiLU would be faster"
+        )
+    return remarks
+
+
 def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
     """What a reader should know: stages that did not pay, and ones made from older versions."""
     remarks = []
@@ -82,6 +98,7 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
             )
         if stage.top1_ci95[1] < before.top1:
             remarks.append(f"{stage.stage} cost {before.top1 - stage.top1:.2f} points of top-1")
+    remarks += _remarks_on_operators(stages[-1])
     parity = stages[-1].details.get("parity", {})
     for file, facts in parity.items():
         remarks.append(

@@ -1,0 +1,93 @@
+"""What ONNX Runtime makes of a file and how long each operator takes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnxruntime as ort
+
+from compress.measure.latency import random_feed
+from compress.measure.runtime import session_options
+from compress.report.data import OperatorSummary
+
+RUNS = 15
+CONVERSIONS = {"QuantizeLinear", "DequantizeLinear"}
+BYTES = {"uint8", "int8"}
+GATES = {
+    *("QLinearSigmoid", "QLinearMul", "Sigmoid", "Mul", "HardSigmoid", "HardSwish"),
+    *("QuickGelu", "Gelu", "Erf", "Tanh"),
+}
+"""Operators of activation functions other than clipping ones, and of squeeze-and-excitation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """A node of the optimised graph."""
+
+    name: str
+    kind: str
+    ms: float
+    """Median of the runs."""
+    gives_bytes: bool
+
+
+def profile(path: Path, *, threads: int) -> list[Operator]:
+    """Runs a file, batch 1, with ONNX Runtime's profiler on.
+
+    Args:
+        path: of an ONNX file with one input.
+        threads: of ONNX Runtime's operators.
+    """
+    with TemporaryDirectory() as folder:
+        options = session_options(threads=threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed = random_feed(session, 1, path)
+        for _ in range(RUNS):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    suffix = "_kernel_time"
+    found: dict[str, list[dict[str, object]]] = defaultdict(list)
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith(suffix):
+            found[event["name"].removesuffix(suffix)].append(event)
+    return [_operator(name, runs) for name, runs in found.items()]
+
+
+def summarise(operators: Iterable[Operator]) -> OperatorSummary:
+    """Counts operators by the arithmetic they run in."""
+    operators = list(operators)
+    conversions = sum(operator.kind in CONVERSIONS for operator in operators)
+    integer = sum(_is_integer(operator) for operator in operators)
+    gates = sum(operator.ms for operator in operators if operator.kind in GATES)
+    return OperatorSummary(
+        n_int8=integer,
+        n_float=len(operators) - integer - conversions,
+        n_conversions=conversions,
+        gates_share=100 * gates / sum(operator.ms for operator in operators),
+    )
+
+
+def _operator(name: str, runs: list[dict[str, object]]) -> Operator:
+    arguments = runs[0]["args"]
+    assert isinstance(arguments, dict)
+    outputs = arguments.get("output_type_shape", [])
+    return Operator(
+        name=name,
+        kind=arguments["op_name"],
+        ms=statistics.median(float(str(run["dur"])) / 1000 for run in runs),
+        gives_bytes=any(set(output) & BYTES for output in outputs),
+    )
+
+
+def _is_integer(operator: Operator) -> bool:
+    if operator.kind in CONVERSIONS:
+        return False
+    return operator.gives_bytes or operator.kind.startswith(("QLinear", "QGemm"))
