@@ -123,8 +123,10 @@ def _prepare_compress(source: Path, images: np.ndarray, out: Path) -> Job:
     from compress.architectures.build import Classifier
     from compress.checkpoint import load_checkpoint
     from compress.export.onnx_file import export_onnx
+    from compress.quantize.config import QuantizeConfig
     from compress.quantize.placement import freeze, prepare
-    from compress.quantize.ptq import Calibration, Plan
+    from compress.quantize.ptq import Calibration
+    from compress.quantize.stage import first_plan
     from compress.restore import load_model
 
     checkpoint = load_checkpoint(source)
@@ -134,7 +136,7 @@ def _prepare_compress(source: Path, images: np.ndarray, out: Path) -> Job:
 
     def quantize() -> None:
         calibration = Calibration(prepare(model), lambda: pixels.split(BATCH))
-        quantized = freeze(calibration.quantize(Plan(observer="minmax", weights="mse")))
+        quantized = freeze(calibration.quantize(first_plan(QuantizeConfig())))
         export_onnx(quantized, checkpoint.spec, out, digest="", stage="quantize")
 
     return quantize

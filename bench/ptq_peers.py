@@ -40,12 +40,24 @@ from compress.measure.host import Host, allowed_cores, describe_host
 from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
 from compress.progress import say, track
-from compress.report.render import size_text
+from compress.report.render import markdown_table, size_text
 from compress.restore import load_model
 from compress.single import data_of
 from compress.terminal import print_table
 
 RESULTS = Path(__file__).parent / "results" / "ptq_peers.json"
+PAGE = RESULTS.with_suffix(".md")
+COLUMNS = (
+    *("tool", "seconds", "MB", "size", "top-1 %", "as float %", "KL nats", "p50 ms", "faster"),
+    "vs quantize_static",
+)
+INTRODUCTION = """Each tool quantises the same float ONNX file with the same calibration images, in a
+process of its own. *seconds* and *MB*: what quantising took, and its peak memory above that before.
+*as float*: test images with the float file's class; *KL*: mean divergence of the class
+probabilities from the float file's. Latencies are interleaved; *faster* is against the float file,
+*vs quantize_static* against its MinMax file. Networks without top-1 have random weights and images:
+of theirs only speed, size and cost mean something. NNCF leaves the operators around SiLU and
+HardSwish in float, which costs it its speed there."""
 FOLDERS = (
     Path("runs/resnet18-fashion-mnist/0-teacher"),
     Path("runs/resnet18-fashion-mnist/2-prune"),
@@ -278,28 +290,45 @@ def _kl_divergence(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def add_to_results(comparison: Comparison) -> None:
-    """Writes a comparison into the results file, in the place of the network's older one."""
+    """Writes a comparison into the results, in the place of the network's older one."""
     kept: tuple[Comparison, ...] = ()
     if RESULTS.is_file():
-        old = TypeAdapter(Results).validate_json(RESULTS.read_bytes())
-        kept = tuple(entry for entry in old.networks if entry.network != comparison.network)
-    write_json(RESULTS, Results(networks=(*kept, comparison)))
+        kept = tuple(e for e in read_results().networks if e.network != comparison.network)
+    results = Results(networks=(*kept, comparison))
+    write_json(RESULTS, results)
+    PAGE.write_text(results_markdown(results))
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """Prints a network's table, and the tools that failed."""
-    title = f"{comparison.network}, {comparison.calibration_images} calibration images"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("tool", no_wrap=True)
-    for column in (
-        "seconds", "MB", "size", "top-1 %", "as float %", "KL nats", "p50 ms", "faster",
-        "vs quantize_static",
-    ):  # fmt: skip
-        table.add_column(column, justify="right", no_wrap=column != "vs quantize_static")
+def read_results() -> Results:
+    """Reads the results file."""
+    return TypeAdapter(Results).validate_json(RESULTS.read_bytes())
+
+
+def results_markdown(results: Results) -> str:
+    """Returns the results as a page."""
+    parts = ["# Post-training quantisation, ours and others'", "", INTRODUCTION]
+    for comparison in results.networks:
+        host = comparison.host
+        parts += [
+            "",
+            f"## {comparison.network}",
+            "",
+            markdown_table(COLUMNS, table_rows(comparison)),
+            "",
+            f"`{comparison.command}`, {comparison.date[:10]}; {comparison.calibration_images} "
+            f"calibration images, {comparison.test_images} test images; ONNX Runtime "
+            f"{host.versions['onnxruntime']}, 1 thread, batch 1, {host.cpu} ({host.cores} cores, "
+            f"{', '.join(host.isa)}).",
+            *(f"{failure.tool}: {failure.reason}" for failure in comparison.failures),
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Returns the cells of a network's table."""
     medians = {row.tool: row.latency.latency_ms_p50 for row in comparison.rows}
-    for row in comparison.rows:
-        p50 = row.latency.latency_ms_p50
-        table.add_row(
+    return [
+        (
             row.tool,
             "" if row.cost is None else f"{row.cost.seconds:.1f}",
             "" if row.cost is None else f"{row.cost.memory_mb:.0f}",
@@ -307,10 +336,25 @@ def print_comparison(comparison: Comparison) -> None:
             "" if row.top1 is None else f"{row.top1:.2f}",
             f"{row.agreement:.2f}",
             f"{row.kl_divergence:.2g}",
-            f"{p50:.3f}",
+            f"{row.latency.latency_ms_p50:.3f}",
             f"{row.latency.speedup:.2f}x",
-            f"{medians[REFERENCE] / p50:.2f}x" if REFERENCE in medians else "",
+            f"{medians[REFERENCE] / row.latency.latency_ms_p50:.2f}x"
+            if REFERENCE in medians
+            else "",
         )
+        for row in comparison.rows
+    ]
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Prints a network's table, and the tools that failed."""
+    title = f"{comparison.network}, {comparison.calibration_images} calibration images"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(COLUMNS[0], no_wrap=True)
+    for column in COLUMNS[1:]:
+        table.add_column(column, justify="right", no_wrap=column != COLUMNS[-1])
+    for row in table_rows(comparison):
+        table.add_row(*row)
     print_table(table)
     for failure in comparison.failures:
         click.echo(f"{failure.tool}: {failure.reason}")

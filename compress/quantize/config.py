@@ -32,7 +32,7 @@ class QuantizeConfig:
             description="How the range of an activation is chosen; auto tries all on validation "
             "images."
         ),
-    ] = "minmax"
+    ] = "mse"
     weights: Annotated[
         Literal["max", "mse"],
         Field(description="A weight's scale: from the largest one, or of least squared error."),

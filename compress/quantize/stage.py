@@ -83,9 +83,10 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
 def first_plan(config: QuantizeConfig) -> Plan:
     """Returns the plan that the settings name."""
     from compress.quantize.ptq import Plan
+    from compress.quantize.ranges import OBSERVERS
 
     return Plan(
-        observer="minmax" if config.observer == "auto" else config.observer,
+        observer=OBSERVERS[0] if config.observer == "auto" else config.observer,
         weights=config.weights,
         equalize=config.equalize,
         correct_biases=config.correct_biases,

@@ -81,7 +81,7 @@ def test_the_report_shows_the_path_taken(run_copy: Path) -> None:
     report = read_stage_report(quantize(run_copy, "--portable", "--max-drop", "100"))
     details = report.details
     assert details["method"] == "ptq"
-    assert details["attempts"][0]["name"] == "minmax ranges"
+    assert details["attempts"][0]["name"] == "mse ranges"
     assert {"layers", "top1", "top1_saturated"} <= set(details["without_vnni"])
     assert isinstance(details["reduced_layers"], list)
 
