@@ -51,13 +51,14 @@ COLUMNS = (
     *("tool", "seconds", "MB", "size", "top-1 %", "as float %", "KL nats", "p50 ms", "faster"),
     "vs quantize_static",
 )
-INTRODUCTION = """Each tool quantises the same float ONNX file with the same calibration images, in a
-process of its own. *seconds* and *MB*: what quantising took, and its peak memory above that before.
-*as float*: test images with the float file's class; *KL*: mean divergence of the class
-probabilities from the float file's. Latencies are interleaved; *faster* is against the float file,
-*vs quantize_static* against its MinMax file. Networks without top-1 have random weights and images:
-of theirs only speed, size and cost mean something. NNCF leaves the operators around SiLU and
-HardSwish in float, which costs it its speed there."""
+INTRODUCTION = """\
+Each tool quantises the same float ONNX file with the same calibration images, in a process of its
+own. *seconds* and *MB*: what quantising took, and its peak memory above that before. *as float*:
+test images with the float file's class; *KL*: mean divergence of the class probabilities from the
+float file's. Latencies are interleaved; *faster* is against the float file, *vs quantize_static*
+against its MinMax file. Networks without top-1 have random weights and images: of theirs only
+speed, size and cost mean something. NNCF leaves the operators around SiLU and HardSwish in float,
+which costs it its speed there."""
 FOLDERS = (
     Path("runs/resnet18-fashion-mnist/0-teacher"),
     Path("runs/resnet18-fashion-mnist/2-prune"),

@@ -10,7 +10,7 @@ from compress.context import Context
 from compress.measure.host import describe_host
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.sensitivity import analyse
-from compress.quantize.stage import calibrate, first_plan, profile_layers
+from compress.quantize.stage import calibrate, first_plan, measure_speed
 from compress.report.layers import LayersReport, write_layers_report
 from compress.single import data_of, measure_of
 from compress.train.loop import evaluate_on_cpu
@@ -41,7 +41,7 @@ def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersR
             teacher=None,
         )
         calibration, plan = calibrate(checkpoint, config, context), first_plan(config)
-        costs, _ = profile_layers(calibration, plan, checkpoint, context)
+        costs = measure_speed(calibration, plan, checkpoint, context).costs
         rows = analyse(
             calibration,
             plan,

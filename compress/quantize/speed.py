@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,10 +16,14 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnx.shape_inference
+from pydantic import TypeAdapter
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
+from compress.checkpoint import write_json
+from compress.measure.host import describe_host
 from compress.measure.profile import profile
+from compress.paths import cache_folder
 
 PROFILE_ROUNDS = 4
 """The files take turns, so that noise hits all alike."""
@@ -34,6 +40,42 @@ class LayerCost:
 
     float_ms: float
     int8_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What was measured of one network's shape on this machine."""
+
+    costs: Mapping[str, LayerCost]
+    """By layer."""
+    float_layers: tuple[str, ...] = ()
+    """Proposed to stay in float; empty if all or none are faster so."""
+    speedup_ci95: tuple[float, float] = (1.0, 1.0)
+    """Of the file with those layers in float against the one with all in int8."""
+
+    @property
+    def mixing_pays(self) -> bool:
+        """Whether the mixed file is faster beyond noise."""
+        return self.speedup_ci95[0] > 1
+
+
+def remembered(structure: Mapping[str, object], measure: Callable[[], Speed]) -> Speed:
+    """Returns what was measured before on this host for this structure, or measures.
+
+    Args:
+        structure: all that decides the speed but the machine; JSON.
+        measure: called if nothing is remembered.
+    """
+    host = describe_host()
+    facts = {**structure, "cpu": host.cpu, "isa": host.isa, "versions": host.versions}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_folder() / "speed" / f"{key}.json"
+    if path.is_file():
+        return TypeAdapter(Speed).validate_json(path.read_bytes())
+    speed = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, speed)
+    return speed
 
 
 def layer_costs(float_file: Path, int8_file: Path, *, threads: int) -> dict[str, LayerCost]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compress.context import Context, Product
     from compress.quantize.ptq import Calibration, Plan
     from compress.quantize.saturation import Saturation
-    from compress.quantize.speed import LayerCost
+    from compress.quantize.speed import LayerCost, Speed
 
 CALIBRATION_BATCH = 32
 SATURATION_IMAGES = 256
@@ -36,6 +36,7 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     from compress.quantize.placement import freeze, layers_of
     from compress.quantize.policy import choose
     from compress.quantize.qat import train_quantized
+    from compress.quantize.sensitivity import with_float
     from compress.train.loop import evaluate_on_cpu
 
     calibration = calibrate(checkpoint, config, context)
@@ -47,10 +48,13 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     def score(network: fx.GraphModule) -> tuple[float, float]:
         return evaluate_on_cpu(network, context.data.validation)
 
-    costs: dict[str, LayerCost] = {}
+    costs: Mapping[str, LayerCost] = {}
     details: dict[str, Any] = {"method": config.method, "calibration_images": config.calib}
     if config.method == "auto":
-        plan, costs = fastest_plan(calibration, plan, checkpoint, context)
+        speed = measure_speed(calibration, plan, checkpoint, context)
+        costs = speed.costs
+        if speed.mixing_pays:
+            plan = with_float(plan, speed.float_layers)
     choice = choose(calibration, plan, config, score, costs)
     details["attempts"] = [dataclasses.asdict(attempt) for attempt in choice.attempts]
     if config.method == "qat" or (config.method == "auto" and choice.drop > config.max_drop):
@@ -109,50 +113,56 @@ def calibrate(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) 
     return Calibration(prepared, lambda: _calibration_batches(config, context))
 
 
-def profile_layers(
+def measure_speed(
     calibration: Calibration, plan: Plan, checkpoint: Checkpoint, context: Context
-) -> tuple[dict[str, LayerCost], tuple[str, ...]]:
-    """Returns each layer's cost on this machine, and the layers that had better stay in float."""
-    from compress.checkpoint import MODEL_FILE
-    from compress.progress import waiting
-    from compress.quantize.speed import cheapest_float_layers, layer_borders, layer_costs
+) -> Speed:
+    """Returns what each layer costs on this machine, and which are faster in float.
 
-    threads = context.measure.threads
-    path = context.folder / "probe.onnx"
-    with _probe(calibration, plan, checkpoint, path), waiting("timing each layer"):
-        costs = layer_costs(checkpoint.folder / MODEL_FILE, path, threads=threads)
-        borders = layer_borders(path, threads=threads)
-    return costs, cheapest_float_layers(costs, borders)
-
-
-def fastest_plan(
-    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, context: Context
-) -> tuple[Plan, dict[str, LayerCost]]:
-    """Returns the plan with those layers in float that are faster so here, and all layers' costs.
-
-    The whole file decides: a mixed one must be faster than the int8 one beyond noise.
+    A minimum cut proposes; the whole file decides: a mixed one must be faster than the int8 one
+    beyond noise. Weights do not matter, so the answer is remembered for the network's shape.
     """
+    from compress.checkpoint import MODEL_FILE
     from compress.measure.latency import measure_latency
-    from compress.progress import say
+    from compress.progress import say, waiting
     from compress.quantize.sensitivity import with_float
-
-    costs, layers = profile_layers(calibration, plan, checkpoint, context)
-    if not layers or len(layers) == len(costs):
-        return plan, costs
-    mixed_plan = with_float(plan, layers)
-    with (
-        _probe(calibration, plan, checkpoint, context.folder / "probe.onnx") as int8_file,
-        _probe(calibration, mixed_plan, checkpoint, context.folder / "mixed.onnx") as mixed_file,
-    ):
-        _, mixed = measure_latency(
-            [int8_file, mixed_file], threads=context.measure.threads, batch=context.measure.batch
-        )
-    faster = mixed.speedup_ci95[0] > 1
-    say(
-        f"  {len(layers)} of {len(costs)} layers in float: {mixed.speedup:.2f}x the speed of int8; "
-        + ("they stay in float" if faster else "not faster, all are int8")
+    from compress.quantize.speed import (
+        Speed,
+        cheapest_float_layers,
+        layer_borders,
+        layer_costs,
+        remembered,
     )
-    return (mixed_plan if faster else plan), costs
+
+    threads, batch = context.measure.threads, context.measure.batch
+
+    def measure() -> Speed:
+        with _probe(calibration, plan, checkpoint, context.folder / "probe.onnx") as int8_file:
+            with waiting("timing each layer"):
+                costs = layer_costs(checkpoint.folder / MODEL_FILE, int8_file, threads=threads)
+                borders = layer_borders(int8_file, threads=threads)
+            layers = cheapest_float_layers(costs, borders)
+            if not layers or len(layers) == len(costs):
+                return Speed(costs=costs)
+            mixed_plan = with_float(plan, layers)
+            with _probe(calibration, mixed_plan, checkpoint, context.folder / "mixed.onnx") as file:
+                _, mixed = measure_latency([int8_file, file], threads=threads, batch=batch)
+        return Speed(costs=costs, float_layers=layers, speedup_ci95=mixed.speedup_ci95)
+
+    structure = {
+        "spec": dataclasses.asdict(checkpoint.spec),
+        "shapes": dict(checkpoint.description.shapes),
+        "threads": threads,
+        "batch": batch,
+    }
+    speed = remembered(structure, measure)
+    if speed.float_layers:
+        low, high = speed.speedup_ci95
+        say(
+            f"  {len(speed.float_layers)} of {len(speed.costs)} layers in float: {low:.2f} to "
+            f"{high:.2f}x the speed of int8; "
+            + ("they stay in float" if speed.mixing_pays else "not faster, all are int8")
+        )
+    return speed
 
 
 @contextmanager
