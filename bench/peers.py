@@ -126,7 +126,7 @@ def _prepare_compress(source: Path, images: np.ndarray, out: Path) -> Job:
     from compress.quantize.config import QuantizeConfig
     from compress.quantize.placement import freeze, prepare
     from compress.quantize.ptq import Calibration
-    from compress.quantize.stage import first_plan
+    from compress.quantize.stage import CALIBRATION_BATCH, first_plan
     from compress.restore import load_model
 
     checkpoint = load_checkpoint(source)
@@ -135,7 +135,7 @@ def _prepare_compress(source: Path, images: np.ndarray, out: Path) -> Job:
     pixels = torch.from_numpy(images)
 
     def quantize() -> None:
-        calibration = Calibration(prepare(model), lambda: pixels.split(BATCH))
+        calibration = Calibration(prepare(model), lambda: pixels.split(CALIBRATION_BATCH))
         quantized = freeze(calibration.quantize(first_plan(QuantizeConfig())))
         export_onnx(quantized, checkpoint.spec, out, digest="", stage="quantize")
 

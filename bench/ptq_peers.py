@@ -12,6 +12,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -195,12 +196,13 @@ def synthetic_images(count: int, size: int, *, seed: int) -> Tensor:
     return (255 * smooth).clamp(0, 255).round().to(torch.uint8)
 
 
-def compare(subject: Subject, scratch: Path, command: str) -> Comparison:
-    """Quantises one float network with every tool and measures the files.
+def compare(subject: Subject, scratch: Path, *, tools: Sequence[str], command: str) -> Comparison:
+    """Quantises one float network with some tools and measures the files.
 
     Args:
         subject: the network and the images.
         scratch: an empty folder.
+        tools: their names.
         command: that the user gave, for the record.
     """
     say(subject.network)
@@ -209,7 +211,7 @@ def compare(subject: Subject, scratch: Path, command: str) -> Comparison:
     model = load_model(checkpoint)
     export_onnx(model, checkpoint.spec, files[FLOAT], digest="", stage=checkpoint.stage)
     np.save(images, subject.calibration)
-    for place, tool in enumerate(PEERS):
+    for place, tool in enumerate(tools):
         path = scratch / f"{place}.onnx"
         try:
             costs[tool] = run_peer(
@@ -294,10 +296,14 @@ def add_to_results(comparison: Comparison) -> None:
     """Writes a comparison into the results, in the place of the network's older one."""
     kept: tuple[Comparison, ...] = ()
     if RESULTS.is_file():
-        kept = tuple(e for e in read_results().networks if e.network != comparison.network)
+        kept = tuple(entry for entry in read_results().networks if _key(entry) != _key(comparison))
     results = Results(networks=(*kept, comparison))
     write_json(RESULTS, results)
     PAGE.write_text(results_markdown(results))
+
+
+def _key(comparison: Comparison) -> tuple[str, int]:
+    return comparison.network, comparison.calibration_images
 
 
 def read_results() -> Results:
@@ -372,13 +378,19 @@ def print_comparison(comparison: Comparison) -> None:
 )  # fmt: skip
 @click.option("--size", default=224, show_default=True, help="Image side for --untrained, pixels.")
 @click.option("--calib", default=512, show_default=True, help="Calibration images.")
-def main(folders: tuple[Path, ...], untrained: str, size: int, calib: int) -> None:
+@click.option(
+    "--tools", default=",".join(PEERS), show_default=True, help="Which to compare, by commas."
+)
+def main(folders: tuple[Path, ...], untrained: str, size: int, calib: int, tools: str) -> None:
     """Compare post-training quantisation tools on float networks."""
+    chosen = tools.split(",")
+    if unknown := set(chosen) - set(PEERS):
+        raise click.UsageError(f"unknown tools: {', '.join(unknown)}")
     command = shlex.join(["python", "-m", "bench.ptq_peers", *sys.argv[1:]])
     names = [name for name in untrained.split(",") if name]
 
     def finish(subject: Subject, scratch: Path) -> None:
-        comparison = compare(subject, scratch, command)
+        comparison = compare(subject, scratch, tools=chosen, command=command)
         add_to_results(comparison)
         print_comparison(comparison)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -16,12 +17,12 @@ from compress.quantize.ranges import OBSERVERS
 from compress.quantize.sensitivity import with_float
 from compress.quantize.speed import LayerCost
 
-REPAIRS: Mapping[str, Callable[[Plan], Plan]] = {
-    "corrected biases": lambda plan: dataclasses.replace(plan, correct_biases=True),
-    "equalized channels": lambda plan: dataclasses.replace(plan, equalize=True),
-    "learnt rounding": lambda plan: dataclasses.replace(plan, learn_rounding=True),
+REPAIRS: Mapping[str, str] = {
+    "corrected biases": "correct_biases",
+    "equalized channels": "equalize",
+    "learnt rounding": "learn_rounding",
 }
-"""What `auto` tries, the cheapest first; each is added to the best so far."""
+"""Their fields in settings and plan, the cheapest first; each is added to the best so far."""
 TINY_MS = 1e-3
 """A layer that loses no time in float is not infinitely better than one that loses a little."""
 MOST_FLOAT = 4
@@ -99,13 +100,13 @@ def choose(
     trials = _Trials(calibration, score)
     for observer in OBSERVERS if config.observer == "auto" else (first.observer,):
         trials.attempt(f"{observer} ranges", dataclasses.replace(first, observer=observer))
-    if config.method == "auto":
-        for name, repair in REPAIRS.items():
-            plan = trials.best[1]
-            if trials.best[2].drop <= config.max_drop:
-                break
-            if repair(plan) != plan:
-                trials.attempt(f"and {name}", repair(plan))
+    automatic = config.method == "auto"
+    for name, field in REPAIRS.items():
+        if getattr(config, field) or (automatic and trials.best[2].drop > config.max_drop):
+            # Tried by name, so that the report shows the effect of each.
+            changes: dict[str, Any] = {field: True}
+            trials.attempt(f"and {name}", dataclasses.replace(trials.best[1], **changes))
+    if automatic:
         _fall_back(trials, config.max_drop, costs)
     placed, plan, _ = trials.best
     return Choice(placed=placed, plan=plan, attempts=tuple(trials.attempts))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compress.quantize.saturation import Saturation
     from compress.quantize.speed import LayerCost, Speed
 
-CALIBRATION_BATCH = 32
+CALIBRATION_BATCH = 16
 SATURATION_IMAGES = 256
 
 
@@ -85,16 +85,13 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
 
 
 def first_plan(config: QuantizeConfig) -> Plan:
-    """Returns the plan that the settings name."""
+    """Returns the plan to begin with: the settings' ranges, all int8, no repairs."""
     from compress.quantize.ptq import Plan
     from compress.quantize.ranges import OBSERVERS
 
     return Plan(
         observer=OBSERVERS[0] if config.observer == "auto" else config.observer,
         weights=config.weights,
-        equalize=config.equalize,
-        correct_biases=config.correct_biases,
-        learn_rounding=config.learn_rounding,
     )
 
 
