@@ -28,7 +28,7 @@ SOURCES = {
     "distill": ("distill", "train", "architectures"),
     "prune": ("prune", "distill", "train"),
     "quantize": ("quantize", "distill", "train"),
-    "export": ("export",),
+    "export": ("export", "quantize"),  # quantised modules write their own operators
 }
 """Code that decides a stage's result: when it changes, the stage runs again."""
 

@@ -20,7 +20,7 @@ from compress.architectures.spec import ModelSpec
 from compress.data.preprocess import Preprocess
 from compress.paths import atomic_write
 from compress.progress import waiting
-from compress.quantize.modules import CONTRIB, OPSET
+from compress.quantize.common import CONTRIB, OPSET
 
 INPUT, OUTPUT = "pixels", "logits"
 CONTRIB_BODIES = {

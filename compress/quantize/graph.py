@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.architectures.build import Classifier, Normalize
-from compress.quantize.modules import Layer
+from compress.quantize.layer import Layer
 
 aten = torch.ops.aten
 PIXELS, NORMALIZE = "pixels", "normalize"

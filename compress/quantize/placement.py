@@ -19,6 +19,7 @@ from torch import fx
 
 from compress.architectures.build import Classifier
 from compress.checkpoint import ALL_INT8, QuantizedLayout
+from compress.quantize.common import Mode
 from compress.quantize.graph import (
     NORMALIZE,
     aten,
@@ -32,13 +33,12 @@ from compress.quantize.graph import (
     substitute,
     trace,
 )
+from compress.quantize.layer import Layer
 from compress.quantize.modules import (
     ActivationQuantizer,
     Add,
     AddConstant,
     FloatActivation,
-    Layer,
-    Mode,
     Multiply,
     PixelInput,
 )

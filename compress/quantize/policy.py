@@ -23,6 +23,7 @@ REPAIRS: Mapping[str, str] = {
     "learnt rounding": "learn_rounding",
 }
 """Their fields in settings and plan, the cheapest first; each is added to the best so far."""
+TRAINING = "and training with rounding on"
 TINY_MS = 1e-3
 """A layer that loses no time in float is not infinitely better than one that loses a little."""
 MOST_FLOAT = 4
@@ -54,6 +55,14 @@ class Choice:
     def drop(self) -> float:
         """Of the chosen attempt."""
         return min(attempt.drop for attempt in self.attempts)
+
+    def after_training(self, score: Score) -> Attempt:
+        """Scores the network after it was trained further."""
+        loss, top1 = score(self.placed)
+        before = self.attempts[0]
+        drop = before.top1 + before.drop - top1
+        say(f"  {TRAINING}: {top1:.2f} % ({-drop:+.2f} points, loss {loss:.4f})")
+        return Attempt(name=TRAINING, top1=top1, drop=drop, loss=loss)
 
 
 class _Trials:

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, fx
 
 from compress.checkpoint import ALL_INT8, QuantizedLayout
-from compress.quantize.modules import QMAX_WEIGHT_REDUCED, mse_weight_scale, weight_scale
+from compress.quantize.layer import QMAX_WEIGHT_REDUCED, mse_weight_scale, weight_scale
 from compress.quantize.placement import layers_of, place, quantizers_of, set_mode
 from compress.quantize.ranges import Observer, Statistics, choose_range
 from compress.quantize.repair import correct_biases, equalize, learn_rounding
+from compress.train.precision import Precision, autocast, choose_precision
 
+CPU = torch.device("cpu")
+PROBE_IMAGES = 4
 REPAIR_IMAGES = 256
 """At most so many images are held in memory for repairs."""
 
@@ -108,7 +111,8 @@ def collect(
 ) -> dict[str, Statistics]:
     """Runs images through a placed network in float and notes what passes each quantiser.
 
-    Nothing of them is kept, so memory does not grow with their number.
+    Nothing of them is kept, so memory does not grow with their number. In bf16 where that is
+    faster: its rounding, at most 0.4 %, is less than what one image more would change.
 
     Args:
         placed: with quantisers in place.
@@ -118,9 +122,15 @@ def collect(
     quantizers = quantizers_of(placed)
     for quantizer in quantizers.values():
         quantizer.statistics = Statistics(histogram=histogram)
-    set_mode(placed, "observe")
+    precision: Precision | None = None
     for pixels in batches:
-        placed(pixels.float().contiguous(memory_format=torch.channels_last))
+        images = pixels.float().contiguous(memory_format=torch.channels_last)
+        if precision is None:
+            set_mode(placed, "float")
+            precision = choose_precision(placed, images[:PROBE_IMAGES], CPU, training=False)
+            set_mode(placed, "observe")
+        with autocast(precision, CPU):
+            placed(images)
     set_mode(placed, "round")
     found: dict[str, Statistics] = {}
     for name, quantizer in quantizers.items():

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compress.progress import track
+from compress.quantize.common import Mode
 from compress.quantize.graph import aten, layer_of, module_of, only_reader
-from compress.quantize.modules import ActivationQuantizer, Layer, Mode, per_channel
+from compress.quantize.layer import Layer, per_channel
+from compress.quantize.modules import ActivationQuantizer
 from compress.quantize.placement import layers_of
 
 MODES: tuple[Mode, Mode] = ("float", "round")

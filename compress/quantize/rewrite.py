@@ -24,7 +24,8 @@ from compress.quantize.graph import (
     substitute,
     tensor_of,
 )
-from compress.quantize.modules import FloatActivation, Layer, PixelInput, per_channel
+from compress.quantize.layer import Layer, per_channel
+from compress.quantize.modules import FloatActivation, PixelInput
 
 
 @torch.no_grad()

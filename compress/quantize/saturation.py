@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from compress.quantize.modules import QMAX_ACTIVATION, ActivationQuantizer, Layer, PixelInput
+from compress.quantize.layer import Layer
+from compress.quantize.modules import QMAX_ACTIVATION, ActivationQuantizer, PixelInput
 from compress.quantize.placement import layers_of
 
 INT16 = (-32768, 32767)

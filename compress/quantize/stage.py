@@ -49,20 +49,24 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
         return evaluate_on_cpu(network, context.data.validation)
 
     costs: Mapping[str, LayerCost] = {}
-    details: dict[str, Any] = {"method": config.method, "calibration_images": config.calib}
+    details: dict[str, Any] = {"calibration_images": config.calib}
     if config.method == "auto":
         speed = measure_speed(calibration, plan, checkpoint, context)
         costs = speed.costs
         if speed.mixing_pays:
             plan = with_float(plan, speed.float_layers)
     choice = choose(calibration, plan, config, score, costs)
-    details["attempts"] = [dataclasses.asdict(attempt) for attempt in choice.attempts]
+    placed, attempts = choice.placed, list(choice.attempts)
+    details["method"] = "ptq"
     if config.method == "qat" or (config.method == "auto" and choice.drop > config.max_drop):
-        details["method"] = "qat"
-        train_quantized(choice.placed, config, context)
-    elif config.method == "auto":
-        details["method"] = "ptq"
-    frozen = freeze(choice.placed)
+        train_quantized(placed, config, context)
+        attempts.append(choice.after_training(score))
+        if config.method == "auto" and attempts[-1].drop > choice.drop:
+            placed = calibration.quantize(choice.plan)  # training made it worse
+        else:
+            details["method"] = "qat"
+    details["attempts"] = [dataclasses.asdict(attempt) for attempt in attempts]
+    frozen = freeze(placed)
     if not plan.reduced_layers:
         found = _saturation(frozen, context)
         details["without_vnni"] = dataclasses.asdict(found)

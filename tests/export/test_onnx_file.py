@@ -9,7 +9,7 @@ import torch
 from compress.data.load import Data
 from compress.export.onnx_file import INPUT, OUTPUT, export_onnx, read_facts
 from compress.export.parity import check_parity
-from compress.quantize.modules import OPSET
+from compress.quantize.common import OPSET
 from tests.conftest import settled, student_spec
 
 

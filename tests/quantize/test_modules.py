@@ -3,14 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compress.quantize.modules import (
-    QMAX_BIAS,
-    ActivationQuantizer,
-    Layer,
-    mse_weight_scale,
-    round_through,
-    weight_scale,
-)
+from compress.quantize.common import round_through
+from compress.quantize.layer import QMAX_BIAS, Layer, mse_weight_scale, weight_scale
+from compress.quantize.modules import ActivationQuantizer
 from compress.quantize.ranges import Statistics
 
 

@@ -34,7 +34,7 @@ def test_batches_do_not_matter_for_the_extremes(digits: Data) -> None:
         found = Calibration(prepared, lambda: (b.images for b in batches(batch))).quantize(PLAN)
         return {name: float(module.scale) for name, module in quantizers_of(found).items()}
 
-    assert ranges(1300) == pytest.approx(ranges(7), rel=1e-3)
+    assert ranges(1300) == pytest.approx(ranges(7), rel=1e-2)
 
 
 MEMORY = """

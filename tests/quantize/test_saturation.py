@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from compress.data.load import Data
-from compress.quantize.modules import Layer
+from compress.quantize.layer import Layer
 from compress.quantize.placement import freeze, layers_of
 from compress.quantize.ptq import Plan
 from compress.quantize.saturation import find_saturation, saturation_excess
