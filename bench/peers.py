@@ -39,6 +39,8 @@ class Peer:
     """Whose version is reported."""
     takes_checkpoint: bool = False
     """Its source is a checkpoint folder, not the float ONNX file."""
+    takes_plain_export: bool = False
+    """Its source is what `torch.onnx.export` writes, without our clean-up of the graph."""
     environment: str | None = None
     """Name of its environment's folder; None: the one this program runs in."""
     requirements: tuple[str, ...] = ()
@@ -64,7 +66,7 @@ def run_peer(tool: str, *, float_file: Path, checkpoint: Path, images: Path, out
 
     Args:
         tool: a key of `PEERS`.
-        float_file: the float ONNX file.
+        float_file: the float ONNX file; our export, or torch's own for a peer that takes that.
         checkpoint: the same network as a checkpoint folder.
         images: an .npy file, uint8 `[N, C, H, W]`.
         out: the ONNX file to write.
@@ -236,6 +238,9 @@ PEERS = {
     "compress": Peer(prepare=_prepare_compress, package="compress", takes_checkpoint=True),
     "quantize_static MinMax": Peer(
         prepare=_prepare_quantize_static("MinMax"), package="onnxruntime"
+    ),
+    "quantize_static MinMax on torch's own export": Peer(
+        prepare=_prepare_quantize_static("MinMax"), package="onnxruntime", takes_plain_export=True
     ),
     "quantize_static Entropy": Peer(
         prepare=_prepare_quantize_static("Entropy"), package="onnxruntime"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from bench.peers import BATCH, PEERS, Cost, run_peer
@@ -34,13 +35,14 @@ from compress.checkpoint import Checkpoint, load_checkpoint, write_checkpoint, w
 from compress.data.load import IMAGENET_MEAN, IMAGENET_STD, as_numpy, calibration_order
 from compress.data.preprocess import Preprocess
 from compress.data.splits import Split, TensorSplit
-from compress.export.onnx_file import export_onnx
+from compress.export.onnx_file import INPUT, OUTPUT, export_onnx
 from compress.measure.accuracy import BATCH as SCORING_BATCH
 from compress.measure.accuracy import accuracy
 from compress.measure.host import Host, allowed_cores, describe_host
 from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
 from compress.progress import say, track
+from compress.quantize.common import OPSET
 from compress.report.render import markdown_table, size_text
 from compress.restore import load_model
 from compress.single import data_of
@@ -211,12 +213,14 @@ def compare(subject: Subject, scratch: Path, *, tools: Sequence[str], command: s
     model = load_model(checkpoint)
     export_onnx(model, checkpoint.spec, files[FLOAT], digest="", stage=checkpoint.stage)
     np.save(images, subject.calibration)
+    plain = scratch / "plain.onnx"
+    _export_plainly(model, checkpoint, plain)
     for place, tool in enumerate(tools):
         path = scratch / f"{place}.onnx"
         try:
             costs[tool] = run_peer(
                 tool,
-                float_file=files[FLOAT],
+                float_file=plain if PEERS[tool].takes_plain_export else files[FLOAT],
                 checkpoint=checkpoint.folder,
                 images=images,
                 out=path,
@@ -264,6 +268,25 @@ def _failure(tool: str, error: Exception) -> Failure:
     reason = str(error).splitlines()[0]
     say(f"  {tool}: {reason}")
     return Failure(tool=tool, reason=reason)
+
+
+def _export_plainly(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Writes what `torch.onnx.export` makes of a network, as someone without us would have it."""
+    preprocess = checkpoint.spec.preprocess
+    example = torch.zeros(2, preprocess.channels, preprocess.size, preprocess.size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter's own internals
+        torch.onnx.export(
+            model,
+            (example.to(torch.uint8),),
+            str(path),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
 
 
 def _logits(path: Path, split: Split, title: str) -> np.ndarray:

@@ -123,9 +123,9 @@ def operators_text(summary: OperatorSummary) -> str:
 
 def _detail(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.2f}"
+        return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return "; ".join(_detail(item) for item in value)
+        return "; ".join(_detail(item) for item in value) or "none"
     if isinstance(value, dict):
         return ", ".join(
             f"{name.replace('_', ' ')} {_detail(item)}" for name, item in value.items()

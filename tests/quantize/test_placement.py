@@ -29,13 +29,13 @@ CONVOLUTIONAL = FLOAT_COMPUTE | {
 """What must not be left in float where everything is meant to be int8."""
 FAST = {
     "resnet18": (32, 21, CONVOLUTIONAL),
-    "mobilenet_v2": (32, 53, CONVOLUTIONAL),
     "mobilenet_v3_small": (32, 54, CONVOLUTIONAL),
     "shufflenet_v2_x0_5": (32, 57, CONVOLUTIONAL),
-    "squeezenet1_1": (64, 26, CONVOLUTIONAL),
 }
 SLOW = {
     "alexnet": (64, 8, CONVOLUTIONAL),
+    "squeezenet1_1": (64, 26, CONVOLUTIONAL),
+    "mobilenet_v2": (32, 53, CONVOLUTIONAL),
     "vgg11": (32, 11, CONVOLUTIONAL),
     "vgg11_bn": (32, 11, CONVOLUTIONAL),
     "resnet50": (32, 54, CONVOLUTIONAL),
