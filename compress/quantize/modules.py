@@ -103,22 +103,30 @@ class ActivationQuantizer(nn.Module):
 
 
 class PixelInput(nn.Module):
-    """The image's bytes as a quantised tensor: scale 1, and the zero point a mean grey."""
+    """The image's bytes as a quantised tensor: about normalised, with a mean grey as zero point.
+
+    Were the scale 1, the first layer's weights would be so small that training at the others'
+    learning rate destroys them.
+
+    Args:
+        scale: of a step in grey.
+        zero_point: the grey that becomes 0.
+    """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, zero_point: int) -> None:
+    def __init__(self, scale: float, zero_point: int) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("scale", torch.tensor(scale))
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.uint8))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Maps pixels 0..255 `[N, C, H, W]` to float32 `pixels - zero_point`."""
+        """Maps pixels 0..255 `[N, C, H, W]` to float32 `(pixels - zero_point) * scale`."""
         if torch.compiler.is_exporting():
             inputs = (pixels, self.scale, self.zero_point)
             return emit("DequantizeLinear", inputs, torch.float32, pixels.shape)
-        return pixels.float() - self.zero_point.float()
+        return (pixels.float() - self.zero_point.float()) * self.scale
 
 
 Affine = tuple[Tensor, Tensor]

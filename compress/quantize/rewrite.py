@@ -135,8 +135,9 @@ def _split_activations(traced: fx.GraphModule) -> None:
 def _fold_pixels(traced: fx.GraphModule) -> None:
     """Folds the normalisation into the first convolution, which then takes the image's bytes.
 
-    With zero point z: `w * (p / 255 - mean) / std = w' * (p - z) + w' * (z - 255 * mean)`, where
-    `w' = w / (255 * std)`. The second term joins the bias: exact but for the zero padding.
+    With zero point z and scale s: `w * (p / 255 - mean) / std = w' * s * (p - z) + w' * s * (z -
+    255 * mean)`, where `w' = w / (255 * std * s)`, about w. The second term joins the bias: exact
+    but for the zero padding.
     """
     node = next(n for n in traced.graph.nodes if n.target == NORMALIZE)
     normalize = module_of(traced, node)
@@ -147,9 +148,10 @@ def _fold_pixels(traced: fx.GraphModule) -> None:
         return
     mean, std = normalize.mean, normalize.std
     zero_point = round(255 * float(mean.mean()))
-    layer.weight.div_(255 * std)
-    layer.bias.add_((layer.weight * (zero_point - 255 * mean)).sum((1, 2, 3)))
-    set_module(traced, NORMALIZE, PixelInput(zero_point))
+    scale = 1 / (255 * float(std.mean()))
+    layer.weight.div_(255 * std * scale)
+    layer.bias.add_((layer.weight * scale * (zero_point - 255 * mean)).sum((1, 2, 3)))
+    set_module(traced, NORMALIZE, PixelInput(scale, zero_point))
 
 
 def _scale_outputs(layer: Layer, factor: Tensor) -> None:

@@ -92,6 +92,7 @@ def test_what_qat_trains_is_what_ships(run_copy: Path) -> None:
     report = read_stage_report(out)
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert report.details["method"] == "qat"
+    assert report.details["attempts"][-1]["drop"] < 3.0
     result = CliRunner().invoke(main, ["evaluate", str(out), "--split", "validation"])
     scored = float(result.output.split("top-1 ")[1].split()[0])
     assert abs(scored - history[-1]["validation_top1"]) <= 1.0  # one image in 116
