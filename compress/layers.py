@@ -13,7 +13,7 @@ from compress.quantize.sensitivity import analyse
 from compress.quantize.stage import calibrate, first_plan, measure_speed
 from compress.report.layers import LayersReport, write_layers_report
 from compress.single import data_of, measure_of
-from compress.train.loop import evaluate_on_cpu
+from compress.train.evaluate import evaluate
 
 
 def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersReport:
@@ -45,7 +45,7 @@ def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersR
         rows = analyse(
             calibration,
             plan,
-            lambda network: evaluate_on_cpu(network, data.validation, images=images),
+            lambda network: evaluate(network, data.validation, images=images),
             costs,
         )
     report = LayersReport(

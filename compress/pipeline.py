@@ -35,7 +35,7 @@ from compress.report.data import REPORT_JSON, REPORT_MD, RunReport, StageReport,
 from compress.report.render import stage_markdown
 from compress.report.run import write_run_report
 from compress.request import Request, changed_settings, difference, lineage_of, new_step, stage_key
-from compress.train.loop import STATE
+from compress.train.state import STATE
 
 KEY_FILE, STORE = "key", "teacher-answers"
 

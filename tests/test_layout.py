@@ -17,7 +17,10 @@ STAGE_MODULES = {
     "compress.quantize.stage",
     "compress.export.stage",
 }
-OUTER = {"compress.cli", "compress.single", "compress.pipeline", "compress.options"}
+OUTER = {
+    f"compress.{name}"
+    for name in ("cli", "inspection", "program", "single", "pipeline", "options", "layers")
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,18 +16,61 @@ from compress.distill.config import GuidanceConfig, check_views
 from compress.distill.losses import knowledge_distillation
 from compress.paths import atomic_write
 from compress.progress import track
+from compress.restore import load_model
 from compress.train.config import TrainConfig
-from compress.train.loop import Loss, TrainBatch, first_pixels, label_loss
+from compress.train.evaluate import first_pixels
+from compress.train.loop import Loss, TrainBatch, label_loss, train
 from compress.train.precision import Precision, autocast, choose_precision
+from compress.train.state import Epoch
+
+if TYPE_CHECKING:
+    from compress.context import Context
 
 TEACHER_BATCH = 250
+
+
+def train_guided(
+    model: nn.Module, guidance: GuidanceConfig, schedule: TrainConfig, context: Context, title: str
+) -> list[Epoch]:
+    """Trains a model in place with the help of the context's teacher.
+
+    Args:
+        model: takes pixels.
+        guidance: how the teacher helps.
+        schedule: of the training.
+        context: data, seed, folders and the teacher.
+        title: names the training in the progress bar.
+
+    Returns:
+        A row for each epoch.
+    """
+    assert context.teacher is not None
+    loss = guided_loss(
+        load_model(context.teacher),
+        context.data,
+        guidance,
+        schedule,
+        seed=context.seed,
+        store=context.store,
+        teacher_digest=context.teacher.digest,
+    )
+    return train(
+        model,
+        context.data,
+        schedule,
+        loss=loss,
+        seed=context.seed,
+        folder=context.folder,
+        title=title,
+        views=guidance.views,
+    )
 
 
 def guided_loss(
     teacher: nn.Module,
     data: Data,
     guidance: GuidanceConfig,
-    train: TrainConfig,
+    schedule: TrainConfig,
     *,
     seed: int,
     store: Path,
@@ -38,7 +82,7 @@ def guided_loss(
         teacher: takes pixels.
         data: its training split is what the teacher is asked about.
         guidance: weight, temperature and number of stored views.
-        train: the schedule the loss will be used in.
+        schedule: what the loss will be used in.
         seed: of the views; the training loop's.
         store: folder for the stored answers; stages of one run share it.
         teacher_digest: names the teacher in the store.
@@ -50,8 +94,8 @@ def guided_loss(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = teacher.to(device).to(memory_format=torch.channels_last).eval()
     teacher.requires_grad_(requires_grad=False)
-    labels = label_loss(train.label_smoothing)
-    check_views(guidance, train)
+    labels = label_loss(schedule.label_smoothing)
+    check_views(guidance, schedule)
     precision = choose_precision(teacher, first_pixels(data.train), device, training=False)
     key = hashlib.sha256(f"{teacher_digest} {data.fingerprint} {seed}".encode()).hexdigest()[:16]
     stored = []

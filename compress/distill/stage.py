@@ -36,30 +36,9 @@ def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:
 
     from compress.architectures.build import build
     from compress.context import Product
-    from compress.distill.guidance import guided_loss
-    from compress.restore import load_model
-    from compress.train.loop import train
+    from compress.distill.guidance import train_guided
 
-    assert context.teacher is not None
     torch.manual_seed(context.seed)
     model = build(student)
-    loss = guided_loss(
-        load_model(context.teacher),
-        context.data,
-        config.guidance,
-        config.train,
-        seed=context.seed,
-        store=context.store,
-        teacher_digest=context.teacher.digest,
-    )
-    history = train(
-        model,
-        context.data,
-        config.train,
-        loss=loss,
-        seed=context.seed,
-        folder=context.folder,
-        title="distill",
-        views=config.guidance.views,
-    )
+    history = train_guided(model, config.guidance, config.train, context, "distill")
     return Product(model=model, spec=student, details={"epochs": len(history)})

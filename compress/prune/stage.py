@@ -64,44 +64,25 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
     from compress.architectures.build import build
     from compress.architectures.resize import differing_shapes
     from compress.context import Product
-    from compress.distill.guidance import guided_loss
+    from compress.distill.guidance import train_guided
     from compress.progress import say, waiting
     from compress.prune.surgery import prune_channels
     from compress.restore import load_model
-    from compress.train.loop import evaluate, train
+    from compress.train.evaluate import evaluate
 
-    assert context.teacher is not None
-    model, cpu = load_model(checkpoint), torch.device("cpu")
+    model = load_model(checkpoint)
     network = model.get_submodule("network")
     preprocess = checkpoint.spec.preprocess
     example = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size)
     widths = prune_channels(network, example, ratio=config.ratio, multiple=config.multiple)
     if not widths:
         say("  [yellow]no layer is wide enough to prune[/]; the network stays as it is")
-    _, raw = evaluate(model, context.data.validation, cpu)
+    _, raw = evaluate(model, context.data.validation)
     with waiting("re-estimating BatchNorm"):
         reestimate_batchnorm(model, context.data.train)
-    _, reestimated = evaluate(model, context.data.validation, cpu)
+    _, reestimated = evaluate(model, context.data.validation)
     say(f"  pruned: validation {raw:.2f} % raw, {reestimated:.2f} % with new BatchNorm statistics")
-    loss = guided_loss(
-        load_model(context.teacher),
-        context.data,
-        config.guidance,
-        config.train,
-        seed=context.seed,
-        store=context.store,
-        teacher_digest=context.teacher.digest,
-    )
-    history = train(
-        model,
-        context.data,
-        config.train,
-        loss=loss,
-        seed=context.seed,
-        folder=context.folder,
-        title="prune",
-        views=config.guidance.views,
-    )
+    history = train_guided(model, config.guidance, config.train, context, "prune")
     return Product(
         model=model,
         spec=checkpoint.spec,

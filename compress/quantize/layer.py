@@ -69,12 +69,7 @@ class Layer(nn.Module):
         self.bias = nn.Parameter(bias.clone())
 
     @classmethod
-    def conv(
-        cls,
-        weight: Tensor,
-        bias: Tensor | None,
-        geometry: Sequence[Any] = ((1, 1), (0, 0), (1, 1), 1),
-    ) -> Layer:
+    def conv(cls, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]) -> Layer:
         """Returns a convolution over `[N, C, H, W]`.
 
         Args:

@@ -95,11 +95,17 @@ class ActivationQuantizer(nn.Module):
         self.scale.data.fill_(scale)
         self.zero_point.fill_(zero_point)
 
+    def freeze(self) -> None:
+        """Settles a learned scale for good, in place, as training saw it."""
+        self.scale.requires_grad = False
+        self.scale.copy_(self._bounded_scale())
+
     def _learned_scale(self, x: Tensor) -> Tensor:
+        return dampened(self._bounded_scale(), x[0].numel() * QMAX_ACTIVATION)
+
+    def _bounded_scale(self) -> Tensor:
         # A larger scale would let the levels pass the activation's bound.
-        largest = self.highest * self.gain / QMAX_ACTIVATION
-        positive = torch.clamp(self.scale, TINIEST_SCALE, largest)
-        return dampened(positive, x[0].numel() * QMAX_ACTIVATION)
+        return torch.clamp(self.scale, TINIEST_SCALE, self.highest * self.gain / QMAX_ACTIVATION)
 
 
 class PixelInput(nn.Module):

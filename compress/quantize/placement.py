@@ -124,7 +124,13 @@ def place(prepared: fx.GraphModule, layout: QuantizedLayout = ALL_INT8) -> fx.Gr
 
 
 def freeze(model: fx.GraphModule) -> fx.GraphModule:
-    """Turns all weights of int8 layers into integers, in place, and returns the model."""
+    """Settles all scales and turns int8 layers' weights into integers, in place.
+
+    Returns:
+        The model itself.
+    """
+    for quantizer in quantizers_of(model).values():
+        quantizer.freeze()
     for node in model.graph.nodes:
         module, sink = module_of(model, node), module_of(model, only_reader(node))
         if isinstance(module, Layer) and module.source is not None:

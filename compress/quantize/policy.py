@@ -12,7 +12,7 @@ from torch import fx
 from compress.progress import say
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.placement import layers_of
-from compress.quantize.ptq import Calibration, Plan, Score, score_float
+from compress.quantize.ptq import Calibration, Plan, Score, score_float, without_repairs
 from compress.quantize.ranges import OBSERVERS
 from compress.quantize.sensitivity import with_float
 from compress.quantize.speed import LayerCost
@@ -23,7 +23,6 @@ REPAIRS: Mapping[str, str] = {
     "learnt rounding": "learn_rounding",
 }
 """Their fields in settings and plan, the cheapest first; each is added to the best so far."""
-TRAINING = "and training with rounding on"
 TINY_MS = 1e-3
 """A layer that loses no time in float is not infinitely better than one that loses a little."""
 MOST_FLOAT = 4
@@ -43,108 +42,100 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The network to go on with, and how it was found."""
+class Candidate:
+    """A quantised network, how it came to be, and its figures."""
 
     placed: fx.GraphModule
     plan: Plan
-    attempts: tuple[Attempt, ...]
-    """In their order; the chosen one has the least drop."""
-
-    @property
-    def drop(self) -> float:
-        """Of the chosen attempt."""
-        return min(attempt.drop for attempt in self.attempts)
-
-    def after_training(self, score: Score) -> Attempt:
-        """Scores the network after it was trained further."""
-        loss, top1 = score(self.placed)
-        before = self.attempts[0]
-        drop = before.top1 + before.drop - top1
-        say(f"  {TRAINING}: {top1:.2f} % ({-drop:+.2f} points, loss {loss:.4f})")
-        return Attempt(name=TRAINING, top1=top1, drop=drop, loss=loss)
+    attempt: Attempt
 
 
-class _Trials:
-    """Scores plans and remembers the best: top-1 first, then loss."""
+class Trials:
+    """Scores ways of quantising one network and notes all of them.
+
+    Args:
+        calibration: of the network.
+        score: of validation images.
+    """
 
     def __init__(self, calibration: Calibration, score: Score) -> None:
         self.calibration, self.score = calibration, score
         self.float_top1 = score_float(calibration, score)[1]
         self.attempts: list[Attempt] = []
-        self.kept: list[tuple[fx.GraphModule, Plan, Attempt]] = []
 
-    def attempt(self, name: str, plan: Plan) -> None:
-        placed = self.calibration.quantize(plan)
+    def quantize(self, name: str, plan: Plan) -> Candidate:
+        """Quantises as planned and scores it."""
+        return self.note(name, self.calibration.quantize(plan), plan)
+
+    def note(self, name: str, placed: fx.GraphModule, plan: Plan) -> Candidate:
+        """Scores a quantised network."""
         loss, top1 = self.score(placed)
         drop = self.float_top1 - top1
         attempt = Attempt(name=name, top1=top1, drop=drop, loss=loss)
         say(f"  {name}: {top1:.2f} % ({-drop:+.2f} points, loss {loss:.4f})")
         self.attempts.append(attempt)
-        # One network is kept in memory, not one for each attempt.
-        if not self.kept or (drop, loss) < (self.kept[0][2].drop, self.kept[0][2].loss):
-            self.kept = [(placed, plan, attempt)]
+        return Candidate(placed=placed, plan=plan, attempt=attempt)
 
-    @property
-    def best(self) -> tuple[fx.GraphModule, Plan, Attempt]:
-        return self.kept[0]
+
+def better(one: Candidate, other: Candidate) -> Candidate:
+    """Returns the one with the higher top-1, or else the smaller loss, or else the first."""
+    return min(one, other, key=lambda candidate: (candidate.attempt.drop, candidate.attempt.loss))
 
 
 def choose(
-    calibration: Calibration,
-    first: Plan,
-    config: QuantizeConfig,
-    score: Score,
-    costs: Mapping[str, LayerCost],
-) -> Choice:
+    trials: Trials, first: Plan, config: QuantizeConfig, costs: Mapping[str, LayerCost]
+) -> Candidate:
     """Quantises without training, as the settings say or, for `auto`, until it is good enough.
 
     Args:
-        calibration: of the network.
+        trials: to make and note the attempts.
         first: the plan to begin with.
         config: what to do.
-        score: of validation images.
         costs: by layer; what a fallback to float loses.
+
+    Returns:
+        The best attempt.
     """
-    trials = _Trials(calibration, score)
-    for observer in OBSERVERS if config.observer == "auto" else (first.observer,):
-        trials.attempt(f"{observer} ranges", dataclasses.replace(first, observer=observer))
+    best = trials.quantize(f"{first.observer} ranges", first)
+    if config.observer == "auto":
+        for observer in OBSERVERS:
+            if observer != first.observer:
+                plan = dataclasses.replace(first, observer=observer)
+                best = better(best, trials.quantize(f"{observer} ranges", plan))
     automatic = config.method == "auto"
     for name, field in REPAIRS.items():
-        if getattr(config, field) or (automatic and trials.best[2].drop > config.max_drop):
+        if getattr(config, field) or (automatic and best.attempt.drop > config.max_drop):
             # Tried by name, so that the report shows the effect of each.
             changes: dict[str, Any] = {field: True}
-            trials.attempt(f"and {name}", dataclasses.replace(trials.best[1], **changes))
-    if automatic:
-        _fall_back(trials, config.max_drop, costs)
-    placed, plan, _ = trials.best
-    return Choice(placed=placed, plan=plan, attempts=tuple(trials.attempts))
+            plan = dataclasses.replace(best.plan, **changes)
+            best = better(best, trials.quantize(f"and {name}", plan))
+    if automatic and best.attempt.drop > config.max_drop:
+        best = _fall_back(trials, best, config.max_drop, costs)
+    return best
 
 
-def _fall_back(trials: _Trials, max_drop: float, costs: Mapping[str, LayerCost]) -> None:
+def _fall_back(
+    trials: Trials, best: Candidate, max_drop: float, costs: Mapping[str, LayerCost]
+) -> Candidate:
     """Leaves layers in float, first those that regain most loss for each millisecond."""
-    if trials.best[2].drop <= max_drop:
-        return
-    plan = trials.best[1]
+    calibration, plan = trials.calibration, best.plan
     fixed = plan.layout.float_layers
-    names = [
-        name
-        for name in layers_of(trials.calibration.prepared(equalized=plan.equalize))
-        if name not in fixed
-    ]
+    prepared = calibration.prepared(equalized=plan.equalize)
+    names = [name for name in layers_of(prepared) if name not in fixed]
     gains = {}
-    cheap = dataclasses.replace(plan, learn_rounding=False)
-    before = trials.score(trials.calibration.quantize(cheap))[0]
+    cheap = without_repairs(plan)
+    before = trials.score(calibration.quantize(cheap))[0]
     for name in names:
-        placed = trials.calibration.quantize(with_float(cheap, (*fixed, name)))
+        placed = calibration.quantize(with_float(cheap, (*fixed, name)))
         cost = costs.get(name)
         lost = max(cost.float_ms - cost.int8_ms, 0.0) if cost else 0.0
         gains[name] = (before - trials.score(placed)[0]) / (lost + TINY_MS)
     ranked = sorted((name for name in names if gains[name] > 0), key=lambda name: -gains[name])
+    most = min(len(names) // MOST_FLOAT, len(ranked))
     count = 1
-    while count <= len(names) // MOST_FLOAT and trials.best[2].drop > max_drop:
+    while count <= most and best.attempt.drop > max_drop:
         chosen = tuple(ranked[:count])
-        trials.attempt(f"and {', '.join(chosen)} in float", with_float(plan, (*fixed, *chosen)))
-        if count >= len(ranked):
-            break
+        name = f"and {', '.join(chosen)} in float"
+        best = better(best, trials.quantize(name, with_float(plan, (*fixed, *chosen))))
         count *= 2
+    return best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -13,14 +14,14 @@ from torch import Tensor, fx
 from compress.checkpoint import ALL_INT8, QuantizedLayout
 from compress.quantize.layer import QMAX_WEIGHT_REDUCED, mse_weight_scale, weight_scale
 from compress.quantize.placement import layers_of, place, quantizers_of, set_mode
-from compress.quantize.ranges import Observer, Statistics, choose_range
+from compress.quantize.ranges import Observer, Statistics, choose_range, needs_histogram
 from compress.quantize.repair import correct_biases, equalize, learn_rounding
 from compress.train.precision import Precision, autocast, choose_precision
 
 CPU = torch.device("cpu")
 PROBE_IMAGES = 4
-REPAIR_IMAGES = 256
-"""At most so many images are held in memory for repairs."""
+REPAIR_IMAGES, REPAIR_PIXELS = 256, 2**21
+"""Repairs hold all layers' values of some images in memory: so many images and pixels at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,11 @@ class Plan:
     layout: QuantizedLayout = ALL_INT8
     reduced_layers: frozenset[str] = frozenset()
     """Layers with 7-bit weights."""
+
+
+def without_repairs(plan: Plan) -> Plan:
+    """Returns the plan without the repairs that take time and leave the graph as it is."""
+    return dataclasses.replace(plan, correct_biases=False, learn_rounding=False)
 
 
 class Calibration:
@@ -54,8 +60,8 @@ class Calibration:
         """Returns a quantised copy, with float master weights, ready to train or to freeze."""
         prepared = self.prepared(equalized=plan.equalize)
         placed = place(prepared, plan.layout)
-        histogram = plan.observer not in ("minmax", "average")
-        apply_ranges(placed, self.statistics(plan.equalize, histogram), plan.observer)
+        statistics = self.statistics(plan.equalize, needs_histogram(plan.observer))
+        apply_ranges(placed, statistics, plan.observer)
         for name, layer in layers_of(placed).items():
             if layer.source is not None:
                 if name in plan.reduced_layers:
@@ -85,13 +91,13 @@ class Calibration:
         return self._statistics[equalized, histogram]
 
     def _repair_images(self) -> Tensor:
-        batches, taken = [], 0
+        taken: list[Tensor] = []
         for pixels in self._batches():
-            batches.append(pixels)
-            taken += len(pixels)
-            if taken >= REPAIR_IMAGES:
-                break
-        return torch.cat(batches)[:REPAIR_IMAGES]
+            taken.extend(pixels)
+            allowed = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // pixels[0, 0].numel()))
+            if len(taken) >= allowed:
+                return torch.stack(taken[:allowed])
+        return torch.stack(taken)
 
 
 Score = Callable[[fx.GraphModule], tuple[float, float]]

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from compress.distill.guidance import guided_loss
+from compress.distill.guidance import train_guided
 from compress.quantize.placement import layers_of, quantizers_of
-from compress.restore import load_model
-from compress.train.loop import train
 
 if TYPE_CHECKING:
     from compress.context import Context
@@ -31,24 +29,5 @@ def train_quantized(placed: fx.GraphModule, config: QuantizeConfig, context: Con
     BatchNorms are folded, that is frozen, from the start: after post-training quantisation there
     is little to learn, and what is trained is what ships.
     """
-    assert context.teacher is not None
     learn_scales(placed)
-    loss = guided_loss(
-        load_model(context.teacher),
-        context.data,
-        config.guidance,
-        config.train,
-        seed=context.seed,
-        store=context.store,
-        teacher_digest=context.teacher.digest,
-    )
-    train(
-        placed,
-        context.data,
-        config.train,
-        loss=loss,
-        seed=context.seed,
-        folder=context.folder,
-        title="qat",
-        views=config.guidance.views,
-    )
+    train_guided(placed, config.guidance, config.train, context, "qat")

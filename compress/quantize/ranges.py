@@ -81,6 +81,11 @@ def choose_range(statistics: Statistics, observer: Observer) -> tuple[float, flo
     return _CHOICES[observer](statistics)
 
 
+def needs_histogram(observer: Observer) -> bool:
+    """Tells whether the extremes alone are not enough."""
+    return observer not in {"minmax", "average"}
+
+
 def _flat(x: Tensor) -> Tensor:
     """Returns all values, in the order of memory: in any other, reading them takes ten times."""
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):

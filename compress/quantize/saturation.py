@@ -7,6 +7,7 @@ input channels at the same kernel position. Depthwise kernels do not use the ins
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,12 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from compress.data.splits import Split
 from compress.quantize.layer import Layer
 from compress.quantize.modules import QMAX_ACTIVATION, ActivationQuantizer, PixelInput
-from compress.quantize.placement import layers_of
+from compress.quantize.placement import freeze, layers_of
+from compress.quantize.ptq import Calibration, Plan
 
 INT16 = (-32768, 32767)
 PAIRS_AT_ONCE = 64
+BATCH = 16
+"""Unfolded inputs of a large image take a lot of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +41,16 @@ class Saturation:
 
 
 @torch.no_grad()
-def find_saturation(frozen: fx.GraphModule, images: Tensor, labels: Tensor) -> Saturation:
+def find_saturation(frozen: fx.GraphModule, split: Split, n_images: int) -> Saturation:
     """Finds the layers that would saturate and what accuracy that would cost.
 
     Args:
         frozen: the int8 network.
-        images: pixels, uint8 `[N, C, H, W]`.
-        labels: int64 `[N]`.
+        split: labelled images.
+        n_images: how many of them to look at, the first ones.
     """
     saturating: set[str] = set()
+    order = torch.arange(min(n_images, len(split)))
 
     def corrected(name: str, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
         zero_point = _input_zero_point(frozen, layer)
@@ -59,7 +65,10 @@ def find_saturation(frozen: fx.GraphModule, images: Tensor, labels: Tensor) -> S
         return correct
 
     def top1() -> float:
-        return 100 * float((frozen(images).argmax(1) == labels).float().mean())
+        correct = 0
+        for batch in split.batches(BATCH, order=order):
+            correct += int((frozen(batch.images).argmax(1) == batch.labels).sum())
+        return 100 * correct / len(order)
 
     plain = top1()
     layers = layers_of(frozen)
@@ -73,8 +82,20 @@ def find_saturation(frozen: fx.GraphModule, images: Tensor, labels: Tensor) -> S
         layers=tuple(name for name in layers if name in saturating),
         top1=plain,
         top1_saturated=saturated,
-        n_images=len(images),
+        n_images=len(order),
     )
+
+
+def without_saturation(calibration: Calibration, plan: Plan, split: Split, n_images: int) -> Plan:
+    """Returns the plan with 7-bit weights in the layers that would saturate, and only there."""
+    while True:  # a layer may saturate only once those before it do not
+        frozen = freeze(calibration.quantize(plan))
+        layers = find_saturation(frozen, split, n_images).layers
+        if not layers:
+            return plan
+        reduced = plan.reduced_layers | frozenset(layers)
+        assert reduced != plan.reduced_layers, "7-bit weights cannot saturate"
+        plan = dataclasses.replace(plan, reduced_layers=reduced)
 
 
 def saturation_excess(layer: Layer, levels: Tensor, zero_point: int) -> Tensor | None:

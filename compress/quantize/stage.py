@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,57 +34,57 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     """
     from compress.context import Product
     from compress.measure.host import describe_host
+    from compress.progress import waiting
     from compress.quantize.placement import freeze, layers_of
-    from compress.quantize.policy import choose
+    from compress.quantize.policy import Trials, better, choose
     from compress.quantize.qat import train_quantized
+    from compress.quantize.saturation import without_saturation
     from compress.quantize.sensitivity import with_float
-    from compress.train.loop import evaluate_on_cpu
+    from compress.train.evaluate import evaluate
 
     calibration = calibrate(checkpoint, config, context)
     plan = first_plan(config)
-    if not describe_host().multiplies_bytes_exactly:
+    vnni = describe_host().multiplies_bytes_exactly
+    if not vnni:
         names = layers_of(calibration.prepared(equalized=False))
         plan = dataclasses.replace(plan, reduced_layers=frozenset(names))
 
-    def score(network: fx.GraphModule) -> tuple[float, float]:
-        return evaluate_on_cpu(network, context.data.validation)
-
+    validation = context.data.validation
     costs: Mapping[str, LayerCost] = {}
-    details: dict[str, Any] = {"calibration_images": config.calib}
     if config.method == "auto":
         speed = measure_speed(calibration, plan, checkpoint, context)
         costs = speed.costs
         if speed.mixing_pays:
             plan = with_float(plan, speed.float_layers)
-    choice = choose(calibration, plan, config, score, costs)
-    placed, attempts = choice.placed, list(choice.attempts)
-    details["method"] = "ptq"
-    if config.method == "qat" or (config.method == "auto" and choice.drop > config.max_drop):
+    trials = Trials(calibration, lambda network: evaluate(network, validation))
+    best = choose(trials, plan, config, costs)
+    if vnni and config.portable:
+        with waiting("emulating chips without VNNI"):
+            plan = without_saturation(calibration, best.plan, validation, SATURATION_IMAGES)
+        if plan != best.plan:
+            best = trials.quantize(f"7-bit weights in {len(plan.reduced_layers)} layers", plan)
+    method = "ptq"
+    if config.method == "qat" or (config.method == "auto" and best.attempt.drop > config.max_drop):
+        placed = copy.deepcopy(best.placed)
         train_quantized(placed, config, context)
-        attempts.append(choice.after_training(score))
-        if config.method == "auto" and attempts[-1].drop > choice.drop:
-            placed = calibration.quantize(choice.plan)  # training made it worse
-        else:
-            details["method"] = "qat"
-    details["attempts"] = [dataclasses.asdict(attempt) for attempt in attempts]
-    frozen = freeze(placed)
-    if not plan.reduced_layers:
-        found = _saturation(frozen, context)
-        details["without_vnni"] = dataclasses.asdict(found)
-        if config.portable and details["method"] == "ptq":
-            reduced: frozenset[str] = frozenset()
-            while found.layers:  # a layer may saturate only once those before it do not
-                reduced |= frozenset(found.layers)
-                plan = dataclasses.replace(choice.plan, reduced_layers=reduced)
-                frozen = freeze(calibration.quantize(plan))
-                found = _saturation(frozen, context)
-            details["reduced_layers"] = sorted(reduced)
-    details["float_layers"] = list(choice.plan.layout.float_layers)
+        trained = trials.note("and training with rounding on", placed, best.plan)
+        if config.method == "qat" or better(trained, best) is trained:
+            best, method = trained, "qat"
+    frozen = freeze(best.placed)
+    details: dict[str, Any] = {
+        "method": method,
+        "calibration_images": config.calib,
+        "attempts": [dataclasses.asdict(attempt) for attempt in trials.attempts],
+        "float_layers": list(best.plan.layout.float_layers),
+        "reduced_layers": sorted(best.plan.reduced_layers),
+    }
+    if vnni:
+        details["without_vnni"] = dataclasses.asdict(_saturation(frozen, config, context))
     return Product(
         model=frozen,
         spec=checkpoint.spec,
         shapes=checkpoint.description.shapes,
-        quantized=choice.plan.layout,
+        quantized=best.plan.layout,
         details=details,
     )
 
@@ -173,9 +174,9 @@ def _probe(
     """Writes a file to be timed, without the repairs that do not change its speed."""
     from compress.export.onnx_file import export_onnx
     from compress.quantize.placement import freeze
+    from compress.quantize.ptq import without_repairs
 
-    quick = dataclasses.replace(plan, correct_biases=False, learn_rounding=False)
-    model = freeze(calibration.quantize(quick))
+    model = freeze(calibration.quantize(without_repairs(plan)))
     export_onnx(model, checkpoint.spec, path, digest=checkpoint.digest, stage="quantize")
     try:
         yield path
@@ -183,19 +184,18 @@ def _probe(
         path.unlink()
 
 
-def _saturation(frozen: fx.GraphModule, context: Context) -> Saturation:
+def _saturation(frozen: fx.GraphModule, config: QuantizeConfig, context: Context) -> Saturation:
     """Tells what chips without VNNI would lose."""
     from compress.progress import say, waiting
     from compress.quantize.saturation import find_saturation
 
-    batch = next(iter(context.data.validation.batches(SATURATION_IMAGES)))
     with waiting("emulating chips without VNNI"):
-        found = find_saturation(frozen, batch.images, batch.labels)
+        found = find_saturation(frozen, context.data.validation, SATURATION_IMAGES)
     if found.layers:
         say(
             f"  on chips without VNNI {len(found.layers)} layers would saturate: "
             f"top-1 {found.top1_saturated:.2f} % instead of {found.top1:.2f} % "
-            f"on {found.n_images} images; --portable avoids it"
+            f"on {found.n_images} images" + "; --portable avoids it" * (not config.portable)
         )
     return found
 

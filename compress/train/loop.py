@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compress.data.load import Data
-from compress.data.splits import Split, View
-from compress.paths import atomic_write
+from compress.data.splits import View
 from compress.progress import say, track, waiting
-from compress.report.data import HISTORY
 from compress.train.config import TrainConfig
-from compress.train.precision import PROBE_IMAGES, Precision, autocast, choose_precision
+from compress.train.evaluate import evaluate, first_pixels
+from compress.train.precision import Precision, autocast, choose_precision
 from compress.train.schedule import (
     epochs_to_run,
     image_size,
@@ -30,11 +28,10 @@ from compress.train.schedule import (
     mixup,
     steps_of_epoch,
 )
+from compress.train.state import Epoch, restore, save
 
-STATE = "training.pt"
 FINITE_CHECK_EVERY = 20
 """Steps between looks at the loss; each look waits for the device."""
-EVALUATION_BATCH = 250
 FORGETTING = 30
 """Running statistics keep `exp(-FORGETTING)` of their start."""
 LINES = 20
@@ -60,23 +57,6 @@ class TrainBatch:
 
 Loss = Callable[[Tensor, TrainBatch], Tensor]
 """From float32 logits `[N, classes]` and the batch to a scalar."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """A row of `history.jsonl`; accuracies are PyTorch's, a development aid."""
-
-    epoch: int
-    image_size: int
-    lr: float
-    """At the end of the epoch."""
-    loss: float
-    """Mean over the epoch's steps."""
-    validation_loss: float
-    validation_top1: float
-    """Percent."""
-    images_per_second: float
-    precision: Precision
 
 
 def label_loss(smoothing: float) -> Loss:
@@ -126,7 +106,7 @@ def train(
     epochs = epochs_to_run(config, steps)
     forget_initial_statistics(model, steps * epochs)
     optimizer = _sgd(model, config)
-    history = _restore(folder, model, optimizer, average)
+    history = restore(folder, model, optimizer, average)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     run = _Run(
         accelerator=accelerator,
@@ -149,7 +129,9 @@ def train(
         mean_loss, lr = _train_epoch(run, epoch)
         seconds = time.perf_counter() - started
         scored = model if average is None else average.module
-        validation_loss, validation_top1 = evaluate(scored, data.validation, device, precision)
+        validation_loss, validation_top1 = evaluate(
+            scored, data.validation, device=device, precision=precision
+        )
         row = Epoch(
             epoch=epoch + 1,
             image_size=run.image_size(epoch),
@@ -162,7 +144,7 @@ def train(
         )
         history.append(row)
         if accelerator.is_main_process:
-            _save(folder, model, optimizer, average, history)
+            save(folder, model, optimizer, average, history)
             if row.epoch % math.ceil(run.epochs / LINES) == 0 or row.epoch == run.epochs:
                 say(
                     f"  {title} epoch {row.epoch}/{run.epochs}: loss {row.loss:.3f}, validation "
@@ -252,40 +234,6 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float]:
     return total.item() / run.steps, lr
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    split: Split,
-    device: torch.device,
-    precision: Precision = "fp32",
-    *,
-    images: int | None = None,
-) -> tuple[float, float]:
-    """Returns mean cross-entropy and top-1 in percent, in PyTorch."""
-    model.eval()
-    loss, correct, order = 0.0, 0, torch.arange(len(split))[:images]
-    for batch in split.batches(EVALUATION_BATCH, order=order):
-        pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
-        with autocast(precision, device):
-            logits = model(pixels).float().cpu()
-        loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
-        correct += int((logits.argmax(1) == batch.labels).sum())
-    return loss / len(order), 100 * correct / len(order)
-
-
-def evaluate_on_cpu(
-    model: nn.Module, split: Split, *, images: int | None = None
-) -> tuple[float, float]:
-    """Returns mean cross-entropy and top-1 in percent, in PyTorch in float32.
-
-    Args:
-        model: takes pixels.
-        split: labelled images.
-        images: score only so many, the first ones.
-    """
-    return evaluate(model, split, torch.device("cpu"), images=images)
-
-
 def forget_initial_statistics(model: nn.Module, steps: int) -> None:
     """Raises BatchNorms' momentum so that running statistics forget their start, in place.
 
@@ -299,12 +247,6 @@ def forget_initial_statistics(model: nn.Module, steps: int) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
             module.momentum = min(1.0, max(module.momentum, FORGETTING / max(steps, 1)))
-
-
-def first_pixels(split: Split) -> Tensor:
-    """Returns the first images of a split, uint8 `[N, C, H, W]`, to try something out on."""
-    count = min(PROBE_IMAGES, len(split))
-    return next(iter(split.batches(count, order=torch.arange(count)))).images
 
 
 def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
@@ -328,44 +270,3 @@ def _check_finite(total: Tensor, title: str, epoch: int, lr: float) -> None:
             f"{title}: the loss is no longer a finite number (epoch {epoch + 1}, learning rate "
             f"{lr:.3g}); try a tenth of the learning rate, a longer warm-up or precision = 'fp32'"
         )
-
-
-def _save(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    history: list[Epoch],
-) -> None:
-    rows = [asdict(row) for row in history]
-    with atomic_write(folder / STATE) as partial:
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average.state_dict() if average is not None else None,
-                "history": rows,
-            },
-            partial,
-        )
-    with atomic_write(folder / HISTORY) as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _restore(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-) -> list[Epoch]:
-    path = folder / STATE
-    if not path.is_file():
-        return []
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    history = [Epoch(**row) for row in state["history"]]
-    say(f"  continuing after epoch {len(history)}")
-    return history

@@ -9,19 +9,17 @@ from compress.data.load import Data
 from compress.quantize.placement import freeze, layers_of, prepare, quantizers_of, set_mode
 from compress.quantize.ptq import Calibration, Plan
 from compress.quantize.ranges import OBSERVERS, Observer
-from compress.train.loop import evaluate
+from compress.train.evaluate import evaluate
 from tests.conftest import settled, student_spec
 from tests.quantize.test_placement import PLAN, briefly_trained, calibration
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("observer", OBSERVERS)
 def test_every_observer_keeps_the_accuracy(digits: Data, observer: Observer) -> None:
     model = briefly_trained(student_spec(digits), digits)
-    _, before = evaluate(model, digits.test, CPU)
+    _, before = evaluate(model, digits.test)
     plan = Plan(observer=observer, weights="mse")
-    _, after = evaluate(calibration(model, digits).quantize(plan), digits.test, CPU)
+    _, after = evaluate(calibration(model, digits).quantize(plan), digits.test)
     assert before > 80
     assert after > before - 2
 

@@ -8,11 +8,16 @@ from compress.data.load import Data
 from compress.quantize.layer import Layer
 from compress.quantize.placement import freeze, layers_of
 from compress.quantize.ptq import Plan
-from compress.quantize.saturation import find_saturation, saturation_excess
+from compress.quantize.saturation import (
+    find_saturation,
+    saturation_excess,
+    without_saturation,
+)
 from tests.conftest import student_spec
 from tests.quantize.test_placement import briefly_trained, calibration
 
 ZERO_POINT = 3
+PLAN = Plan(observer="minmax", weights="max")
 
 
 def frozen(weight: torch.Tensor, *, stride: int = 1, padding: int = 0, groups: int = 1) -> Layer:
@@ -96,15 +101,15 @@ def test_a_network_names_its_saturating_layers_and_is_left_alone(digits: Data) -
     model = briefly_trained(student_spec(digits), digits)
     found = calibration(model, digits)
     batch = next(iter(digits.validation.batches(100)))
-    network = freeze(found.quantize(Plan(observer="minmax", weights="max")))
+    network = freeze(found.quantize(PLAN))
     before = network(batch.images)
-    saturation = find_saturation(network, batch.images, batch.labels)
+    saturation = find_saturation(network, digits.validation, 100)
     assert torch.equal(network(batch.images), before)
     assert 0 < len(saturation.layers) < len(layers_of(network))
     assert saturation.top1 == pytest.approx(
         100 * float((before.argmax(1) == batch.labels).float().mean())
     )
-    reduced = Plan(observer="minmax", weights="max", reduced_layers=frozenset(saturation.layers))
-    portable = freeze(found.quantize(reduced))
-    still = find_saturation(portable, batch.images, batch.labels).layers
-    assert not set(still) & set(saturation.layers)
+    plan = without_saturation(found, PLAN, digits.validation, 100)
+    assert set(saturation.layers) <= plan.reduced_layers
+    portable = freeze(found.quantize(plan))
+    assert not find_saturation(portable, digits.validation, 100).layers

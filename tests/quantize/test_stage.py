@@ -13,14 +13,16 @@ from click.testing import CliRunner
 from compress.cli import main
 from compress.data.load import Data
 from compress.quantize.config import QuantizeConfig
+from compress.quantize.modules import ActivationQuantizer
 from compress.quantize.placement import layers_of
-from compress.quantize.policy import choose
+from compress.quantize.policy import Trials, choose
 from compress.quantize.ptq import Plan
 from compress.quantize.qat import learn_scales
 from compress.quantize.speed import LayerCost
 from compress.report.data import read_stage_report
 from compress.train.config import TrainConfig
-from compress.train.loop import evaluate_on_cpu, label_loss, train
+from compress.train.evaluate import evaluate
+from compress.train.loop import label_loss, train
 from tests.conftest import student_spec
 from tests.quantize.test_placement import briefly_trained, calibration
 
@@ -38,8 +40,9 @@ def quantize(run: Path, *options: str) -> Path:
 def test_auto_stops_at_what_is_good_enough(digits: Data) -> None:
     found = calibration(briefly_trained(student_spec(digits), digits), digits)
     config = QuantizeConfig(max_drop=100.0)
-    choice = choose(found, PLAN, config, lambda net: evaluate_on_cpu(net, digits.validation), {})
-    assert [attempt.name for attempt in choice.attempts] == ["minmax ranges"]
+    trials = Trials(found, lambda net: evaluate(net, digits.validation))
+    choose(trials, PLAN, config, {})
+    assert [attempt.name for attempt in trials.attempts] == ["minmax ranges"]
 
 
 def test_auto_repairs_and_falls_back_while_too_much_is_lost(digits: Data) -> None:
@@ -52,12 +55,13 @@ def test_auto_repairs_and_falls_back_while_too_much_is_lost(digits: Data) -> Non
     def score(network: torch.fx.GraphModule) -> tuple[float, float]:
         layer = layers_of(network)[culprit]
         harmed = layer.source is not None and layer.mode == "round"
-        loss, top1 = evaluate_on_cpu(network, digits.validation)
+        loss, top1 = evaluate(network, digits.validation)
         return loss + 5.0 * harmed, top1 - 50.0 * harmed
 
     # The float network is scored with all its layers in float.
-    choice = choose(found, PLAN, QuantizeConfig(max_drop=5.0), score, costs)
-    tried = [attempt.name for attempt in choice.attempts]
+    trials = Trials(found, score)
+    best = choose(trials, PLAN, QuantizeConfig(max_drop=5.0), costs)
+    tried = [attempt.name for attempt in trials.attempts]
     assert tried[:4] == [
         "minmax ranges",
         "and corrected biases",
@@ -65,17 +69,18 @@ def test_auto_repairs_and_falls_back_while_too_much_is_lost(digits: Data) -> Non
         "and learnt rounding",
     ]
     assert tried[4] == f"and {culprit} in float"
-    assert choice.plan.layout.float_layers == (culprit,)
-    assert choice.drop <= 5.0
+    assert best.plan.layout.float_layers == (culprit,)
+    assert best.attempt.drop <= 5.0
 
 
 def test_observer_auto_keeps_the_best(digits: Data) -> None:
     found = calibration(briefly_trained(student_spec(digits), digits), digits)
     config = QuantizeConfig(observer="auto", method="ptq")
-    choice = choose(found, PLAN, config, lambda net: evaluate_on_cpu(net, digits.validation), {})
-    assert len(choice.attempts) == 5
-    best = min(choice.attempts, key=lambda attempt: (attempt.drop, attempt.loss))
-    assert best.name == f"{choice.plan.observer} ranges"
+    trials = Trials(found, lambda net: evaluate(net, digits.validation))
+    best = choose(trials, PLAN, config, {})
+    assert len(trials.attempts) == 5
+    assert best.attempt == min(trials.attempts, key=lambda tried: (tried.drop, tried.loss))
+    assert best.attempt.name == f"{best.plan.observer} ranges"
 
 
 def test_the_report_shows_the_path_taken(run_copy: Path) -> None:
@@ -96,6 +101,27 @@ def test_what_qat_trains_is_what_ships(run_copy: Path) -> None:
     result = CliRunner().invoke(main, ["evaluate", str(out), "--split", "validation"])
     scored = float(result.output.split("top-1 ")[1].split()[0])
     assert abs(scored - history[-1]["validation_top1"]) <= 1.0  # one image in 116
+
+
+def test_a_learned_scale_ships_within_its_bounds() -> None:
+    """Training sees a scale clamped to what Relu6 allows; the file must not see another."""
+    quantizer = ActivationQuantizer(lowest=0, highest=6)
+    quantizer.set_range(0, 6)
+    quantizer.scale.requires_grad_()
+    quantizer.scale.data.fill_(1.0)
+    x = torch.linspace(-1, 300, 1000)[None]
+    trained = quantizer(x).detach()
+    quantizer.freeze()
+    assert quantizer.scale == pytest.approx(6 / 255)
+    assert torch.allclose(quantizer(x), trained)
+
+
+def test_portable_keeps_its_layers_when_trained(run_copy: Path) -> None:
+    options = ("--portable", "--method", "qat", "--epochs", "1", "--min-steps", "5")
+    details = read_stage_report(quantize(run_copy, *options)).details
+    assert details["method"] == "qat"
+    assert details["reduced_layers"]
+    assert not set(details["without_vnni"]["layers"]) & set(details["reduced_layers"])
 
 
 def test_qat_learns_its_scales(digits: Data, tmp_path: Path) -> None:

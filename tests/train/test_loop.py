@@ -10,13 +10,13 @@ from compress.architectures.build import Classifier, build
 from compress.data.load import Data
 from compress.train.config import TrainConfig
 from compress.train.loop import (
-    STATE,
     NonFiniteLossError,
     TrainBatch,
     forget_initial_statistics,
     label_loss,
     train,
 )
+from compress.train.state import STATE
 from tests.conftest import student_spec
 
 SHORT = TrainConfig(epochs=3, min_steps=0, batch_size=128, precision="fp32")

@@ -1,0 +1,175 @@
+"""The commands that only look: score, compare, list, classify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from compress.program import FOLDER, RUNS, starting
+
+ONNX_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.option("--data", help="Data set.  [default: the one the checkpoint was made with]")
+@click.option(
+    "--split", type=click.Choice(["test", "validation"]), default="test", show_default=True
+)
+def evaluate(model: Path, data: str | None, split: str) -> None:
+    """Score MODEL, a checkpoint's folder or an ONNX file, in ONNX Runtime.
+
+    \b
+    compress evaluate runs/resnet18-fashion-mnist/3-quantize
+    compress evaluate model.onnx --data imagefolder:photos
+    """
+    with starting():
+        from compress.single import evaluate_file
+
+    path, scores, dataset = evaluate_file(model, data, split)
+    low, high = scores.top1_ci95
+    click.echo(
+        f"{path}: top-1 {scores.top1:.2f} % [{low:.2f}, {high:.2f}] on {scores.n_images} "
+        f"{split} images of {dataset}"
+    )
+
+
+@click.command()
+@click.argument("checkpoint", type=FOLDER)
+@click.option("--images", default=1000, show_default=True, help="Validation images to score.")
+@click.option("--calib", default=512, show_default=True, help="Calibration images.")
+def sensitivity(checkpoint: Path, images: int, calib: int) -> None:
+    """Show what each layer of CHECKPOINT (a float one) would lose and gain in int8.
+
+    Writes sensitivity.json and sensitivity.html, with a plot, into the checkpoint's folder.
+
+    \b
+    compress sensitivity runs/resnet18-fashion-mnist/2-prune
+    """
+    with starting():
+        from compress.layers import analyse_layers
+        from compress.quantize.config import QuantizeConfig
+        from compress.report.layers import EXPLANATION, LAYERS_HTML, layers_table
+        from compress.terminal import print_table
+
+    report = analyse_layers(checkpoint, QuantizeConfig(calib=calib), images)
+    print_table(layers_table(report))
+    click.echo(EXPLANATION)
+    click.echo(checkpoint / LAYERS_HTML)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=ONNX_FILE, metavar="A.onnx [B.onnx]...")
+@click.option("--threads", default="1", show_default=True, help="Thread counts, e.g. 1,2.")
+@click.option("--batch", default="1", show_default=True, help="Batch sizes, e.g. 1,8.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the figures to this file.",
+)
+def bench(files: Sequence[Path], threads: str, batch: str, json_path: Path | None) -> None:
+    """Compare the latency of ONNX files in ONNX Runtime on this CPU.
+
+    The files take turns in one process; the first is the reference of the ratios.
+
+    \b
+    compress bench float.onnx int8.onnx --threads 1,2 --batch 1,8
+    """
+    from compress.single import bench_files, bench_table
+    from compress.terminal import print_table
+
+    result = bench_files(files, _counts(threads, "--threads"), _counts(batch, "--batch"))
+    print_table(bench_table(result))
+    if json_path is not None:
+        from compress.checkpoint import write_json
+
+        write_json(json_path, result)
+        click.echo(json_path)
+
+
+@click.command()
+@click.argument("run_folder", metavar="[RUN]", required=False, type=FOLDER)
+def report(run_folder: Path | None) -> None:
+    """Print the table of RUN (default: the newest) and write its report anew.
+
+    \b
+    compress report runs/resnet18-digits
+    """
+    from compress.report.run import write_run_report
+    from compress.runs import newest_run
+    from compress.terminal import print_report
+
+    folder = run_folder or newest_run(RUNS)
+    print_report(write_run_report(folder), folder)
+
+
+@click.command()
+def models() -> None:
+    """List the model cards.
+
+    \b
+    compress models
+    """
+    from compress.recipe import card_names, load_card
+    from compress.terminal import print_list
+
+    print_list([(name, load_card(name).description) for name in card_names()])
+
+
+@click.command()
+@click.argument("name", required=False)
+def pipelines(name: str | None) -> None:
+    """List the recipes, or all settings of the recipe NAME.
+
+    \b
+    compress pipelines
+    compress pipelines default
+    """
+    from compress.recipe import load_recipe, recipe_names, recipe_settings
+    from compress.terminal import print_list
+
+    if name is not None:
+        print_list(recipe_settings(load_recipe(name)))
+        return
+    print_list([(name, load_recipe(name).description) for name in recipe_names()])
+
+
+@click.command()
+@click.argument("model", type=ONNX_FILE)
+@click.argument(
+    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
+)
+@click.option(
+    "--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes shown."
+)
+def predict(model: Path, images: Sequence[Path], top: int) -> None:
+    """Classify pictures with an ONNX file that compress wrote.
+
+    \b
+    compress predict runs/resnet18-fashion-mnist/4-export/model-int8.onnx shoe.png
+    """
+    from compress.single import predict_images
+
+    unreadable = 0
+    for path, answers in predict_images(model, images, top):
+        if isinstance(answers, str):
+            unreadable += 1
+            click.echo(f"{path}: {answers}", err=True)
+            continue
+        said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers)
+        click.echo(f"{path}: {said}")
+    if unreadable:
+        raise ValueError(f"{unreadable} of {len(images)} pictures could not be read")
+
+
+def _counts(text: str, option: str) -> list[int]:
+    counts = text.split(",")
+    if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
+        raise ValueError(f"{option} takes positive whole numbers with commas, got {text!r}")
+    return [int(count) for count in counts]
+
+
+COMMANDS = (evaluate, sensitivity, bench, report, models, pipelines, predict)

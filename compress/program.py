@@ -1,0 +1,53 @@
+"""What the commands share: errors as one line, settings as options, a sign of life."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import click
+
+RUNS = Path("runs")
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class UserFault(click.ClickException):
+    """A mistake of the user's: one line, exit code 2."""
+
+    exit_code = 2
+
+
+class Program(click.Group):
+    """Turns the errors meant for users into one line each."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; with --debug its errors keep their tracebacks."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            if ctx.params["debug"]:
+                raise
+            raise UserFault(str(error)) from None
+        except KeyboardInterrupt:
+            raise click.ClickException(
+                "interrupted; the same command continues where it stopped"
+            ) from None
+
+
+class StageCommand(click.Command):
+    """A command whose options are its stage's settings, read only when they are needed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Returns the command's own options and the stage's settings."""
+        from compress.options import stage_options
+
+        own = super().get_params(ctx)
+        return [*own[:-1], *stage_options(str(self.name)), own[-1]]
+
+
+def starting() -> AbstractContextManager[object]:
+    """Shows that the program is alive while it imports torch, which takes seconds."""
+    from compress.progress import waiting
+
+    return waiting("starting")

@@ -1,0 +1,48 @@
+"""Loss and accuracy of a network in PyTorch: a development aid; what ships is measured apart."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.data.splits import Split
+from compress.train.precision import PROBE_IMAGES, Precision, autocast
+
+CPU = torch.device("cpu")
+EVALUATION_BATCH = 250
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    device: torch.device = CPU,
+    precision: Precision = "fp32",
+    images: int | None = None,
+) -> tuple[float, float]:
+    """Returns mean cross-entropy and top-1 in percent, in PyTorch.
+
+    Args:
+        model: takes pixels; on the device.
+        split: labelled images.
+        device: what computes.
+        precision: of its arithmetic.
+        images: score only so many, the first ones.
+    """
+    model.eval()
+    loss, correct, order = 0.0, 0, torch.arange(len(split))[:images]
+    for batch in split.batches(EVALUATION_BATCH, order=order):
+        pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
+        with autocast(precision, device):
+            logits = model(pixels).float().cpu()
+        loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
+        correct += int((logits.argmax(1) == batch.labels).sum())
+    return loss / len(order), 100 * correct / len(order)
+
+
+def first_pixels(split: Split) -> Tensor:
+    """Returns the first images of a split, uint8 `[N, C, H, W]`, to try something out on."""
+    count = min(PROBE_IMAGES, len(split))
+    return next(iter(split.batches(count, order=torch.arange(count)))).images

@@ -1,0 +1,82 @@
+"""What an interrupted training needs to continue, and its history."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from compress.paths import atomic_write
+from compress.progress import say
+from compress.report.data import HISTORY
+from compress.train.precision import Precision
+
+STATE = "training.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """A row of `history.jsonl`; accuracies are PyTorch's, a development aid."""
+
+    epoch: int
+    image_size: int
+    lr: float
+    """At the end of the epoch."""
+    loss: float
+    """Mean over the epoch's steps."""
+    validation_loss: float
+    validation_top1: float
+    """Percent."""
+    images_per_second: float
+    precision: Precision
+
+
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    history: list[Epoch],
+) -> None:
+    """Writes all that `restore` needs, and the history as lines for people and plots."""
+    rows = [asdict(row) for row in history]
+    with atomic_write(folder / STATE) as partial:
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average.state_dict() if average is not None else None,
+                "history": rows,
+            },
+            partial,
+        )
+    with atomic_write(folder / HISTORY) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def restore(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+) -> list[Epoch]:
+    """Puts model, optimiser and average back where an interrupted training left them, in place.
+
+    Returns:
+        The epochs behind it; none if nothing was saved.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        return []
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if average is not None:
+        average.load_state_dict(state["average"])
+    history = [Epoch(**row) for row in state["history"]]
+    say(f"  continuing after epoch {len(history)}")
+    return history
