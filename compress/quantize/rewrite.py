@@ -8,7 +8,8 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch import Tensor, fx
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from compress.architectures.build import Normalize
 from compress.quantize.graph import (
@@ -33,6 +34,7 @@ def rewrite(traced: fx.GraphModule) -> None:
     """Applies all rewrites, in place."""
     _fold_batchnorms(traced)
     _fold_channel_factors(traced)
+    _fold_enlarging_pools(traced)
     _split_activations(traced)
     _fold_pixels(traced)
     clean(traced)
@@ -112,6 +114,37 @@ def _layer_behind_moves(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, i
         assert isinstance(source, fx.Node)
         node = source
     return None
+
+
+def _fold_enlarging_pools(traced: fx.GraphModule) -> None:
+    """Folds an adaptive pool that enlarges small images (VGG's) into the linear layer after it.
+
+    Each of its outputs is a mean of inputs, so it is a matrix; multiplied with the weight it leaves
+    a layer that is as much smaller as the pool enlarges.
+    """
+    for node in list(traced.graph.nodes):
+        if node.target is not aten.adaptive_avg_pool2d.default:
+            continue
+        source, flattened = node.args[0], only_reader(node)
+        inside, outside = shape_of(source), shape_of(node)
+        assert inside is not None
+        assert outside is not None
+        if inside[1:] == outside[1:]:
+            substitute(traced, node, source)
+            continue
+        layer = layer_of(traced, only_reader(flattened)) if flattened is not None else None
+        n_inside, n_outside = inside[2:].numel(), outside[2:].numel()
+        if flattened is None or layer is None or n_inside >= n_outside:
+            continue
+        if shape_of(flattened)[1:] != (outside[1] * n_outside,):  # type: ignore[index]
+            continue
+        basis = torch.eye(n_inside).view(n_inside, 1, *inside[2:])
+        pool = F.adaptive_avg_pool2d(basis, (outside[2], outside[3])).flatten(1)
+        weight = layer.weight.view(-1, inside[1], n_outside) @ pool.T
+        layer.weight = nn.Parameter(weight.flatten(1))
+        substitute(traced, node, source)
+        flattened.target, flattened.args = aten.flatten.using_ints, (source, 1)
+        flattened.meta["val"] = source.meta["val"].flatten(1)
 
 
 def _split_activations(traced: fx.GraphModule) -> None:
