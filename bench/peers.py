@@ -6,6 +6,7 @@ and runs where `compress` is not installed: only the function that needs a libra
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -117,31 +118,37 @@ def _report_path(out: Path) -> Path:
     return out.with_suffix(".json")
 
 
-def _prepare_compress(source: Path, images: np.ndarray, out: Path) -> Job:
-    import torch
-    import torch._dynamo  # torch.onnx.export imports these two when it is called
-    import torch.onnx._internal.exporter._core
+def _prepare_compress(**repairs: bool) -> Callable[[Path, np.ndarray, Path], Job]:
+    """Returns the function for our defaults, with the repairs named."""
 
-    from compress.architectures.build import Classifier
-    from compress.checkpoint import load_checkpoint
-    from compress.export.onnx_file import export_onnx
-    from compress.quantize.config import QuantizeConfig
-    from compress.quantize.placement import freeze, prepare
-    from compress.quantize.ptq import Calibration
-    from compress.quantize.stage import CALIBRATION_BATCH, first_plan
-    from compress.restore import load_model
+    def prepare(source: Path, images: np.ndarray, out: Path) -> Job:
+        import torch
+        import torch._dynamo  # torch.onnx.export imports these two when it is called
+        import torch.onnx._internal.exporter._core
 
-    checkpoint = load_checkpoint(source)
-    model = load_model(checkpoint)
-    assert isinstance(model, Classifier)
-    pixels = torch.from_numpy(images)
+        from compress.architectures.build import Classifier
+        from compress.checkpoint import load_checkpoint
+        from compress.export.onnx_file import export_onnx
+        from compress.quantize.config import QuantizeConfig
+        from compress.quantize.placement import freeze, prepare
+        from compress.quantize.ptq import Calibration
+        from compress.quantize.stage import CALIBRATION_BATCH, plan_of
+        from compress.restore import load_model
 
-    def quantize() -> None:
-        calibration = Calibration(prepare(model), lambda: pixels.split(CALIBRATION_BATCH))
-        quantized = freeze(calibration.quantize(first_plan(QuantizeConfig())))
-        export_onnx(quantized, checkpoint.spec, out, digest="", stage="quantize")
+        checkpoint = load_checkpoint(source)
+        model = load_model(checkpoint)
+        assert isinstance(model, Classifier)
+        pixels = torch.from_numpy(images)
+        plan = dataclasses.replace(plan_of(QuantizeConfig()), **repairs)  # type: ignore[arg-type]
 
-    return quantize
+        def quantize() -> None:
+            calibration = Calibration(prepare(model), lambda: pixels.split(CALIBRATION_BATCH))
+            quantized = freeze(calibration.quantize(plan))
+            export_onnx(quantized, checkpoint.spec, out, digest="", stage="quantize")
+
+        return quantize
+
+    return prepare
 
 
 def _prepare_quantize_static(method: str) -> Callable[[Path, np.ndarray, Path], Job]:
@@ -235,7 +242,10 @@ def _batches(images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
 
 
 PEERS = {
-    "compress": Peer(prepare=_prepare_compress, package="compress", takes_checkpoint=True),
+    "compress": Peer(prepare=_prepare_compress(), package="compress", takes_checkpoint=True),
+    "compress, corrected biases": Peer(
+        prepare=_prepare_compress(correct_biases=True), package="compress", takes_checkpoint=True
+    ),
     "quantize_static MinMax": Peer(
         prepare=_prepare_quantize_static("MinMax"), package="onnxruntime"
     ),

@@ -18,7 +18,7 @@ from compress.paths import atomic_write
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 TENSORS, DESCRIPTION = "model.safetensors", "checkpoint.json"
 MODEL_FILE = "model.onnx"
 """The network, as measured."""
@@ -70,6 +70,8 @@ class Description:
     spec: ModelSpec
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Tensors of the float network whose shapes differ from the spec's: pruned ones."""
+    removed: tuple[str, ...] = ()
+    """Residual blocks of the float network that are left out."""
     quantized: QuantizedLayout | None = None
     """For an int8 network: its tensors are those of the modules placed over the float one."""
     lineage: tuple[Step, ...]

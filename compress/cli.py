@@ -70,7 +70,7 @@ def run(
 
     \b
     compress run resnet18 --data digits
-    compress run resnet18 --set prune.ratio=0.25 --from prune
+    compress run resnet18 --set prune.latency_ratio=0.5 --from prune
     """
     from compress.recipe import load_card, load_recipe
 
@@ -175,7 +175,7 @@ _stage_command(
     """Remove channels and fine-tune.
 
     \b
-    compress prune --ratio 0.5
+    compress prune --latency-ratio 0.5
     """,
 )
 _stage_command(

@@ -44,6 +44,8 @@ class Product:
     spec: ModelSpec
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """See `Description.shapes`."""
+    removed: tuple[str, ...] = ()
+    """See `Description.removed`."""
     quantized: QuantizedLayout | None = None
     """See `Description.quantized`."""
     details: Mapping[str, Any] = field(default_factory=dict)

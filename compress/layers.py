@@ -9,8 +9,9 @@ from compress.checkpoint import load_checkpoint
 from compress.context import Context
 from compress.measure.host import describe_host
 from compress.quantize.config import QuantizeConfig
+from compress.quantize.ptq import without_repairs
 from compress.quantize.sensitivity import analyse
-from compress.quantize.stage import calibrate, first_plan, measure_speed
+from compress.quantize.stage import calibrate, measure_speed, plan_of
 from compress.report.layers import LayersReport, write_layers_report
 from compress.single import data_of, measure_of
 from compress.train.evaluate import evaluate
@@ -40,7 +41,8 @@ def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersR
             store=Path(scratch),
             teacher=None,
         )
-        calibration, plan = calibrate(checkpoint, config, context), first_plan(config)
+        calibration = calibrate(checkpoint, config, context)
+        plan = without_repairs(plan_of(config))
         costs = measure_speed(calibration, plan, checkpoint, context).costs
         rows = analyse(
             calibration,

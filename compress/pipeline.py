@@ -134,6 +134,7 @@ def run_stage(request: Request) -> Checkpoint:
         stage=stage,
         spec=product.spec,
         shapes=dict(product.shapes),
+        removed=product.removed,
         quantized=product.quantized,
         lineage=(*lineage_of(request.parent), new_step(request, key)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from compress.architectures.build import build
-from compress.architectures.resize import resize
+from compress.architectures.resize import remove_blocks, resize
 from compress.checkpoint import Checkpoint, CheckpointError, read_tensors
 
 
@@ -21,6 +21,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
         CheckpointError: the tensors do not fit the description.
     """
     classifier = build(checkpoint.spec)
+    remove_blocks(classifier.network, checkpoint.description.removed)
     resize(classifier.network, checkpoint.description.shapes)
     model: nn.Module = classifier
     layout = checkpoint.description.quantized

@@ -41,8 +41,8 @@ def test_each_command_has_a_help_with_an_example(command: str) -> None:
 
 def test_stage_options_come_from_the_settings() -> None:
     text = " ".join(call("prune", "--help").output.split())
-    assert "--ratio FLOAT Share of the channels" in text
-    assert "a number in [0, 1); default: 0.35" in text
+    assert "--latency-ratio FLOAT Latency to reach" in text
+    assert "a number in (0, 1]; default: 0.6" in text
 
 
 def test_python_m_compress_is_the_same_program() -> None:
@@ -65,10 +65,13 @@ def test_models_and_pipelines_are_listed() -> None:
         (["run", "resnet19"], "unknown model 'resnet19'; did you mean resnet18"),
         (["run", "resnet18", "--data", "digit"], "unknown data set 'digit'; did you mean digits?"),
         (["run", "resnet18", "--pipeline", "defautl"], "unknown recipe 'defautl'; did you mean"),
-        (["run", "resnet18", "--set", "prune.ratio=2"], "prune.ratio must be a number in [0, 1)"),
+        (
+            ["run", "resnet18", "--set", "prune.macs_ratio=2"],
+            "prune.macs_ratio must be a number in (0, 1]",
+        ),
         (["run", "resnet18", "--data", "imagefolder:/nowhere"], "there is no folder /nowhere"),
         (["run", "resnet18", "--data", "digits", "--until", "prum"], "no stage 'prum'"),
-        (["prune", "--ratio", "1.5"], "prune.ratio must be a number in [0, 1), got 1.5"),
+        (["prune", "--floor", "1.5"], "prune.floor must be a number in (0, 1], got 1.5"),
         (["quantize", "--in", "nowhere"], "nowhere is no checkpoint"),
         (["quantize"], "there is no run under runs/; start one"),
         (["bench", "a.onnx"], "does not exist"),
@@ -115,7 +118,7 @@ def test_a_second_run_skips_everything(run_copy: Path) -> None:
 def test_single_stages_find_the_newest_run(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run_copy.parents[1])
     for arguments in (
-        ["prune", "--ratio", "0.6", "--epochs", "1", "--min-steps", "0"],
+        ["prune", "--latency-ratio", "0.8", "--epochs", "1", "--min-steps", "0"],
         ["quantize", "--calib", "64"],
         ["export"],
     ):

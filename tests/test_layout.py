@@ -41,7 +41,7 @@ def test_no_stage_imports_another_or_the_runner(module: str) -> None:
 
 def test_only_one_file_touches_torch_pruning() -> None:
     users = [path for path in (ROOT / "compress").rglob("*.py") if "torch_pruning" in imports(path)]
-    assert users == [ROOT / "compress/prune/surgery.py"]
+    assert users == [ROOT / "compress/prune/groups.py"]
 
 
 def test_the_wheel_installs_and_runs_from_another_folder(tmp_path: Path) -> None:

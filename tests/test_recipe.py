@@ -16,8 +16,8 @@ def test_each_recipe_reads(name: str) -> None:
 
 
 def test_overrides_lie_on_top_of_the_recipe() -> None:
-    recipe = load_recipe("default", ["prune.ratio=0.25", "prune.train.epochs=1"])
-    assert recipe.prune.ratio == 0.25
+    recipe = load_recipe("default", ["prune.macs_ratio=0.25", "prune.train.epochs=1"])
+    assert recipe.prune.macs_ratio == 0.25
     assert recipe.prune.train.epochs == 1
     assert recipe.prune.train.lr == Recipe.prune.train.lr
 
@@ -25,15 +25,15 @@ def test_overrides_lie_on_top_of_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("prune.ratio=1.5", "prune.ratio must be a number in [0, 1), got '1.5'"),
+        ("prune.macs_ratio=2", "prune.macs_ratio must be a number in (0, 1], got '2'"),
         ("prine.ratio=0.5", "--set: no section 'prine'; did you mean prune?"),
-        ("prune.ratoi=0.5", "prune has no setting 'ratoi'; did you mean ratio?"),
+        ("prune.macs_ratoi=0.5", "prune has no setting 'macs_ratoi'; did you mean macs_ratio?"),
         (
             "distill.train.mixup=0.2",
             "distill stored views (views > 0) show the teacher other pictures than mixup or "
             "first_size show the student; set guidance.views = 0 to ask the teacher at every step",
         ),
-        ("prune.ratio", "--set takes section.key=value, got 'prune.ratio'"),
+        ("prune.steps", "--set takes section.key=value, got 'prune.steps'"),
     ],
 )
 def test_a_wrong_override_is_explained(override: str, message: str) -> None:

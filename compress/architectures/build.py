@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.architectures.attention import open_attention
 from compress.architectures.scaled_resnet import ScaledResNet
 from compress.architectures.spec import ModelSpec
 from compress.data.preprocess import Preprocess
@@ -66,10 +67,19 @@ def build(spec: ModelSpec) -> Classifier:
         network: nn.Module = _construct(spec, ScaledResNet, {**spec.arguments, **arguments})
     else:
         network = _build_torchvision(spec, classes)
+        open_attention(network)
         adapt_stem(network, channels, small=small)
     model = Classifier(Normalize(spec.preprocess), network)
     _try_forward(model, spec)
     return model
+
+
+def example_input(model: Classifier) -> Tensor:
+    """Returns one random image as the network takes it, normalised: float32 `[1, C, H, W]`."""
+    assert isinstance(model.normalize, Normalize)
+    preprocess = model.normalize.preprocess
+    shape = (1, preprocess.channels, preprocess.size, preprocess.size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def torchvision_names() -> list[str]:

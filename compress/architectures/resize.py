@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def differing_shapes(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -26,15 +26,32 @@ def resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
         shapes: by tensor name, as `differing_shapes` gave them.
     """
     for name, shape in shapes.items():
-        path, _, attribute = name.rpartition(".")
-        layer = network.get_submodule(path)
-        old = getattr(layer, attribute)
-        empty = torch.empty(tuple(shape), dtype=old.dtype)
-        if isinstance(old, nn.Parameter):
-            setattr(layer, attribute, nn.Parameter(empty))
-        else:
-            layer.register_buffer(attribute, empty)
-        _tell_widths(layer)
+        set_tensor(network, name, torch.empty(tuple(shape)))
+
+
+def remove_blocks(network: nn.Module, names: Iterable[str]) -> None:
+    """Replaces residual blocks, which add to what they are given, by identities, in place."""
+    for name in names:
+        network.set_submodule(name, nn.Identity())
+
+
+def set_tensor(network: nn.Module, name: str, value: Tensor) -> None:
+    """Replaces a parameter or buffer by one of another shape, in place, and tells its layer.
+
+    Args:
+        network: has a tensor of that name.
+        name: of the tensor.
+        value: the new one; takes over the old one's dtype.
+    """
+    path, _, attribute = name.rpartition(".")
+    layer = network.get_submodule(path)
+    old = getattr(layer, attribute)
+    value = value.to(old.dtype)
+    if isinstance(old, nn.Parameter):
+        setattr(layer, attribute, nn.Parameter(value))
+    else:
+        layer.register_buffer(attribute, value)
+    _tell_widths(layer)
 
 
 def _tell_widths(layer: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,13 @@ TEACHER_BATCH = 250
 
 
 def train_guided(
-    model: nn.Module, guidance: GuidanceConfig, schedule: TrainConfig, context: Context, title: str
+    model: nn.Module,
+    guidance: GuidanceConfig,
+    schedule: TrainConfig,
+    context: Context,
+    title: str,
+    *,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> list[Epoch]:
     """Trains a model in place with the help of the context's teacher.
 
@@ -40,6 +47,7 @@ def train_guided(
         schedule: of the training.
         context: data, seed, folders and the teacher.
         title: names the training in the progress bar.
+        penalty: called once a step; added to the loss.
 
     Returns:
         A row for each epoch.
@@ -58,7 +66,7 @@ def train_guided(
         model,
         context.data,
         schedule,
-        loss=loss,
+        loss=loss if penalty is None else lambda *given: loss(*given) + penalty(),
         seed=context.seed,
         folder=context.folder,
         title=title,

@@ -71,6 +71,7 @@ def run(
         model=models[INT8_FILE if INT8_FILE in models else FLOAT_FILE],
         spec=checkpoint.spec,
         shapes=checkpoint.description.shapes,
+        removed=checkpoint.description.removed,
         quantized=checkpoint.description.quantized,
         details={"files": sorted(sources), "parity": parity, **dataclasses.asdict(verdict)},
     )

@@ -1,10 +1,12 @@
-"""Stage prune: remove channels, re-estimate BatchNorm, fine-tune with the teacher's help."""
+"""Stage prune: cut to a measured latency, with the teacher's help to recover."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -14,6 +16,7 @@ from compress.train.config import TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
+    from compress.architectures.build import Classifier
     from compress.checkpoint import Checkpoint
     from compress.context import Context, Product
     from compress.data.splits import Split
@@ -25,27 +28,51 @@ BATCHNORM_BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """Remove the least important channels and recover the accuracy."""
+    """Remove the channels that cost most time for what they give, and recover the accuracy."""
 
-    ratio: Annotated[
+    latency_ratio: Annotated[
         float,
-        Field(
-            ge=0,
-            lt=1,
-            description="Share of the channels of every layer to remove, before rounding; "
-            "MACs fall by about 1 - (1 - ratio)^2.",
-        ),
-    ] = 0.35
-    multiple: Annotated[
+        Field(gt=0, le=1, description="Latency to reach, as a share of the unpruned; 1: no limit."),
+    ] = 0.6
+    latency_ms: Annotated[
+        float, Field(ge=0, description="Latency to reach, milliseconds; 0: no limit.")
+    ] = 0.0
+    macs_ratio: Annotated[
+        float, Field(gt=0, le=1, description="Multiply-accumulates to reach; 1: no limit.")
+    ] = 1.0
+    size_ratio: Annotated[
+        float, Field(gt=0, le=1, description="Size of the file to reach; 1: no limit.")
+    ] = 1.0
+    arithmetic: Annotated[
+        Literal["int8", "float"],
+        Field(description="The file whose latency and size count: quantised, or as it is."),
+    ] = "int8"
+    importance: Annotated[
+        Literal[
+            "l1", "l2", "batchnorm", "lamp", "fpgm", "taylor", "hessian", "activation", "random"
+        ],
+        Field(description="What a channel is worth."),
+    ] = "taylor"
+    steps: Annotated[
+        int, Field(ge=1, description="Cuts on the way; between them a short recovery.")
+    ] = 2
+    step_epochs: Annotated[
+        int, Field(ge=0, description="Epochs of training after each cut but the last.")
+    ] = 1
+    floor: Annotated[
+        float, Field(gt=0, le=1, description="Least share of its channels that a layer keeps.")
+    ] = 0.1
+    depth: Annotated[bool, Field(description="Whole residual blocks may go too.")] = True
+    sparse_epochs: Annotated[
         int,
         Field(
-            ge=1,
-            description="Widths are rounded to multiples of this; ONNX Runtime's kernels want "
-            "8 at the least, 16 at best.",
+            ge=0,
+            description="Epochs before pruning in which a growing penalty empties the least "
+            "important channels.",
         ),
-    ] = 16
+    ] = 0
     guidance: GuidanceConfig = field(default=GuidanceConfig())
-    train: TrainConfig = field(default=TrainConfig(epochs=4, batch_size=128, lr=0.03))
+    train: TrainConfig = field(default=TrainConfig(epochs=3, batch_size=128, lr=0.03))
 
     def __post_init__(self) -> None:
         check_views(self.guidance, self.train)
@@ -58,42 +85,89 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
         checkpoint: a float network, the teacher's or the student's.
         config: how much to remove, and the recovery.
         context: data, seed, folder and the teacher.
-    """
-    import torch
 
-    from compress.architectures.build import build
-    from compress.architectures.resize import differing_shapes
+    Raises:
+        BudgetError: no pruned network is fast (or small) enough.
+    """
+    from compress.architectures.build import Classifier, build
+    from compress.architectures.resize import differing_shapes, remove_blocks
     from compress.context import Product
-    from compress.distill.guidance import train_guided
-    from compress.progress import say, waiting
-    from compress.prune.surgery import prune_channels
+    from compress.progress import say
+    from compress.prune.search import Search
+    from compress.prune.sparse import train_sparse
     from compress.restore import load_model
-    from compress.train.evaluate import evaluate
 
     model = load_model(checkpoint)
-    network = model.get_submodule("network")
-    preprocess = checkpoint.spec.preprocess
-    example = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size)
-    widths = prune_channels(network, example, ratio=config.ratio, multiple=config.multiple)
-    if not widths:
-        say("  [yellow]no layer is wide enough to prune[/]; the network stays as it is")
-    _, raw = evaluate(model, context.data.validation)
-    with waiting("re-estimating BatchNorm"):
-        reestimate_batchnorm(model, context.data.train)
-    _, reestimated = evaluate(model, context.data.validation)
-    say(f"  pruned: validation {raw:.2f} % raw, {reestimated:.2f} % with new BatchNorm statistics")
-    history = train_guided(model, config.guidance, config.train, context, "prune")
+    assert isinstance(model, Classifier)
+    before = _widths(model)
+    if config.sparse_epochs:
+        train_sparse(model, config, context)
+    steps = []
+    with TemporaryDirectory() as scratch:
+        search = Search(checkpoint, model, config, context, Path(scratch))
+        for number in range(1, config.steps + 1):
+            cut = search.cut(model, number)
+            recovery = _recover(model, config, context, number)
+            say(
+                f"  cut {number}: {cut.measured_ms:.3f} ms measured, {cut.predicted_ms:.3f} "
+                f"predicted, {search.unpruned.ms:.3f} unpruned; validation "
+                f"{recovery.top1_raw:.2f} % raw, {recovery.top1_batchnorm:.2f} % with new BatchNorm"
+                f" statistics, {recovery.top1_trained:.2f} % trained"
+            )
+            steps.append({**dataclasses.asdict(cut), **dataclasses.asdict(recovery)})
+    after = _widths(model)
+    original = build(checkpoint.spec).network
+    remove_blocks(original, search.removed)
     return Product(
         model=model,
         spec=checkpoint.spec,
-        shapes=differing_shapes(network, build(checkpoint.spec).network),
+        shapes=differing_shapes(model.network, original),
+        removed=search.removed,
         details={
-            "widths": [dataclasses.asdict(width) for width in widths],
-            "validation_top1_raw": raw,
-            "validation_top1_batchnorm": reestimated,
-            "validation_top1_recovered": history[-1].validation_top1 if history else reestimated,
+            "arithmetic": config.arithmetic,
+            "importance": config.importance,
+            "unpruned_ms": search.unpruned.ms,
+            "steps": steps,
+            "widths": [
+                {"layer": name, "before": width, "after": after.get(name, 0)}
+                for name, width in before.items()
+            ],
+            "removed_blocks": list(search.removed),
+            "not_pruned": dict(search.fixed),
         },
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """Validation top-1 after a cut, percent, in PyTorch."""
+
+    top1_raw: float
+    top1_batchnorm: float
+    """With BatchNorm's statistics estimated anew."""
+    top1_trained: float
+
+
+def _recover(model: Classifier, config: PruneConfig, context: Context, number: int) -> Recovery:
+    """Re-estimates BatchNorm and trains, briefly unless it is the last cut."""
+    from compress.distill.guidance import train_guided
+    from compress.progress import waiting
+    from compress.train.evaluate import evaluate
+
+    validation = context.data.validation
+    _, raw = evaluate(model, validation)
+    with waiting("re-estimating BatchNorm"):
+        reestimate_batchnorm(model, context.data.train)
+    _, reestimated = evaluate(model, validation)
+    schedule, title = config.train, "prune"
+    if number < config.steps:
+        schedule = dataclasses.replace(schedule, epochs=config.step_epochs, min_steps=0)
+        title = f"prune, cut {number}"
+        context = dataclasses.replace(context, folder=context.folder / f"cut-{number}")
+        context.folder.mkdir(exist_ok=True)
+    history = train_guided(model, config.guidance, schedule, context, title)
+    trained = history[-1].validation_top1 if history else reestimated
+    return Recovery(top1_raw=raw, top1_batchnorm=reestimated, top1_trained=trained)
 
 
 def reestimate_batchnorm(model: nn.Module, split: Split) -> None:
@@ -106,3 +180,14 @@ def reestimate_batchnorm(model: nn.Module, split: Split) -> None:
     with torch.no_grad():
         update_bn((batch.images for batch in batches), model)
     model.eval()
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """Returns the output channels of each convolution and linear layer."""
+    from torch import nn
+
+    return {
+        name.removeprefix("network."): len(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }

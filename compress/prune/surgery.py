@@ -1,105 +1,91 @@
-"""Cutting channels out of a network. The only file that touches torch-pruning.
-
-torch-pruning finds which tensors depend on which (DepGraph, arXiv 2301.12900) and scores channels;
-how many stay is decided here, because its own rounding and ranking silently skip layers.
-"""
+"""Cutting channels, heads and whole blocks out of a network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True, kw_only=True)
-class Width:
-    """Output channels of one layer before and after pruning."""
-
-    layer: str
-    before: int
-    after: int
+from compress.architectures.resize import set_tensor
+from compress.prune.groups import Group
 
 
-def kept_channels(channels: int, ratio: float, multiple: int) -> int:
-    """Returns how many channels stay when `ratio` of them should go.
-
-    The result is the nearest multiple of `multiple`, at least one multiple and never more than
-    there were; a layer narrower than that keeps all.
-    """
-    nearest = round(channels * (1 - ratio) / multiple) * multiple
-    return min(channels, max(multiple, nearest))
-
-
-def prune_channels(
-    network: nn.Module, example: Tensor, *, ratio: float, multiple: int
-) -> list[Width]:
-    """Removes the least important channels of every group of coupled layers, in place.
-
-    Importance is the L2 norm of all weights that a channel takes part in, over its whole group
-    (DepGraph, equation 5). The image's channels and the classifier's outputs stay.
+@torch.no_grad()
+def keep_channels(network: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor]) -> None:
+    """Removes all channels but those kept, in place, from all tensors at once.
 
     Args:
-        network: takes the normalised input.
-        example: such an input, `[1, C, H, W]`.
-        ratio: share of each group's channels to remove, before rounding.
-        multiple: widths are rounded to multiples of this.
-
-    Returns:
-        The widths of all layers that changed.
+        network: whose groups these are.
+        groups: all of its groups.
+        kept: by group, the channels that stay, int64; groups not named keep all.
     """
-    network.eval()
-    before = _widths(network)
-    graph = tp.DependencyGraph().build_dependency(network, example_inputs=example, verbose=False)
-    importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer=None)
-    classifier = _classifier(network)
-    cuts = []
-    for group in graph.get_all_groups(ignored_layers=[classifier]):
-        scores = importance(group)
-        if scores is None:
-            continue
-        root = group[0].dep
-        blocks = _channel_blocks(group)
-        # Grouped convolutions must lose the same positions in each of their groups.
-        scores = scores.view(blocks, -1).mean(0)
-        in_all = len(scores) * blocks
-        keep = kept_channels(in_all, ratio, max(multiple, blocks)) // blocks
-        lowest = torch.argsort(scores)[: len(scores) - keep]
-        indices = [block * len(scores) + int(i) for block in range(blocks) for i in lowest]
-        if indices:
-            cuts.append((root.target.module, root.handler, sorted(indices)))
-    for module, handler, indices in cuts:
-        group = graph.get_pruning_group(module, handler, indices)
-        assert graph.check_pruning_group(group)
-        group.prune()
-    after = _widths(network)
-    return [
-        Width(layer=name, before=width, after=after[name])
-        for name, width in before.items()
-        if after[name] != width
-    ]
+    gone: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+    for group in groups:
+        if group.name in kept:
+            removed = torch.ones(group.channels, dtype=torch.bool)
+            removed[kept[group.name]] = False
+            for one in (*group.writers, *group.readers):
+                gone[one.tensor, one.dim].append(one.index[removed].flatten())
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    for (name, dim), places in gone.items():
+        stays = torch.ones(tensors[name].shape[dim], dtype=torch.bool)
+        stays[torch.cat(places)] = False
+        tensors[name] = tensors[name].index_select(dim, stays.nonzero().flatten())
+    for name in {name for name, _ in gone}:
+        set_tensor(network, name, tensors[name].contiguous())
 
 
-def _classifier(network: nn.Module) -> nn.Module:
-    """The last layer with weights: its outputs are the classes."""
-    return [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)][-1]
+def best_channels(scores: Tensor, width: int, blocks: int) -> Tensor:
+    """Returns the most important channels in ascending order, int64 `[width]`.
+
+    Args:
+        scores: importance of each channel.
+        width: how many stay; a multiple of `blocks`.
+        blocks: each block of the channels keeps the same positions.
+    """
+    positions = scores.view(blocks, -1).sum(0)
+    best = positions.argsort(descending=True)[: width // blocks].sort().values
+    return (torch.arange(blocks)[:, None] * len(positions) + best).flatten()
 
 
-def _channel_blocks(group: tp.Group) -> int:
-    """Groups of the widest-grouped convolution in a group; 1 if all are dense or depthwise."""
-    layers = [dep.target.module for dep, _ in group]
-    grouped = [
-        layer.groups
-        for layer in layers
-        if isinstance(layer, nn.Conv2d) and 1 < layer.groups < layer.in_channels
-    ]
-    return max(grouped, default=1)
+@torch.no_grad()
+def residual_blocks(network: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Returns the names of the blocks that add to what they are given: they can be left out.
 
+    A block is one that returns its input once all its parameters are zero.
 
-def _widths(network: nn.Module) -> dict[str, int]:
-    return {
-        name: module.weight.shape[0]
+    Args:
+        network: in eval mode; left as it was.
+        example: its input, `[1, C, H, W]`.
+    """
+    found: list[str] = []
+    inputs: dict[str, Tensor] = {}
+
+    def remember(name: str, args: tuple[object, ...], output: object) -> None:
+        match args, output:
+            case (Tensor() as x,), Tensor() as y if x.shape == y.shape:
+                inputs[name] = x
+
+    hooks = [
+        module.register_forward_hook(lambda _, args, out, name=name: remember(name, args, out))
         for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
+        if name and any(True for _ in module.children())
+    ]
+    network(example)
+    for hook in hooks:
+        hook.remove()
+    for name in sorted(inputs, key=len, reverse=True):  # inner ones first
+        if any(inner.startswith(f"{name}.") for inner in found):
+            continue
+        module = network.get_submodule(name)
+        saved = [parameter.clone() for parameter in module.parameters()]
+        for parameter in module.parameters():
+            parameter.zero_()
+        if saved and torch.equal(module(inputs[name]), inputs[name]):
+            found.append(name)
+        for parameter, value in zip(module.parameters(), saved, strict=True):
+            parameter.copy_(value)
+    order = [name for name, _ in network.named_modules()]
+    return tuple(sorted(found, key=order.index))

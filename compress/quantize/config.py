@@ -41,7 +41,10 @@ class QuantizeConfig:
         bool, Field(description="Balance channel ranges between layers (exact for Relu).")
     ] = False
     correct_biases: Annotated[
-        bool, Field(description="Shift biases so that layers keep their mean outputs.")
+        bool,
+        Field(
+            description="Shift biases so that layers keep their mean outputs; auto tries it anyway."
+        ),
     ] = False
     learn_rounding: Annotated[
         bool, Field(description="AdaRound: learn for each weight whether to round up or down.")

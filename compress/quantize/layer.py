@@ -93,6 +93,11 @@ class Layer(nn.Module):
         """False for a linear layer."""
         return self.operation is not F.linear
 
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Numbers of input and output channels."""
+        return self.weight.shape[1] * self.groups, self.weight.shape[0]
+
     def place(self, source: str) -> None:
         """Makes it an int8 layer whose input the named module quantises."""
         self.source = source

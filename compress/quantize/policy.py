@@ -23,6 +23,8 @@ REPAIRS: Mapping[str, str] = {
     "learnt rounding": "learn_rounding",
 }
 """Their fields in settings and plan, the cheapest first; each is added to the best so far."""
+ALWAYS_TRIED = "correct_biases"
+"""It takes a second or two."""
 TINY_MS = 1e-3
 """A layer that loses no time in float is not infinitely better than one that loses a little."""
 MOST_FLOAT = 4
@@ -83,32 +85,35 @@ def better(one: Candidate, other: Candidate) -> Candidate:
 
 
 def choose(
-    trials: Trials, first: Plan, config: QuantizeConfig, costs: Mapping[str, LayerCost]
+    trials: Trials, plan: Plan, config: QuantizeConfig, costs: Mapping[str, LayerCost]
 ) -> Candidate:
     """Quantises without training, as the settings say or, for `auto`, until it is good enough.
 
     Args:
         trials: to make and note the attempts.
-        first: the plan to begin with.
+        plan: what the settings name.
         config: what to do.
         costs: by layer; what a fallback to float loses.
 
     Returns:
         The best attempt.
     """
+    unrepaired: dict[str, Any] = dict.fromkeys(REPAIRS.values(), False)
+    first = dataclasses.replace(plan, **unrepaired)
     best = trials.quantize(f"{first.observer} ranges", first)
     if config.observer == "auto":
         for observer in OBSERVERS:
             if observer != first.observer:
-                plan = dataclasses.replace(first, observer=observer)
-                best = better(best, trials.quantize(f"{observer} ranges", plan))
+                other = dataclasses.replace(first, observer=observer)
+                best = better(best, trials.quantize(f"{observer} ranges", other))
     automatic = config.method == "auto"
     for name, field in REPAIRS.items():
-        if getattr(config, field) or (automatic and best.attempt.drop > config.max_drop):
+        wanted = field == ALWAYS_TRIED or best.attempt.drop > config.max_drop
+        if getattr(plan, field) or (automatic and wanted):
             # Tried by name, so that the report shows the effect of each.
             changes: dict[str, Any] = {field: True}
-            plan = dataclasses.replace(best.plan, **changes)
-            best = better(best, trials.quantize(f"and {name}", plan))
+            repaired = dataclasses.replace(best.plan, **changes)
+            best = better(best, trials.quantize(f"and {name}", repaired))
     if automatic and best.attempt.drop > config.max_drop:
         best = _fall_back(trials, best, config.max_drop, costs)
     return best

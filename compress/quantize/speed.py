@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,18 +14,16 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnx.shape_inference
-from pydantic import TypeAdapter
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from compress.checkpoint import write_json
-from compress.measure.host import describe_host
-from compress.measure.profile import profile
-from compress.paths import cache_folder
+from compress.measure.profile import Operator, profile
 
 PROFILE_ROUNDS = 4
 """The files take turns, so that noise hits all alike."""
 WITH_WEIGHTS = ("Conv", "Gemm")
+LAYER_KINDS = {"Conv", "FusedConv", "QLinearConv", "Gemm", "FusedGemm", "QGemm"}
+"""What those become in the optimised graph."""
 INSERTED = re.compile(r"(_token_\d+|_nchwc)*$")
 """What ONNX Runtime's optimiser appends to the names of nodes."""
 NETWORK_PREFIX = "network."
@@ -59,25 +55,6 @@ class Speed:
         return self.speedup_ci95[0] > 1
 
 
-def remembered(structure: Mapping[str, object], measure: Callable[[], Speed]) -> Speed:
-    """Returns what was measured before on this host for this structure, or measures.
-
-    Args:
-        structure: all that decides the speed but the machine; JSON.
-        measure: called if nothing is remembered.
-    """
-    host = describe_host()
-    facts = {**structure, "cpu": host.cpu, "isa": host.isa, "versions": host.versions}
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_folder() / "speed" / f"{key}.json"
-    if path.is_file():
-        return TypeAdapter(Speed).validate_json(path.read_bytes())
-    speed = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, speed)
-    return speed
-
-
 def layer_costs(float_file: Path, int8_file: Path, *, threads: int) -> dict[str, LayerCost]:
     """Profiles both files, layer by layer, batch 1.
 
@@ -89,15 +66,15 @@ def layer_costs(float_file: Path, int8_file: Path, *, threads: int) -> dict[str,
     Returns:
         Costs by layer name, in the order of execution.
     """
-    owners = {path: _owners(path) for path in (float_file, int8_file)}
     rounds: dict[Path, list[dict[str, float]]] = {float_file: [], int8_file: []}
     for _ in range(PROFILE_ROUNDS):
         for path, found in rounds.items():
-            found.append(_profile(path, owners[path], threads=threads))
+            layers = operators_by_layer(path, threads=threads)
+            found.append({name: sum(one.ms for one in layers[name]) for name in layers})
     times = {
         path: {
             name: statistics.median(one.get(name, 0.0) for one in found)
-            for name in dict.fromkeys(owners[path].values())
+            for name in dict.fromkeys(_owners(path).values())
         }
         for path, found in rounds.items()
     }
@@ -206,11 +183,17 @@ def _owners(path: Path) -> dict[str, str]:
     return owners
 
 
-def _profile(path: Path, owners: Mapping[str, str], *, threads: int) -> dict[str, float]:
-    """Returns each layer's milliseconds of a run."""
-    total: dict[str, float] = defaultdict(float)
+def operators_by_layer(path: Path, *, threads: int) -> dict[str, list[Operator]]:
+    """Profiles a file; returns each layer's operator and those without weights that follow it."""
+    owners = _owners(path)
+    found: dict[str, list[Operator]] = defaultdict(list)
     for operator in profile(path, threads=threads):
-        owner = owners.get(operator.name) or owners.get(INSERTED.sub("", operator.name))
+        owner = owners.get(operator.name) or owners.get(plain_name(operator.name))
         if owner is not None:
-            total[owner] += operator.ms
-    return total
+            found[owner].append(operator)
+    return found
+
+
+def plain_name(name: str) -> str:
+    """Returns a node's name as it was before ONNX Runtime's optimiser."""
+    return INSERTED.sub("", name)

@@ -43,7 +43,7 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     from compress.train.evaluate import evaluate
 
     calibration = calibrate(checkpoint, config, context)
-    plan = first_plan(config)
+    plan = plan_of(config)
     vnni = describe_host().multiplies_bytes_exactly
     if not vnni:
         names = layers_of(calibration.prepared(equalized=False))
@@ -84,19 +84,23 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
         model=frozen,
         spec=checkpoint.spec,
         shapes=checkpoint.description.shapes,
+        removed=checkpoint.description.removed,
         quantized=best.plan.layout,
         details=details,
     )
 
 
-def first_plan(config: QuantizeConfig) -> Plan:
-    """Returns the plan to begin with: the settings' ranges, all int8, no repairs."""
+def plan_of(config: QuantizeConfig) -> Plan:
+    """Returns the plan that the settings name: their ranges and repairs, all int8."""
     from compress.quantize.ptq import Plan
     from compress.quantize.ranges import OBSERVERS
 
     return Plan(
         observer=OBSERVERS[0] if config.observer == "auto" else config.observer,
         weights=config.weights,
+        equalize=config.equalize,
+        correct_biases=config.correct_biases,
+        learn_rounding=config.learn_rounding,
     )
 
 
@@ -125,6 +129,7 @@ def measure_speed(
     """
     from compress.checkpoint import MODEL_FILE
     from compress.measure.latency import measure_latency
+    from compress.measure.memory import remembered
     from compress.progress import say, waiting
     from compress.quantize.sensitivity import with_float
     from compress.quantize.speed import (
@@ -132,7 +137,6 @@ def measure_speed(
         cheapest_float_layers,
         layer_borders,
         layer_costs,
-        remembered,
     )
 
     threads, batch = context.measure.threads, context.measure.batch
@@ -153,10 +157,11 @@ def measure_speed(
     structure = {
         "spec": dataclasses.asdict(checkpoint.spec),
         "shapes": dict(checkpoint.description.shapes),
+        "removed": checkpoint.description.removed,
         "threads": threads,
         "batch": batch,
     }
-    speed = remembered(structure, measure)
+    speed = remembered(Speed, "speed", structure, measure)
     if speed.float_layers:
         low, high = speed.speedup_ci95
         say(

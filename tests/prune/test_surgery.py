@@ -1,50 +1,84 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from compress.architectures.build import build
-from compress.architectures.resize import differing_shapes, resize
+from compress.architectures.build import Classifier, build, example_input
+from compress.architectures.resize import differing_shapes, remove_blocks, resize
 from compress.architectures.spec import ModelSpec
 from compress.data.load import Data
 from compress.data.preprocess import Preprocess
-from compress.prune.surgery import kept_channels, prune_channels
+from compress.export.onnx_file import export_onnx
+from compress.prune.groups import find_groups
+from compress.prune.importance import score_channels
+from compress.prune.surgery import best_channels, keep_channels, residual_blocks
+from compress.quantize.placement import freeze, prepare
+from compress.quantize.ptq import Calibration, Plan
 from tests.conftest import settled, student_spec, torchvision_spec
 
 GREY_32 = Preprocess(size=32, resize=32, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+FAST = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"]
+SLOW = [
+    *("resnet50", "resnext50_32x4d", "vgg11_bn", "densenet121", "mobilenet_v2", "efficientnet_b0"),
+    *("regnet_y_400mf", "convnext_tiny", "vit_b_16", "mnasnet0_5", "squeezenet1_1", "googlenet"),
+]
+
+
+def halve(model: Classifier, share: float = 0.5) -> int:
+    """Keeps a share of every group's channels, in multiples of 8; returns how many groups."""
+    network = model.network.eval()
+    found = find_groups(network, example_input(model))
+    scores = score_channels(network, found.groups, "l2", lambda: ())
+    kept = {}
+    for group in found.groups:
+        step = 1 if group.heads else max(8, group.blocks)
+        width = max(step, int(group.channels * share) // step * step)
+        if width < group.channels:
+            kept[group.name] = best_channels(scores[group.name], width, group.blocks)
+    keep_channels(network, found.groups, kept)
+    return len(kept)
 
 
 @pytest.mark.parametrize(
-    ("channels", "ratio", "multiple", "kept"),
-    [(64, 0.5, 16, 32), (24, 0.35, 16, 16), (48, 0.35, 16, 32), (12, 0.5, 8, 8), (10, 0.9, 16, 10),
-     (64, 0.0, 16, 64), (96, 0.35, 8, 64)],
-)  # fmt: skip
-def test_widths_are_rounded_to_the_nearest_multiple(
-    channels: int, ratio: float, multiple: int, kept: int
-) -> None:
-    assert kept_channels(channels, ratio, multiple) == kept
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2", "vgg11_bn", "densenet121",
-     "mobilenet_v3_small", "efficientnet_b0", "mnasnet0_5", "squeezenet1_1"],
-)  # fmt: skip
-def test_a_pruned_network_runs_and_is_rebuilt_exactly(name: str) -> None:
+    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+def test_a_pruned_network_runs_ships_and_is_rebuilt_exactly(name: str, tmp_path: Path) -> None:
     spec = ModelSpec(
         architecture=name, stem="small", class_names=("a", "b", "c"), preprocess=GREY_32
     )
+    torch.manual_seed(0)
     model = build(spec)
-    example = torch.zeros(1, 3, 32, 32)
-    widths = prune_channels(model.network, example, ratio=0.5, multiple=8)
-    assert widths
-    assert all(width.after % 8 == 0 and width.after < width.before for width in widths)
-    images = torch.randn(3, 3, 32, 32)
-    pruned = model.network.eval()(images)
-    assert pruned.shape == (3, 3)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    assert halve(model)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 0.85 * before
+    for batch in (1, 3):
+        images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
+        pruned = model.eval()(images)
+        assert pruned.shape == (batch, 3)
     rebuilt = build(spec)
     resize(rebuilt.network, differing_shapes(model.network, build(spec).network))
     rebuilt.load_state_dict(model.state_dict(), strict=True)
-    assert torch.equal(rebuilt.network.eval()(images), pruned)
+    assert torch.equal(rebuilt.eval()(images), pruned)
+    plan = Plan(observer="minmax", weights="max")
+    quantized = freeze(Calibration(prepare(model), lambda: [images]).quantize(plan))
+    export_onnx(quantized, spec, tmp_path / "int8.onnx", digest="", stage="quantize")
+
+
+def test_a_network_that_cannot_be_traced_says_so() -> None:
+    spec = ModelSpec(
+        architecture="swin_t", stem="small", class_names=("a", "b"), preprocess=GREY_32
+    )
+    found = find_groups(build(spec).network.eval(), torch.zeros(1, 3, 32, 32))
+    assert not found.groups
+    assert "shifted windows" in found.fixed["SwinTransformer"]
+
+
+def test_what_must_stay_is_named_with_its_reason(digits: Data) -> None:
+    found = find_groups(
+        build(torchvision_spec("resnet18", digits)).network.eval(), torch.zeros(1, 1, 16, 16)
+    )
+    assert found.fixed == {"fc": "its outputs are the classes"}
 
 
 def test_dead_channels_go_first(digits: Data) -> None:
@@ -56,22 +90,46 @@ def test_dead_channels_go_first(digits: Data) -> None:
         block.get_parameter("bn1.weight")[1::2] = 0
         block.get_parameter("conv2.weight")[:, 1::2] = 0
     alive = block.get_parameter("bn1.weight")[0::2].clone()
-    prune_channels(model.network, torch.zeros(1, 1, 16, 16), ratio=0.5, multiple=8)
+    halve(model)
     assert torch.equal(block.get_parameter("bn1.weight"), alive)
     assert (block.get_parameter("conv1.weight").flatten(1).norm(dim=1) > 0).all()
 
 
-def test_nothing_is_pruned_from_a_network_that_is_too_narrow(digits: Data) -> None:
-    model = build(student_spec(digits, width=0.125, depths=[1]))
-    example = torch.zeros(1, 1, 16, 16)
-    assert prune_channels(model.network, example, ratio=0.5, multiple=8) == []
+def test_cutting_dead_channels_changes_nothing(digits: Data) -> None:
+    """The logits of the cut network equal those of the whole one with zeros in their place."""
+    model = settled(torchvision_spec("resnet18", digits), digits.train)
+    network = model.network.eval()
+    groups = find_groups(network, example_input(model)).groups
+    tensors = dict(network.named_parameters())
+    kept = {}
+    with torch.no_grad():
+        for group in groups:
+            stays = torch.arange(group.channels)[::2]
+            kept[group.name] = stays
+            gone = torch.ones(group.channels, dtype=torch.bool)
+            gone[stays] = False
+            for one in (*group.writers, *group.readers):
+                if one.tensor in tensors:
+                    tensors[one.tensor].index_fill_(one.dim, one.index[gone].flatten(), 0)
+    pixels = next(iter(digits.test.batches(20))).images
+    with torch.no_grad():
+        expected = model(pixels)
+        keep_channels(network, groups, kept)
+        assert torch.allclose(model(pixels), expected, atol=1e-4)
 
 
-def test_the_image_and_the_classes_stay(digits: Data) -> None:
-    network = build(torchvision_spec("resnet18", digits)).network
-    prune_channels(network, torch.zeros(1, 1, 16, 16), ratio=0.75, multiple=16)
-    first, last = network.get_submodule("conv1"), network.get_submodule("fc")
-    assert isinstance(first, nn.Conv2d)
-    assert isinstance(last, nn.Linear)
-    assert (first.in_channels, last.out_features) == (1, 10)
-    assert (first.out_channels, last.in_features) == (16, 128)
+def test_grouped_channels_keep_the_same_positions() -> None:
+    scores = torch.tensor([1.0, 9, 2, 8, 3, 1, 1, 9])
+    assert best_channels(scores, 4, blocks=2).tolist() == [1, 3, 5, 7]
+    assert best_channels(scores, 3, blocks=1).tolist() == [1, 3, 7]
+
+
+def test_residual_blocks_are_found_and_can_go(digits: Data) -> None:
+    model = settled(torchvision_spec("resnet18", digits), digits.train)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = residual_blocks(model.network, example_input(model))
+    assert found == ("layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    remove_blocks(model.network, found[1:])
+    assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
+    assert isinstance(model.network.get_submodule("layer2.1"), nn.Identity)

@@ -42,7 +42,8 @@ def test_auto_stops_at_what_is_good_enough(digits: Data) -> None:
     config = QuantizeConfig(max_drop=100.0)
     trials = Trials(found, lambda net: evaluate(net, digits.validation))
     choose(trials, PLAN, config, {})
-    assert [attempt.name for attempt in trials.attempts] == ["minmax ranges"]
+    tried = [attempt.name for attempt in trials.attempts]
+    assert tried == ["minmax ranges", "and corrected biases"]
 
 
 def test_auto_repairs_and_falls_back_while_too_much_is_lost(digits: Data) -> None:

@@ -1,0 +1,39 @@
+"""What was measured on this host before, so that it need not be measured again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+
+from compress.checkpoint import write_json
+from compress.measure.host import describe_host
+from compress.paths import cache_folder
+
+T = TypeVar("T")
+
+
+def remembered(
+    kind: type[T], topic: str, structure: Mapping[str, object], measure: Callable[[], T]
+) -> T:
+    """Returns what was measured before on this host for this structure, or measures.
+
+    Args:
+        kind: a dataclass.
+        topic: what is measured; a folder in the cache.
+        structure: all that decides the result but the machine; JSON.
+        measure: called if nothing is remembered.
+    """
+    host = describe_host()
+    facts = {**structure, "cpu": host.cpu, "isa": host.isa, "versions": host.versions}
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_folder() / topic / f"{key}.json"
+    if path.is_file():
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    measured = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, measured)
+    return measured

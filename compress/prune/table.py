@@ -1,0 +1,227 @@
+"""Layers of several widths timed alone in ONNX Runtime: a table for each host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.checkpoint import write_json
+from compress.measure.host import describe_host
+from compress.measure.profile import profile
+from compress.paths import cache_folder
+from compress.progress import track
+from compress.prune.latency import ALIGNED, HALF_ALIGNED, LayerCurve, LayerShape
+from compress.quantize.common import OPSET
+from compress.quantize.speed import LAYER_KINDS, plain_name
+
+Arithmetic = Literal["int8", "float"]
+GRID_SHARES = (0.25, 0.5, 0.75, 1.0)
+NARROW = 64
+"""Layers up to this width are measured at all multiples of 8."""
+AT_ONCE = 8
+"""Layers in one file."""
+REPEATS = 2
+
+
+def measure_layers(
+    shapes: Mapping[str, LayerShape],
+    full: Mapping[str, tuple[int, int]],
+    varying: Mapping[str, Sequence[bool]],
+    *,
+    arithmetic: Arithmetic,
+    threads: int,
+) -> dict[str, LayerCurve]:
+    """Times every layer at several widths, unless this host's table has them.
+
+    Args:
+        shapes: by layer.
+        full: channels before pruning.
+        varying: whether pruning can change a layer's input and output channels.
+        arithmetic: what the network runs in.
+        threads: of ONNX Runtime's operators.
+    """
+    table = _Table(arithmetic, threads)
+    wanted: dict[LayerShape, set[tuple[int, int]]] = defaultdict(set)
+    grids = {}
+    for name, shape in shapes.items():
+        grids[name] = _grids(shape, full[name], varying[name])
+        wanted[shape] |= {pair for pairs in _points(*grids[name]) for pair in pairs}
+    table.fill(wanted)
+    return {name: _curve(table, shapes[name], *grids[name]) for name in shapes}
+
+
+def _grids(
+    shape: LayerShape, full: tuple[int, int], varying: Sequence[bool]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the input and output channels to measure at."""
+    ins, outs = (
+        _grid(width, max(shape.groups, 1)) if varies else (width,)
+        for width, varies in zip(full, varying, strict=True)
+    )
+    return ((full[0],), outs) if shape.is_depthwise else (ins, outs)
+
+
+def _grid(full: int, groups: int) -> tuple[int, ...]:
+    """Returns the widths to measure: all multiples of 8 of a narrow layer, few of a wide one."""
+    step = math.lcm(HALF_ALIGNED if full <= NARROW else ALIGNED, groups)
+    if full <= NARROW:
+        return (*range(step, full, step), full)
+    rounded = {max(step, round(full * share / step) * step) for share in GRID_SHARES}
+    return tuple(sorted({width for width in rounded if width < full} | {step, full}))
+
+
+def _points(
+    ins: Sequence[int], outs: Sequence[int]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
+    """Returns the pairs of channels of the grid, and those that tell what half a step saves."""
+    return (
+        list(product(ins, outs)),
+        [(width, outs[-1]) for width in _half_steps(ins)],
+        [(ins[-1], width) for width in _half_steps(outs)],
+    )
+
+
+def _half_steps(grid: Sequence[int]) -> list[int]:
+    """Returns widths, by threes: one half a step above an aligned one, with its neighbours."""
+    if len(grid) == 1:
+        return []
+    middles = range(ALIGNED + HALF_ALIGNED, grid[-1], ALIGNED)
+    if grid[-1] > NARROW:
+        middles = middles[len(middles) // 2 : len(middles) // 2 + 1]
+    threes = ((at - HALF_ALIGNED, at, at + HALF_ALIGNED) for at in middles)
+    return [width for three in threes if three[-1] <= grid[-1] for width in three]
+
+
+def _curve(table: _Table, shape: LayerShape, ins: Sequence[int], outs: Sequence[int]) -> LayerCurve:
+    _, *sides = _points(ins, outs)
+    halves = []
+    for pairs in sides:
+        times = [table[shape, pair] for pair in pairs]
+        low, middle, high = (sum(times[start::3]) for start in range(3))
+        halves.append(min(1.0, (high - middle) / (high - low)) if high > low else 0.0)
+    return LayerCurve(
+        in_channels=tuple(ins),
+        out_channels=tuple(outs),
+        ms=tuple(tuple(table[shape, (i, o)] for o in outs) for i in ins),
+        half_in=halves[0],
+        half_out=halves[1],
+    )
+
+
+class _Table:
+    """This host's measured layers, kept in the cache folder."""
+
+    def __init__(self, arithmetic: Arithmetic, threads: int) -> None:
+        host = describe_host()
+        facts = [host.cpu, host.isa, host.versions["onnxruntime"], arithmetic, threads]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+        self._arithmetic, self._threads = arithmetic, threads
+        self._path = cache_folder() / "layers" / f"{digest}.json"
+        self._ms: dict[str, float] = {}
+        if self._path.is_file():
+            self._ms = json.loads(self._path.read_text())
+
+    def __getitem__(self, place: tuple[LayerShape, tuple[int, int]]) -> float:
+        return self._ms[_key(*place)]
+
+    def fill(self, wanted: Mapping[LayerShape, Iterable[tuple[int, int]]]) -> None:
+        """Measures what is missing."""
+        missing = {
+            shape: sorted(pair for pair in pairs if _key(shape, pair) not in self._ms)
+            for shape, pairs in wanted.items()
+        }
+        missing = {shape: pairs for shape, pairs in missing.items() if pairs}
+        for shape in track(list(missing), "timing layers at several widths", total=len(missing)):
+            pairs = missing[shape]
+            for start in range(0, len(pairs), AT_ONCE):
+                self._measure(shape, pairs[start : start + AT_ONCE])
+        if missing:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, self._ms)
+
+    def _measure(self, shape: LayerShape, pairs: Sequence[tuple[int, int]]) -> None:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "layers.onnx"
+            onnx.save(_layers_file(shape, pairs, self._arithmetic), path)
+            times: dict[str, list[float]] = defaultdict(list)
+            for _ in range(REPEATS):
+                for operator in profile(path, threads=self._threads):
+                    if operator.kind in LAYER_KINDS:
+                        times[plain_name(operator.name)].append(operator.ms)
+        for number, pair in enumerate(pairs):
+            self._ms[_key(shape, pair)] = min(times[f"layer{number}"])
+
+
+def _key(shape: LayerShape, pair: tuple[int, int]) -> str:
+    facts = asdict(shape)
+    return " ".join(f"{name}={value}" for name, value in facts.items()) + f" {pair[0]}->{pair[1]}"
+
+
+def _layers_file(
+    shape: LayerShape, pairs: Sequence[tuple[int, int]], arithmetic: Arithmetic
+) -> onnx.ModelProto:
+    """Returns a file with one layer for each pair of channels, side by side."""
+    generator = np.random.default_rng(0)
+    nodes: list[onnx.NodeProto] = []
+    inputs, outputs = [], []
+    constants: dict[str, Any] = {"scale": np.float32(0.02), "zero": np.uint8(128)}
+    kind = TensorProto.UINT8 if arithmetic == "int8" else TensorProto.FLOAT
+    for number, (ins, outs) in enumerate(pairs):
+        x, y, w, b = (f"{letter}{number}" for letter in "xywb")
+        ins = outs if shape.is_depthwise else ins  # noqa: PLW2901 -- its table has one dimension
+        operator, attributes, weight_shape = _layer(shape, ins, outs)
+        image = (1, ins, *shape.size) if shape.is_convolution else (shape.size[0], ins)
+        inputs.append(helper.make_tensor_value_info(x, kind, image))
+        outputs.append(helper.make_tensor_value_info(y, kind, None))
+        weight = generator.integers(-127, 128, weight_shape)
+        if arithmetic == "float":
+            constants |= {w: weight.astype(np.float32), b: np.zeros(outs, np.float32)}
+            nodes.append(
+                helper.make_node(operator, [x, w, b], [y], name=f"layer{number}", **attributes)
+            )
+            continue
+        constants |= {
+            w: weight.astype(np.int8),
+            b: np.zeros(outs, np.int32),
+            f"{w}_scale": np.full(outs, 1e-3, np.float32),
+            f"{b}_scale": np.full(outs, 2e-5, np.float32),
+        }
+        reads = {x: ["scale", "zero"], w: [f"{w}_scale"], b: [f"{b}_scale"]}
+        for value, affine in reads.items():
+            axis: dict[str, Any] = {} if value == x else {"axis": 0}
+            floats = [f"{value}_float"]
+            nodes.append(helper.make_node("DequantizeLinear", [value, *affine], floats, **axis))
+        values = [f"{value}_float" for value in reads]
+        nodes += [
+            helper.make_node(operator, values, [f"{y}_float"], name=f"layer{number}", **attributes),
+            helper.make_node("QuantizeLinear", [f"{y}_float", "scale", "zero"], [y]),
+        ]
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "layers", inputs, outputs, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+def _layer(shape: LayerShape, ins: int, outs: int) -> tuple[str, dict[str, Any], tuple[int, ...]]:
+    """Returns a layer's ONNX operator, its attributes and its weight's shape."""
+    if not shape.is_convolution:
+        return "Gemm", {"transB": 1}, (outs, ins)
+    groups = outs if shape.is_depthwise else shape.groups
+    attributes = {
+        "strides": shape.stride,
+        "dilations": shape.dilation,
+        "pads": (*shape.padding, *shape.padding),
+        "group": groups,
+    }
+    return "Conv", attributes, (outs, ins // groups, *shape.kernel)
