@@ -1,5 +1,6 @@
 """`make bench`: every comparison, one after the other."""
 
-from bench import ptq_peers
+from bench import prune_peers, ptq_peers
 
-ptq_peers.main(standalone_mode=False)
+ptq_peers.main(args=[], standalone_mode=False)
+prune_peers.main(args=[], standalone_mode=False)

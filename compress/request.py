@@ -26,7 +26,7 @@ from compress.settings import settings_of
 SOURCES = {
     "teacher": ("teacher.py", "train", "architectures"),
     "distill": ("distill", "train", "architectures"),
-    "prune": ("prune", "distill", "train"),
+    "prune": ("prune", "quantize", "distill", "train"),  # int8 files are timed
     "quantize": ("quantize", "distill", "train"),
     "export": ("export", "quantize"),  # quantised modules write their own operators
 }

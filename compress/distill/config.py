@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,12 +14,22 @@ from compress.train.config import TrainConfig
 class GuidanceConfig:
     """How the teacher's answers enter the loss."""
 
+    soft_loss: Annotated[
+        Literal["kd", "standardized", "dkd", "dist"],
+        Field(
+            description="What compares with the teacher's answers: Hinton's divergence, the same "
+            "of standardised logits, decoupled (DKD), or relations (DIST)."
+        ),
+    ] = "kd"
     alpha: Annotated[
         float,
         Field(ge=0, le=1, description="Weight of the teacher's answers; the labels get the rest."),
     ] = 0.9
     temperature: Annotated[
         float, Field(gt=0, description="Softens both outputs before they are compared.")
+    ] = 2.0
+    beta: Annotated[
+        float, Field(ge=0, description="DKD: weight of what is said about the wrong classes.")
     ] = 2.0
     views: Annotated[
         int,

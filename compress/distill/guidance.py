@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from compress.data.load import Data
 from compress.data.splits import View
 from compress.distill.config import GuidanceConfig, check_views
-from compress.distill.losses import knowledge_distillation
+from compress.distill.losses import (
+    decoupled_distillation,
+    knowledge_distillation,
+    relational_distillation,
+    standardized,
+)
 from compress.paths import atomic_write
 from compress.progress import track
 from compress.restore import load_model
@@ -84,7 +89,7 @@ def guided_loss(
     store: Path,
     teacher_digest: str,
 ) -> Loss:
-    """Returns `alpha * KD(teacher) + (1 - alpha) * cross-entropy(labels)`.
+    """Returns `alpha * soft_loss(teacher) + (1 - alpha) * cross-entropy(labels)`.
 
     Args:
         teacher: takes pixels.
@@ -122,10 +127,27 @@ def guided_loss(
             return teacher(batch.pixels).float()  # type: ignore[no-any-return]
 
     def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
-        soft = knowledge_distillation(logits, answers(batch), temperature=guidance.temperature)
+        soft = soft_loss(logits, answers(batch), batch, guidance)
         return guidance.alpha * soft + (1 - guidance.alpha) * labels(logits, batch)
 
     return loss
+
+
+def soft_loss(
+    student: Tensor, teacher: Tensor, batch: TrainBatch, guidance: GuidanceConfig
+) -> Tensor:
+    """Returns the loss against the teacher's logits that the settings name."""
+    temperature = guidance.temperature
+    if guidance.soft_loss == "dkd":
+        target = batch.targets.argmax(1)
+        return decoupled_distillation(
+            student, teacher, target, temperature=temperature, beta=guidance.beta
+        )
+    if guidance.soft_loss == "dist":
+        return relational_distillation(student, teacher, temperature=temperature)
+    if guidance.soft_loss == "standardized":
+        student, teacher = standardized(student), standardized(teacher)
+    return knowledge_distillation(student, teacher, temperature=temperature)
 
 
 @torch.no_grad()

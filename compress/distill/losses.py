@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,3 +25,75 @@ def knowledge_distillation(student: Tensor, teacher: Tensor, *, temperature: flo
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=1)
     divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     return temperature**2 * divergence
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Returns each image's logits with mean 0 and standard deviation 1 over the classes.
+
+    A student then need not match the size of the teacher's logits, only their shape (Sun et al.,
+    arXiv 2403.01427, algorithm 1).
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    return centred / (logits.std(1, keepdim=True) + 1e-7)
+
+
+def decoupled_distillation(
+    student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float, beta: float
+) -> Tensor:
+    """Target and other parts of the divergence, weighted apart (DKD, arXiv 2203.08679, eq. 7).
+
+    `T^2 * (KL(b_t || b_s) + beta * KL(q_t || q_s))`: b is the probability of the right class and
+    that of all others, q the probabilities among the others.
+
+    Args:
+        student: logits, float `[N, classes]`, at least three classes.
+        teacher: logits of the same shape; no gradient flows into them.
+        target: int64 `[N]`.
+        temperature: T > 0.
+        beta: weight of what the teacher knows about the wrong classes.
+    """
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher.detach() / temperature, dim=1)
+    is_target = F.one_hot(target, student.shape[1]).bool()
+
+    def binary(log_probabilities: Tensor) -> Tensor:
+        right = log_probabilities[is_target]
+        wrong = log_probabilities.masked_fill(is_target, -torch.inf).logsumexp(1)
+        return torch.stack([right, wrong], dim=1)
+
+    def others(logits: Tensor) -> Tensor:
+        rest = logits[~is_target].view(len(logits), -1)
+        return F.log_softmax(rest / temperature, dim=1)
+
+    def divergence(of: Tensor, reference: Tensor) -> Tensor:
+        return F.kl_div(of, reference, reduction="batchmean", log_target=True)
+
+    target_part = divergence(binary(log_student), binary(log_teacher))
+    other_part = divergence(others(student), others(teacher.detach()))
+    return temperature**2 * (target_part + beta * other_part)
+
+
+def relational_distillation(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """One minus the correlation of probabilities within images, and within classes over the batch.
+
+    DIST (Huang et al., arXiv 2205.10536, equations 8 to 10), with both parts at weight 1.
+
+    Args:
+        student: logits, float `[N, classes]`.
+        teacher: logits of the same shape; no gradient flows into them.
+        temperature: T > 0.
+
+    Returns:
+        Scalar from 0 (the same relations) to `4 T^2`.
+    """
+    of_student = F.softmax(student / temperature, dim=1)
+    of_teacher = F.softmax(teacher.detach() / temperature, dim=1)
+    between_classes = 1 - correlation(of_student, of_teacher).mean()
+    between_images = 1 - correlation(of_student.T, of_teacher.T).mean()
+    return temperature**2 * (between_classes + between_images)
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Returns Pearson's correlation of each row of two matrices, `[rows]`."""
+    x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+    return F.cosine_similarity(x, y, dim=1, eps=1e-8)

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from compress.architectures.build import Classifier, build, example_input
 from compress.architectures.resize import differing_shapes, remove_blocks
+from compress.architectures.spec import ModelSpec
 from compress.checkpoint import Checkpoint
 from compress.export.onnx_file import export_onnx
 from compress.measure.cost import count_macs
 from compress.measure.latency import measure_latency
 from compress.measure.memory import remembered
-from compress.progress import waiting
+from compress.progress import say, waiting
 from compress.prune.allocation import (
     Allocator,
     Budget,
@@ -37,7 +38,7 @@ from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
 from compress.prune.latency import LatencyModel, layer_shapes
 from compress.prune.surgery import best_channels, keep_channels, residual_blocks
-from compress.prune.table import measure_layers
+from compress.prune.table import Arithmetic, measure_layers
 from compress.quantize.placement import freeze, layers_of, prepare
 from compress.quantize.ptq import Calibration, Plan
 from compress.quantize.speed import LAYER_KINDS, operators_by_layer
@@ -191,13 +192,11 @@ class Search:
             measured = self._measure(trial, removed)
             ratios = {name: _value(measured, name) / limit for name, limit in limits.items()}
             worst = max(ratios.values())
+            predicted = allocator.total(choice, self._budget("latency", 1.0, latency, now))
             trials[choice] = _Trial(
-                model=trial,
-                removed=removed,
-                measured=measured,
-                predicted_ms=allocator.total(choice, self._budget("latency", 1.0, latency, now)),
-                worst=worst,
+                model=trial, removed=removed, measured=measured, predicted_ms=predicted, worst=worst
             )
+            say(f"  widths proposed: {predicted:.3f} ms predicted, {measured.ms:.3f} ms measured")
             if CLOSE[0] <= worst <= CLOSE[1] or (is_least and worst > 1):
                 break
             for name, budget in budgets.items():
@@ -329,19 +328,34 @@ class Search:
             floor_ms=floor,
         )
 
+    def _export(self, model: Classifier, path: Path) -> None:
+        images = self._images(CALIBRATION_IMAGES)
+        arithmetic = self._config.arithmetic
+        export_to_time(model, self._checkpoint.spec, images, path, arithmetic=arithmetic)
+
     def _images(self, count: int) -> Tensor:
         """Returns the first training images, uint8 `[count, C, H, W]`."""
         return next(iter(self._context.data.train.batches(count))).images
 
-    def _export(self, model: Classifier, path: Path) -> None:
-        spec = self._checkpoint.spec
-        exported: torch.nn.Module = model
-        with waiting("building the file to time"):
-            if self._config.arithmetic == "int8":
-                images = self._images(CALIBRATION_IMAGES)
-                calibration = Calibration(prepare(model), lambda: [images])
-                exported = freeze(calibration.quantize(QUICK))
-            export_onnx(exported, spec, path, digest="", stage="prune")
+
+def export_to_time(
+    model: Classifier, spec: ModelSpec, images: Tensor, path: Path, *, arithmetic: Arithmetic
+) -> None:
+    """Writes a network's ONNX file for timing: if int8, with ranges from a few images.
+
+    Args:
+        model: float; left as it is.
+        spec: of the network.
+        images: that set the ranges, uint8 `[N, C, H, W]`.
+        path: of the file.
+        arithmetic: of the file.
+    """
+    exported: torch.nn.Module = model
+    with waiting("building the file to time"):
+        if arithmetic == "int8":
+            calibration = Calibration(prepare(model), lambda: [images])
+            exported = freeze(calibration.quantize(QUICK))
+        export_onnx(exported, spec, path, digest="", stage="prune")
 
 
 def _value(measured: Measured, name: str) -> float:

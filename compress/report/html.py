@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import html
-import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from compress.report.data import RunReport
+from compress.report.figure import figure_html
+from compress.report.pruning import pruning_figures
 from compress.report.render import COLUMNS, conditions, run_rows
 
 STYLE = """
@@ -45,6 +45,8 @@ def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, An
             "went, not what ships."
         )
         figures.append(figure_html(_draw_training, histories, caption))
+    for stage in report.stages:
+        figures += pruning_figures(stage)
     remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in report.remarks)
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
@@ -61,17 +63,6 @@ def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, An
 def read_history(text: str) -> list[dict[str, Any]]:
     """Parses the rows of a `history.jsonl`."""
     return [json.loads(line) for line in text.splitlines()]
-
-
-def figure_html(draw: Callable[[Axes, Any], None], content: Any, caption: str) -> str:
-    """Returns an HTML figure with an inline SVG."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    draw(figure.subplots(), content)
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    svg = text.getvalue()
-    drawing = svg[svg.index("<svg") :]  # without the XML declaration
-    return f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _draw_trade(axes: Axes, report: RunReport) -> None:

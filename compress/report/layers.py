@@ -15,7 +15,8 @@ from compress.checkpoint import write_json
 from compress.measure.host import Host
 from compress.paths import atomic_write
 from compress.quantize.sensitivity import Sensitivity
-from compress.report.html import STYLE, figure_html
+from compress.report.figure import figure_html
+from compress.report.html import STYLE
 
 LAYERS_JSON, LAYERS_HTML = "sensitivity.json", "sensitivity.html"
 COLUMNS = ("layer", "loss alone", "top-1 alone", "loss regained", "top-1 regained", "ms gained")

@@ -1,0 +1,22 @@
+"""Plots as part of a page."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def figure_html(draw: Callable[[Axes, Any], None], content: Any, caption: str) -> str:
+    """Returns an HTML figure with an inline SVG."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    draw(figure.subplots(), content)
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    svg = text.getvalue()
+    drawing = svg[svg.index("<svg") :]  # without the XML declaration
+    return f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -1,0 +1,108 @@
+import itertools
+
+import pytest
+import torch
+
+from compress.prune.allocation import (
+    Allocator,
+    Budget,
+    BudgetError,
+    Problem,
+    candidate_widths,
+)
+from compress.prune.groups import Group, Use
+
+# a -> b -> c: the first layer reads 3 channels, the last one writes 10.
+GROUPS = tuple(
+    Group(
+        name=name,
+        channels=64,
+        blocks=1,
+        writers=(),
+        readers=(),
+        uses=(Use(layer=writer, writes=True, count=1), Use(layer=reader, writes=False, count=1)),
+    )
+    for name, writer, reader in (("one", "a", "b"), ("two", "b", "c"))
+)
+FULL = {"a": (3, 64), "b": (64, 64), "c": (64, 10)}
+WIDTHS = (16, 32, 48, 64)
+
+
+def problem(seed: int = 0) -> Problem:
+    torch.manual_seed(seed)
+    return Problem(
+        groups=GROUPS,
+        scores={group.name: torch.rand(64) * (1 + place) for place, group in enumerate(GROUPS)},
+        full=FULL,
+        candidates={group.name: WIDTHS for group in GROUPS},
+    )
+
+
+def macs(layer: str, ins: int, outs: int) -> float:
+    del layer
+    return ins * outs
+
+
+def kept(given: Problem, widths: dict[str, int]) -> float:
+    return sum(
+        float(given.scores[name].sort(descending=True).values[:width].sum())
+        for name, width in widths.items()
+    )
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.4, 0.25])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_choice_is_nearly_the_best_of_all(share: float, seed: int) -> None:
+    given = problem(seed)
+    limit = share * sum(macs("", *pair) for pair in FULL.values())
+    budget = Budget(name="MACs", cost=macs, constant=0.0, limit=limit)
+    allocator = Allocator(given, [budget])
+    choice = allocator.choose()
+    one, two = choice.widths["one"], choice.widths["two"]
+    assert allocator.total(choice, budget) == 3 * one + one * two + 10 * two <= limit
+    best = max(
+        kept(given, {"one": first, "two": second})
+        for first, second in itertools.product(WIDTHS, WIDTHS)
+        if 3 * first + first * second + 10 * second <= limit
+    )
+    assert kept(given, dict(choice.widths)) >= 0.9 * best
+
+
+def test_nothing_is_cut_without_need() -> None:
+    budget = Budget(name="MACs", cost=macs, constant=0.0, limit=1e9)
+    assert set(Allocator(problem(), [budget]).choose().widths.values()) == {64}
+
+
+def test_all_budgets_are_met() -> None:
+    tight = Budget(
+        name="size", cost=lambda layer, *pair: 2 * macs(layer, *pair), constant=50, limit=4000
+    )
+    loose = Budget(name="MACs", cost=macs, constant=0.0, limit=3500)
+    allocator = Allocator(problem(), [loose, tight])
+    choice = allocator.choose()
+    assert allocator.total(choice, tight) <= 4000
+    assert allocator.total(choice, loose) <= 3500
+
+
+def test_a_step_that_saves_nothing_is_passed_over() -> None:
+    """Costs in stairs: only every second width is cheaper."""
+    stairs = Budget(
+        name="ms", cost=lambda _, ins, outs: -(-ins // 32) * -(-outs // 32), constant=0.0, limit=4
+    )
+    choice = Allocator(problem(), [stairs]).choose()
+    assert set(choice.widths.values()) <= {32, 64}
+
+
+def test_the_least_is_told_when_the_budget_is_too_small() -> None:
+    budget = Budget(name="MACs", cost=macs, constant=0.0, limit=10)
+    with pytest.raises(BudgetError) as caught:
+        Allocator(problem(), [budget]).choose()
+    assert set(caught.value.least.widths.values()) == {16}
+
+
+def test_widths_are_aligned_to_what_pays() -> None:
+    pays = dict.fromkeys("abc", (True, True))
+    found = candidate_widths(GROUPS, pays, floor=0.1)
+    assert found["one"] == (8, 16, 24, 32, 40, 48, 56, 64)
+    found = candidate_widths(GROUPS, {**pays, "b": (False, True)}, floor=0.3)
+    assert found == {"one": (32, 48, 64), "two": (24, 32, 40, 48, 56, 64)}

@@ -1,0 +1,93 @@
+"""The stage on the digits run of the session."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from compress.architectures.build import build, example_input
+from compress.checkpoint import load_checkpoint
+from compress.cli import main
+from compress.data.load import Data
+from compress.prune.groups import find_groups
+from compress.prune.sparse import growing_penalty
+from compress.report.data import StageReport, read_stage_report
+from compress.restore import load_model
+from tests.conftest import student_spec
+
+QUICK = ("--steps", "1", "--epochs", "0", "--min-steps", "0")
+
+
+def prune(run: Path, *options: str) -> Result:
+    command = ["prune", "--in", str(run / "1-distill"), "--out", str(run / "own"), *QUICK]
+    return CliRunner().invoke(main, [*command, *options])
+
+
+def pruned(run: Path, *options: str) -> StageReport:
+    result = prune(run, *options)
+    assert result.exit_code == 0, result.output
+    return read_stage_report(run / "own")
+
+
+def test_the_budget_is_met_as_measured(run_copy: Path) -> None:
+    report = pruned(run_copy, "--latency-ratio", "0.7")
+    (step,) = report.details["steps"]
+    assert step["target_ms"] == pytest.approx(0.7 * report.details["unpruned_ms"])
+    assert step["measured_ms"] <= 1.05 * step["target_ms"]
+    assert {"predicted_ms", "top1_raw", "top1_batchnorm", "top1_trained"} <= set(step)
+    for width in report.details["widths"]:
+        assert width["after"] <= width["before"]
+        unchanged = width["after"] in (0, width["before"])
+        assert unchanged or width["after"] % 8 == 0
+    model = load_model(load_checkpoint(run_copy / "own"))
+    shape = {name: len(p) for name, p in model.named_parameters() if p.ndim > 1}
+    assert [width["after"] for width in report.details["widths"] if width["after"]] == list(
+        shape.values()
+    )
+
+
+def test_an_impossible_budget_names_the_least(run_copy: Path) -> None:
+    result = prune(run_copy, "--latency-ratio", "0.05")
+    assert result.exit_code == 2
+    assert "pruning cannot meet the budget; the least is latency 0.0" in result.output
+    assert "asked for" in result.output
+
+
+def test_other_budgets_are_met_too(run_copy: Path) -> None:
+    before = read_stage_report(run_copy / "1-distill")
+    options = ("--latency-ratio", "1", "--macs-ratio", "0.4", "--size-ratio", "0.5")
+    report = pruned(run_copy, *options, "--arithmetic", "float", "--no-depth")
+    assert report.macs <= 0.4 * 1.05 * before.macs
+    assert report.size_bytes <= 0.5 * 1.05 * before.size_bytes
+    assert report.details["removed_blocks"] == []
+
+
+def test_what_was_pruned_can_be_pruned_again(run_copy: Path) -> None:
+    pruned(run_copy, "--latency-ratio", "0.8")
+    command = ["prune", "--in", str(run_copy / "own"), "--out", str(run_copy / "again"), *QUICK]
+    result = CliRunner().invoke(main, [*command, "--latency-ratio", "0.9"])
+    assert result.exit_code == 0, result.output
+    load_model(load_checkpoint(run_copy / "again"))
+    text = json.loads((run_copy / "again" / "checkpoint.json").read_text())
+    assert [step["stage"] for step in text["lineage"]][-2:] == ["prune", "prune"]
+
+
+def test_the_penalty_presses_on_the_least_important_channels(digits: Data) -> None:
+    torch.manual_seed(0)
+    model = build(student_spec(digits, depths=[1]))
+    network = model.network.eval()
+    groups = find_groups(network, example_input(model)).groups
+    penalty = growing_penalty(network, groups, steps=2)
+    conv = network.get_submodule("blocks.0.conv1")
+    weight = conv.get_parameter("weight")
+    (first,) = torch.autograd.grad(penalty(), [weight])
+    (second,) = torch.autograd.grad(penalty(), [weight])
+    (third,) = torch.autograd.grad(penalty(), [weight])
+    assert torch.allclose(second, 2 * first)  # it grows
+    assert torch.allclose(third, second)  # until its end
+    strength = (first / weight.detach()).flatten(1).mean(1)
+    norms = weight.detach().flatten(1).norm(dim=1)
+    assert strength.max() / strength.min() > 4
+    assert torch.corrcoef(torch.stack([strength, norms]))[0, 1] < 0
