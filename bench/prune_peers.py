@@ -1,7 +1,7 @@
 """Pruning to the same measured int8 latency: ours against torch-pruning's own pruners.
 
     make pipeline MODEL=resnet18 && python -m bench.prune_peers
-    python -m bench.prune_peers --variants "ours l1,ours l2,ours hessian,ours random" --seeds 1
+    python -m bench.prune_peers --variants "ours l2;ours hessian;ours random" --seeds 1
 
 Every variant starts from the same network, is cut at once to the same share of its int8 latency,
 and is trained with the same recipe and seeds; then it is quantised and scored in ONNX Runtime.
@@ -72,7 +72,11 @@ PEERS = {
     for name in TP_IMPORTANCES
     for everywhere in (False, True)
 }
-OURS = {f"ours {criterion}": criterion for criterion in get_args(Criterion)}
+OURS = {
+    f"ours {criterion}{'' if depth else ', all blocks stay'}": (criterion, depth)
+    for criterion in get_args(Criterion)
+    for depth in (True, False)
+}
 MAIN = (UNPRUNED, f"ours {PruneConfig().importance}", *PEERS)
 COLUMNS = (
     *("variant", "latency ratio", "p50 ms", "int8 top-1 %", "float top-1 %", "seeds"),
@@ -116,11 +120,11 @@ class Results:
 
 
 def prune_ours(
-    criterion: Criterion, target: float, checkpoint: Checkpoint, context: Context
+    criterion: Criterion, depth: bool, target: float, checkpoint: Checkpoint, context: Context
 ) -> Classifier:
     """Returns the network cut by our own search, in one step."""
     model = _load(checkpoint)
-    config = PruneConfig(latency_ratio=target, importance=criterion, steps=1)
+    config = PruneConfig(latency_ratio=target, importance=criterion, depth=depth, steps=1)
     Search(checkpoint, model, config, context, context.folder).cut(model, 1)
     return model
 
@@ -285,7 +289,9 @@ def _add(results: Results) -> None:
     "--in", "folder", type=click.Path(path_type=Path, exists=True), default=FOLDER,
     show_default=True, help="Float checkpoint to prune.",
 )  # fmt: skip
-@click.option("--variants", default=",".join(MAIN), show_default=True, help="Which to compare.")
+@click.option(
+    "--variants", default=";".join(MAIN), show_default=True, help="Which to compare, by semicolons."
+)
 @click.option("--target", default=0.5, show_default=True, help="Share of the int8 latency.")
 @click.option("--epochs", default=1, show_default=True, help="Of training after the cut.")
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each variant.")
@@ -293,7 +299,7 @@ def main(folder: Path, variants: str, target: float, epochs: int, seeds: int) ->
     """Compare ways of pruning at the same measured int8 latency."""
     checkpoint = load_checkpoint(folder)
     data = data_of(checkpoint)
-    chosen = variants.split(",")
+    chosen = variants.split(";")
     schedule = TrainConfig(epochs=epochs, batch_size=128, lr=0.03)
     command = shlex.join(["python", "-m", "bench.prune_peers", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as scratch:
@@ -311,7 +317,7 @@ def main(folder: Path, variants: str, target: float, epochs: int, seeds: int) ->
             if variant == UNPRUNED:
                 networks[variant] = _load(checkpoint)
             elif variant in OURS:
-                networks[variant] = prune_ours(OURS[variant], target, checkpoint, context)
+                networks[variant] = prune_ours(*OURS[variant], target, checkpoint, context)
             else:
                 networks[variant] = prune_theirs(*PEERS[variant], target, checkpoint, context)
         files = {name: Path(scratch) / f"{place}.onnx" for place, name in enumerate(networks)}
