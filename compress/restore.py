@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from compress.architectures.build import build
+from compress.architectures.build import Classifier, build
 from compress.architectures.resize import remove_blocks, resize
-from compress.checkpoint import Checkpoint, CheckpointError, read_tensors
+from compress.checkpoint import Checkpoint, CheckpointError, Description, read_tensors
+
+
+def build_pruned(description: Description) -> Classifier:
+    """Builds the float network of a checkpoint, pruned as it was, without its tensors."""
+    classifier = build(description.spec)
+    remove_blocks(classifier.network, description.removed)
+    resize(classifier.network, description.shapes)
+    return classifier
 
 
 def load_model(checkpoint: Checkpoint) -> nn.Module:
@@ -20,9 +28,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: the tensors do not fit the description.
     """
-    classifier = build(checkpoint.spec)
-    remove_blocks(classifier.network, checkpoint.description.removed)
-    resize(classifier.network, checkpoint.description.shapes)
+    classifier = build_pruned(checkpoint.description)
     model: nn.Module = classifier
     layout = checkpoint.description.quantized
     if layout is not None:

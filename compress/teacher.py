@@ -43,6 +43,7 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
     from compress.architectures.weights import load_weights
     from compress.context import Product
     from compress.progress import say
+    from compress.train.diagnosis import diagnose
     from compress.train.loop import label_loss, train
 
     torch.manual_seed(context.seed)
@@ -64,4 +65,6 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
         folder=context.folder,
         title="teacher",
     )
-    return Product(model=model, spec=spec, details={"epochs": len(history)})
+    findings = [str(finding) for finding in diagnose(history, len(spec.class_names))]
+    details = {"epochs": len(history), "findings": findings}
+    return Product(model=model, spec=spec, details=details)

@@ -23,6 +23,7 @@ RUN_SETTINGS = (
     "teacher.train.batch_size=64",
     "distill.train.min_steps=150",
     "prune.train.min_steps=100",
+    "prune.steps=1",
 )
 
 

@@ -27,7 +27,7 @@ def test_overrides_lie_on_top_of_the_recipe() -> None:
     [
         ("prune.macs_ratio=2", "prune.macs_ratio must be a number in (0, 1], got '2'"),
         ("prine.ratio=0.5", "--set: no section 'prine'; did you mean prune?"),
-        ("prune.macs_ratoi=0.5", "prune has no setting 'macs_ratoi'; did you mean macs_ratio?"),
+        ("prune.stpes=3", "prune has no setting 'stpes'; did you mean steps?"),
         (
             "distill.train.mixup=0.2",
             "distill stored views (views > 0) show the teacher other pictures than mixup or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ from compress.distill.losses import (
     standardized,
 )
 from compress.paths import atomic_write
-from compress.progress import track
+from compress.progress import say, track
 from compress.restore import load_model
 from compress.train.config import TrainConfig
+from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
 from compress.train.evaluate import first_pixels
 from compress.train.loop import Loss, TrainBatch, label_loss, train
 from compress.train.precision import Precision, autocast, choose_precision
@@ -35,6 +37,20 @@ if TYPE_CHECKING:
 TEACHER_BATCH = 250
 
 
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """What a training with a teacher's help came to."""
+
+    history: list[Epoch]
+    findings: list[Finding]
+    """Troubles that it showed."""
+
+    @property
+    def validation_top1(self) -> float | None:
+        """Percent, after the last epoch; None if there was none."""
+        return self.history[-1].validation_top1 if self.history else None
+
+
 def train_guided(
     model: nn.Module,
     guidance: GuidanceConfig,
@@ -43,7 +59,7 @@ def train_guided(
     title: str,
     *,
     penalty: Callable[[], Tensor] | None = None,
-) -> list[Epoch]:
+) -> Guided:
     """Trains a model in place with the help of the context's teacher.
 
     Args:
@@ -53,23 +69,25 @@ def train_guided(
         context: data, seed, folders and the teacher.
         title: names the training in the progress bar.
         penalty: called once a step; added to the loss.
-
-    Returns:
-        A row for each epoch.
     """
     assert context.teacher is not None
+    data, teacher = context.data, load_model(context.teacher)
+    confusion = teachers_confusion(teacher, data)
+    findings = diagnose_labels(confusion.tolist(), data.class_names)
+    for finding in findings:
+        say(f"  [yellow]{finding}[/]")
     loss = guided_loss(
-        load_model(context.teacher),
-        context.data,
+        teacher,
+        data,
         guidance,
         schedule,
         seed=context.seed,
         store=context.store,
         teacher_digest=context.teacher.digest,
     )
-    return train(
+    history = train(
         model,
-        context.data,
+        data,
         schedule,
         loss=loss if penalty is None else lambda *given: loss(*given) + penalty(),
         seed=context.seed,
@@ -77,6 +95,30 @@ def train_guided(
         title=title,
         views=guidance.views,
     )
+    findings += diagnose(history, len(data.class_names))
+    teacher_top1 = 100 * float(confusion.diagonal().sum() / confusion.sum())
+    about_student = diagnose_student(history, teacher_top1, len(data.validation))
+    for finding in about_student:
+        say(f"  [yellow]{finding}[/]")
+    return Guided(history=history, findings=findings + about_student)
+
+
+@torch.no_grad()
+def teachers_confusion(teacher: nn.Module, data: Data) -> Tensor:
+    """Counts validation images by label and by the teacher's answer, int64 `[classes, classes]`."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = teacher.to(device).to(memory_format=torch.channels_last).eval()
+    classes = len(data.class_names)
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    precision = choose_precision(teacher, first_pixels(data.train), device, training=False)
+    n_batches = -(-len(data.validation) // TEACHER_BATCH)
+    batches = data.validation.batches(TEACHER_BATCH)
+    for batch in track(batches, "asking the teacher", total=n_batches):
+        pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
+        with autocast(precision, device):
+            answers = teacher(pixels).argmax(1).cpu()
+        counts.index_put_((batch.labels, answers), torch.tensor(1), accumulate=True)
+    return counts
 
 
 def guided_loss(

@@ -40,5 +40,7 @@ def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:
 
     torch.manual_seed(context.seed)
     model = build(student)
-    history = train_guided(model, config.guidance, config.train, context, "distill")
-    return Product(model=model, spec=student, details={"epochs": len(history)})
+    guided = train_guided(model, config.guidance, config.train, context, "distill")
+    findings = [str(finding) for finding in guided.findings]
+    details = {"epochs": len(guided.history), "findings": findings}
+    return Product(model=model, spec=student, details=details)

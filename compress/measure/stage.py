@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compress.architectures.build import build
-from compress.architectures.resize import resize
 from compress.checkpoint import Checkpoint
 from compress.data.load import Data
 from compress.measure.accuracy import accuracy, predict_split
@@ -19,6 +17,7 @@ from compress.measure.host import describe_host
 from compress.measure.latency import measure_latency
 from compress.measure.profile import profile, summarise
 from compress.report.data import StageReport
+from compress.restore import build_pruned
 
 
 def measure_stage(
@@ -46,8 +45,7 @@ def measure_stage(
     files = [path] if reference is None else [reference, path]
     latency = measure_latency(files, threads=config.threads, batch=config.batch)[-1]
     description = checkpoint.description
-    network = build(description.spec)
-    resize(network.network, description.shapes)
+    network = build_pruned(description)
     return StageReport(
         stage=checkpoint.stage,
         file=path.name,

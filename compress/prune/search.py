@@ -52,8 +52,8 @@ QUICK = Plan(observer="minmax", weights="max")
 CALIBRATION_IMAGES = 16
 SCORING_IMAGES, SCORING_BATCH = 1024, 32
 """Training images that importances are estimated on."""
-TRIES = 5
-CLOSE, TOLERANCE = (0.97, 1.01), 0.05
+TRIES, ROUNDS = 4, 40
+CLOSE, TOLERANCE = (0.96, 1.01), 0.05
 """A cut is taken at once if it is so near its budget; a nearer one is not looked for."""
 NOTHING = """<ir_version: 9, opset_import: ["": 18]>
 nothing (uint8[batch, 8] x) => (uint8[batch, 8] y) { y = Identity(x) }"""
@@ -305,7 +305,10 @@ class Search:
         nothing = self._scratch / "nothing.onnx"
         onnx.save(onnx.parser.parse_model(NOTHING), nothing)
         first, latency, empty = measure_latency(
-            [unpruned, file, nothing], threads=threads, batch=self._context.measure.batch
+            [unpruned, file, nothing],
+            threads=threads,
+            batch=self._context.measure.batch,
+            rounds=ROUNDS,
         )
         # Against the unpruned file in the same minutes, so that a slow hour does not count.
         reference = self.unpruned.ms if hasattr(self, "unpruned") else first.latency_ms_p50

@@ -165,9 +165,12 @@ def _recover(model: Classifier, config: PruneConfig, context: Context, number: i
         title = f"prune, cut {number}"
         context = dataclasses.replace(context, folder=context.folder / f"cut-{number}")
         context.folder.mkdir(exist_ok=True)
-    history = train_guided(model, config.guidance, schedule, context, title)
-    trained = history[-1].validation_top1 if history else reestimated
-    return Recovery(top1_raw=raw, top1_batchnorm=reestimated, top1_trained=trained)
+    guided = train_guided(model, config.guidance, schedule, context, title)
+    return Recovery(
+        top1_raw=raw,
+        top1_batchnorm=reestimated,
+        top1_trained=guided.validation_top1 or reestimated,
+    )
 
 
 def reestimate_batchnorm(model: nn.Module, split: Split) -> None:

@@ -196,9 +196,10 @@ def _layers_file(
             w: weight.astype(np.int8),
             b: np.zeros(outs, np.int32),
             f"{w}_scale": np.full(outs, 1e-3, np.float32),
+            f"{w}_zero": np.zeros(outs, np.int8),  # without it a Gemm stays in float
             f"{b}_scale": np.full(outs, 2e-5, np.float32),
         }
-        reads = {x: ["scale", "zero"], w: [f"{w}_scale"], b: [f"{b}_scale"]}
+        reads = {x: ["scale", "zero"], w: [f"{w}_scale", f"{w}_zero"], b: [f"{b}_scale"]}
         for value, affine in reads.items():
             axis: dict[str, Any] = {} if value == x else {"axis": 0}
             floats = [f"{value}_float"]

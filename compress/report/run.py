@@ -98,6 +98,8 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
             )
         if stage.top1_ci95[1] < before.top1:
             remarks.append(f"{stage.stage} cost {before.top1 - stage.top1:.2f} points of top-1")
+    for stage in stages:
+        remarks += [f"{stage.stage}: {finding}" for finding in stage.details.get("findings", [])]
     remarks += _remarks_on_operators(stages[-1])
     parity = stages[-1].details.get("parity", {})
     for file, facts in parity.items():

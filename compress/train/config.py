@@ -48,6 +48,14 @@ class TrainConfig:
             "it grows to 1 by the last epoch.",
         ),
     ] = 1.0
+    patience: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Stop after so many epochs without a lower validation loss, and take the "
+            "best epoch's weights; 0 never stops early.",
+        ),
+    ] = 0
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
         Field(description="Arithmetic of training; auto times both for a few steps."),

@@ -19,6 +19,7 @@ from compress.data.load import Data
 from compress.data.splits import View
 from compress.progress import say, track, waiting
 from compress.train.config import TrainConfig
+from compress.train.diagnosis import diagnose
 from compress.train.evaluate import evaluate, first_pixels
 from compress.train.precision import Precision, autocast, choose_precision
 from compress.train.schedule import (
@@ -106,7 +107,7 @@ def train(
     epochs = epochs_to_run(config, steps)
     forget_initial_statistics(model, steps * epochs)
     optimizer = _sgd(model, config)
-    history = restore(folder, model, optimizer, average)
+    history, best = restore(folder, model, optimizer, average)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     run = _Run(
         accelerator=accelerator,
@@ -125,8 +126,10 @@ def train(
         epochs=epochs,
     )
     for epoch in range(len(history), run.epochs):
+        if _out_of_patience(history, config.patience):
+            break
         started = time.perf_counter()
-        mean_loss, lr = _train_epoch(run, epoch)
+        mean_loss, train_top1, lr = _train_epoch(run, epoch)
         seconds = time.perf_counter() - started
         scored = model if average is None else average.module
         validation_loss, validation_top1 = evaluate(
@@ -137,14 +140,17 @@ def train(
             image_size=run.image_size(epoch),
             lr=lr,
             loss=mean_loss,
+            train_top1=train_top1,
             validation_loss=validation_loss,
             validation_top1=validation_top1,
             images_per_second=round(len(data.train) / seconds, 1),
             precision=precision,
         )
         history.append(row)
+        if config.patience and validation_loss <= min(one.validation_loss for one in history):
+            best = {name: tensor.cpu().clone() for name, tensor in scored.state_dict().items()}
         if accelerator.is_main_process:
-            save(folder, model, optimizer, average, history)
+            save(folder, model, optimizer, average, history=history, best=best)
             if row.epoch % math.ceil(run.epochs / LINES) == 0 or row.epoch == run.epochs:
                 say(
                     f"  {title} epoch {row.epoch}/{run.epochs}: loss {row.loss:.3f}, validation "
@@ -153,9 +159,16 @@ def train(
                 )
     if average is not None:
         model.load_state_dict(average.module.state_dict())
+    if best is not None:
+        model.load_state_dict(best)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     model.to("cpu").eval()
+    if accelerator.is_main_process:
+        if len(history) < run.epochs:
+            say(f"  {title}: no lower validation loss in {config.patience} epochs, stopped early")
+        for finding in diagnose(history, len(data.class_names)):
+            say(f"  [yellow]{finding}[/]")
     return history
 
 
@@ -184,8 +197,8 @@ class _Run:
         return image_size(epoch, self.epochs, self.config.first_size, self.data.preprocess.size)
 
 
-def _train_epoch(run: _Run, epoch: int) -> tuple[float, float]:
-    """Trains one epoch; returns its mean loss and last learning rate.
+def _train_epoch(run: _Run, epoch: int) -> tuple[float, float, float]:
+    """Trains one epoch; returns its mean loss, top-1 in percent and last learning rate.
 
     Everything random follows from seed and epoch, so that nothing but weights and momentum has to
     be kept to continue an interrupted run exactly.
@@ -202,7 +215,7 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float]:
         order = order[: len(order) - len(order) % workers][accelerator.process_index :: workers]
     order = order[: run.steps * config.batch_size]  # without a last batch of one
     batches = run.data.train.batches(config.batch_size, order=order, view=view)
-    total, lr = torch.zeros((), device=device), 0.0
+    total, right, seen, lr = torch.zeros((), device=device), torch.zeros((), device=device), 0, 0.0
     run.model.train()
     title = f"{run.title} epoch {epoch + 1}/{run.epochs}"
     for step, raw in enumerate(track(batches, title, total=run.steps)):
@@ -229,9 +242,18 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float]:
         if run.average is not None:
             run.average.update_parameters(run.model)
         total += value.detach()
+        right += (logits.argmax(1) == batch.targets.argmax(1)).sum()
+        seen += len(logits)
         if step % FINITE_CHECK_EVERY == 0 or step == run.steps - 1:
             _check_finite(total, run.title, epoch, lr)
-    return total.item() / run.steps, lr
+    return total.item() / run.steps, 100 * right.item() / seen, lr
+
+
+def _out_of_patience(history: list[Epoch], patience: int) -> bool:
+    if not patience or not history:
+        return False
+    best = min(history, key=lambda row: row.validation_loss)
+    return history[-1].epoch - best.epoch >= patience
 
 
 def forget_initial_statistics(model: nn.Module, steps: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from compress.paths import atomic_write
@@ -28,6 +28,8 @@ class Epoch:
     """At the end of the epoch."""
     loss: float
     """Mean over the epoch's steps."""
+    train_top1: float
+    """Percent of the training images, as they passed: augmented, while the weights moved."""
     validation_loss: float
     validation_top1: float
     """Percent."""
@@ -40,7 +42,9 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
+    *,
     history: list[Epoch],
+    best: dict[str, Tensor] | None,
 ) -> None:
     """Writes all that `restore` needs, and the history as lines for people and plots."""
     rows = [asdict(row) for row in history]
@@ -51,6 +55,7 @@ def save(
                 "optimizer": optimizer.state_dict(),
                 "average": average.state_dict() if average is not None else None,
                 "history": rows,
+                "best": best,
             },
             partial,
         )
@@ -63,15 +68,15 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
-) -> list[Epoch]:
+) -> tuple[list[Epoch], dict[str, Tensor] | None]:
     """Puts model, optimiser and average back where an interrupted training left them, in place.
 
     Returns:
-        The epochs behind it; none if nothing was saved.
+        The epochs behind it, none if nothing was saved; and the best state so far, if one is kept.
     """
     path = folder / STATE
     if not path.is_file():
-        return []
+        return [], None
     state = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -79,4 +84,4 @@ def restore(
         average.load_state_dict(state["average"])
     history = [Epoch(**row) for row in state["history"]]
     say(f"  continuing after epoch {len(history)}")
-    return history
+    return history, state["best"]

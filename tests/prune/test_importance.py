@@ -42,7 +42,7 @@ def test_magnitudes_by_hand(criterion: str, expected: list[float]) -> None:
     network = two_layers()
     group = group_of(network)
     scores = score_channels(network, [group], criterion, batches)[group.name]  # type: ignore[arg-type]
-    wanted = torch.tensor(expected)
+    wanted = torch.tensor(expected, dtype=torch.float32)
     assert torch.allclose(scores, wanted / wanted.mean())
 
 

@@ -98,7 +98,7 @@ def test_zero_epochs_leave_the_network_alone(digits: Data, tmp_path: Path) -> No
 def test_the_saved_state_is_plain_data(digits: Data, tmp_path: Path) -> None:
     run(digits, tmp_path, replace(SHORT, epochs=1))
     state = torch.load(tmp_path / STATE, weights_only=True)
-    assert sorted(state) == ["average", "history", "model", "optimizer"]
+    assert sorted(state) == ["average", "best", "history", "model", "optimizer"]
 
 
 def test_the_history_has_a_row_an_epoch_with_units(digits: Data, tmp_path: Path) -> None:

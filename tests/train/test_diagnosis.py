@@ -1,0 +1,107 @@
+"""Each trouble is provoked by a training that has it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from compress.architectures.build import Classifier, build
+from compress.data.load import Data
+from compress.data.splits import TensorSplit
+from compress.train.config import TrainConfig
+from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
+from compress.train.loop import label_loss, train
+from compress.train.state import Epoch
+from tests.conftest import student_spec
+
+CONFIG = TrainConfig(epochs=4, min_steps=0, batch_size=128, precision="fp32", label_smoothing=0.0)
+
+
+def trained(
+    data: Data, folder: Path, config: TrainConfig, model: nn.Module | None = None
+) -> list[Epoch]:
+    torch.manual_seed(0)
+    model = model or build(student_spec(data))
+    loss = label_loss(config.label_smoothing)
+    return train(model, data, config, loss=loss, seed=0, folder=folder, title="test")
+
+
+def troubles(findings: list[Finding]) -> list[str]:
+    return [finding.trouble for finding in findings]
+
+
+def test_a_good_training_has_no_trouble(digits: Data, tmp_path: Path) -> None:
+    history = trained(digits, tmp_path, replace(CONFIG, epochs=8))
+    assert history[-1].train_top1 > 80
+    assert diagnose(history, 10) == []
+
+
+def test_a_learning_rate_out_of_proportion_does_not_converge(digits: Data, tmp_path: Path) -> None:
+    history = trained(digits, tmp_path, replace(CONFIG, lr=1e-9))
+    (finding,) = diagnose(history, 10)
+    assert finding.trouble == "not converging"
+    assert "another learning rate (it was up to 1e-09)" in finding.remedy
+
+
+def test_too_few_images_are_learnt_by_heart(digits: Data, tmp_path: Path) -> None:
+    """Forty images with wrong labels in part, shown again and again to a large network."""
+    train_split = digits.train
+    assert isinstance(train_split, TensorSplit)
+    labels = train_split.labels[:40].clone()
+    labels[::2] = labels[::2].roll(1)
+    few = replace(train_split, images=train_split.images[:40], labels=labels, flip=False, shift=0)
+    data = replace(digits, train=few)
+    history = trained(data, tmp_path, replace(CONFIG, epochs=40, batch_size=20, lr=0.1))
+    assert history[-1].train_top1 > 95
+    assert "over-fitting" in troubles(diagnose(history, 10))
+
+
+def test_patience_stops_and_keeps_the_best(digits: Data, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(student_spec(digits))
+    config = replace(CONFIG, epochs=30, lr=0.5, patience=2)
+    history = trained(digits, tmp_path, config, model)
+    best = min(row.validation_loss for row in history)
+    assert len(history) < 30
+    assert history[-3].validation_loss == best
+    from compress.train.evaluate import evaluate
+
+    loss, _ = evaluate(model, digits.validation)
+    assert loss == pytest.approx(best, rel=1e-5)
+
+
+class _Narrow(nn.Module):
+    """Sees no more than the mean grey of the four quarters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = nn.functional.adaptive_avg_pool2d(x, 2)
+        return self.fc(pooled.flatten(1))  # type: ignore[no-any-return]
+
+
+def test_a_student_without_capacity_is_saturated(digits: Data, tmp_path: Path) -> None:
+    model = Classifier(build(student_spec(digits)).normalize, _Narrow())
+    history = trained(digits, tmp_path, replace(CONFIG, epochs=60, lr=0.2), model)
+    assert troubles(diagnose_student(history, 99.0, 116)) == ["the student is saturated"]
+
+
+def test_a_worse_teacher_is_named(digits: Data, tmp_path: Path) -> None:
+    history = trained(digits, tmp_path, replace(CONFIG, epochs=8))
+    assert diagnose_student(history, history[-1].validation_top1, 116) == []
+    (finding,) = diagnose_student(history, 40.0, 116)
+    assert finding.trouble == "the teacher is worse than the student"
+    assert "40.00 %" in finding.evidence
+
+
+def test_a_teacher_of_other_labels_is_named() -> None:
+    names = ("ant", "bee", "cat", "dog")
+    right = [[9, 1, 0, 0], [0, 8, 2, 0], [4, 0, 6, 0], [0, 0, 0, 10]]
+    assert diagnose_labels(right, names) == []
+    permuted = [right[1], right[2], right[3], right[0]]
+    (finding,) = diagnose_labels(permuted, names)
+    assert "'ant' is 'bee' to it" in finding.evidence
