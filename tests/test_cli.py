@@ -42,7 +42,7 @@ def test_each_command_has_a_help_with_an_example(command: str) -> None:
 def test_stage_options_come_from_the_settings() -> None:
     text = " ".join(call("prune", "--help").output.split())
     assert "--latency-ratio FLOAT Latency to reach" in text
-    assert "a number in (0, 1]; default: 0.6" in text
+    assert "a number in (0, 1]; default: 0.7" in text
 
 
 def test_python_m_compress_is_the_same_program() -> None:

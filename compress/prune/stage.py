@@ -33,7 +33,7 @@ class PruneConfig:
     latency_ratio: Annotated[
         float,
         Field(gt=0, le=1, description="Latency to reach, as a share of the unpruned; 1: no limit."),
-    ] = 0.6
+    ] = 0.7
     latency_ms: Annotated[
         float, Field(ge=0, description="Latency to reach, milliseconds; 0: no limit.")
     ] = 0.0
@@ -72,7 +72,7 @@ class PruneConfig:
         ),
     ] = 0
     guidance: GuidanceConfig = field(default=GuidanceConfig())
-    train: TrainConfig = field(default=TrainConfig(epochs=3, batch_size=128, lr=0.03))
+    train: TrainConfig = field(default=TrainConfig(epochs=4, batch_size=128, lr=0.03))
 
     def __post_init__(self) -> None:
         check_views(self.guidance, self.train)
