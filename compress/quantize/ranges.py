@@ -15,8 +15,8 @@ LEVELS = 256
 MOMENTUM = 0.1
 """Weight of a new batch in the moving average."""
 PERCENTILE = 99.99
-SAMPLED_ABOVE, SAMPLE_STEP = 1_000_000, 7
-"""The step has no divisor in common with numbers of channels."""
+SAMPLE = 200_000
+"""Values of a batch that a histogram counts, about."""
 SHRINKS = np.linspace(0.2, 1.0, 81)
 """Shares of the full range that the searches try."""
 TINIEST_RANGE = 1e-6
@@ -70,10 +70,11 @@ class Statistics:
             self.counts = np.concatenate([np.zeros(BINS // 2), _merge_pairs(self.counts)])
             self.start -= self.width * BINS
             self.width *= 2
-        if len(x) > SAMPLED_ABOVE:
-            x = x[::SAMPLE_STEP]
+        # A step without a divisor in common with most numbers of channels.
+        step = 6 * (len(x) // (6 * SAMPLE)) + 1
+        x = x[::step]
         end = self.start + self.width * BINS
-        self.counts += torch.histc(x.float(), BINS, self.start, end).double().numpy()
+        self.counts += step * torch.histc(x.float(), BINS, self.start, end).double().numpy()
 
 
 def choose_range(statistics: Statistics, observer: Observer) -> tuple[float, float]:
