@@ -64,6 +64,7 @@ def test_other_budgets_are_met_too(run_copy: Path) -> None:
     assert report.details["removed_blocks"] == []
 
 
+@pytest.mark.slow
 def test_what_was_pruned_can_be_pruned_again(run_copy: Path) -> None:
     pruned(run_copy, "--latency-ratio", "0.8")
     command = ["prune", "--in", str(run_copy / "own"), "--out", str(run_copy / "again"), *QUICK]
