@@ -24,13 +24,6 @@ def test_the_comparison_with_other_tools_is_rendered_from_its_file() -> None:
     assert str(PAGE.relative_to(ROOT)) in README
 
 
-def test_the_comparison_of_pruners_is_rendered_from_its_file() -> None:
-    from bench.prune_peers import PAGE, read_results, results_markdown
-
-    assert PAGE.read_text() == results_markdown(read_results())
-    assert str(PAGE.relative_to(ROOT)) in README
-
-
 def test_each_command_is_named_and_exists() -> None:
     assert set(re.findall(r"compress ([a-z]+)\b", README)) <= set(main.commands)
     for command in main.commands:
