@@ -82,8 +82,7 @@ class Measured:
 class Cut:
     """What one cut was asked for and became."""
 
-    target_ms: float | None
-    """None if latency has no limit."""
+    target_ms: float
     predicted_ms: float
     measured_ms: float
     size_bytes: int
@@ -128,7 +127,9 @@ class Search:
         """Residual blocks left out so far."""
         self.fixed: Mapping[str, str] = {}
         """What cannot be pruned, and why."""
+        self._reference_ms: float | None = None
         self.unpruned = self._measure(model, self.removed)
+        self._reference_ms = self.unpruned.ms
 
     def cut(self, model: Classifier, number: int) -> Cut:
         """Makes the cut of the given number, in place.
@@ -158,7 +159,7 @@ class Search:
             raise ValueError(_message(best.measured, limits))
         model.network, self.removed = best.model.network, best.removed
         return Cut(
-            target_ms=limits.get("latency"),
+            target_ms=limits["latency"],
             predicted_ms=best.predicted_ms,
             measured_ms=best.measured.ms,
             size_bytes=best.measured.size_bytes,
@@ -201,18 +202,22 @@ class Search:
                 break
             for name, budget in budgets.items():
                 allowed[name] = allocator.total(choice, budget) / ratios[name]
-        return min(trials.values(), key=lambda trial: abs(math.log(trial.worst))), len(trials)
+        nearest = min(
+            trials.values(),
+            key=lambda trial: (trial.worst > 1 + TOLERANCE, abs(math.log(trial.worst))),
+        )
+        return nearest, len(trials)
 
     def _limits(self, progress: float) -> dict[str, float]:
-        """Returns what each cost may be after a share of the whole way, on a geometric path."""
+        """Returns what each cost may be after a share of the whole way, on a geometric path.
+
+        Latency always has a limit: the pruned network must not be slower.
+        """
         config, full = self._config, self.unpruned
-        ratios = {}
-        latency = config.latency_ratio
+        ratios = {"latency": config.latency_ratio}
         if config.latency_ms:
-            latency = min(latency, config.latency_ms / full.ms)
-        for name, ratio in (
-            ("latency", latency), ("MACs", config.macs_ratio), ("size", config.size_ratio)
-        ):  # fmt: skip
+            ratios["latency"] = min(config.latency_ratio, config.latency_ms / full.ms)
+        for name, ratio in (("MACs", config.macs_ratio), ("size", config.size_ratio)):
             if ratio < 1:
                 ratios[name] = ratio
         return {name: _value(full, name) * ratio**progress for name, ratio in ratios.items()}
@@ -311,7 +316,7 @@ class Search:
             rounds=ROUNDS,
         )
         # Against the unpruned file in the same minutes, so that a slow hour does not count.
-        reference = self.unpruned.ms if hasattr(self, "unpruned") else first.latency_ms_p50
+        reference = self._reference_ms or first.latency_ms_p50
         main: dict[str, float] = {}
         rest: dict[str, float] = {}
         floor: dict[str, float] = {}
@@ -373,4 +378,7 @@ def _message(measured: Measured, limits: Mapping[str, float]) -> str:
         for name, limit in limits.items()
         if _value(measured, name) > limit
     )
-    return f"pruning cannot meet the budget; the least is {', '.join(found)}"
+    return (
+        f"pruning cannot meet the budget; the least is {', '.join(found)}; ask for more, lower "
+        "--floor, or measure again while nothing else runs"
+    )

@@ -161,7 +161,7 @@ class _Table:
                     if operator.kind in LAYER_KINDS:
                         times[plain_name(operator.name)].append(operator.ms)
         for number, pair in enumerate(pairs):
-            self._ms[_key(shape, pair)] = min(times[f"layer{number}"])
+            self._ms[_key(shape, pair)] = min(times[f"y{number}"])
 
 
 def _key(shape: LayerShape, pair: tuple[int, int]) -> str:
@@ -188,9 +188,7 @@ def _layers_file(
         weight = generator.integers(-127, 128, weight_shape)
         if arithmetic == "float":
             constants |= {w: weight.astype(np.float32), b: np.zeros(outs, np.float32)}
-            nodes.append(
-                helper.make_node(operator, [x, w, b], [y], name=f"layer{number}", **attributes)
-            )
+            nodes.append(helper.make_node(operator, [x, w, b], [y], name=y, **attributes))
             continue
         constants |= {
             w: weight.astype(np.int8),
@@ -206,7 +204,7 @@ def _layers_file(
             nodes.append(helper.make_node("DequantizeLinear", [value, *affine], floats, **axis))
         values = [f"{value}_float" for value in reads]
         nodes += [
-            helper.make_node(operator, values, [f"{y}_float"], name=f"layer{number}", **attributes),
+            helper.make_node(operator, values, [f"{y}_float"], name=y, **attributes),
             helper.make_node("QuantizeLinear", [f"{y}_float", "scale", "zero"], [y]),
         ]
     stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]

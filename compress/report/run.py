@@ -57,9 +57,14 @@ def collect(run: Path) -> RunReport:
         data=load_checkpoint(folders[last.stage]).description.lineage[-1].data,
         stages=stages,
         ship=ship,
-        verdict=str(last.details.get("reason", f"the newest stage is {last.stage}")),
+        verdict=str(last.details.get("reason", _unfinished(last.stage))),
         remarks=tuple(_remarks(stages)),
     )
+
+
+def _unfinished(newest: str) -> str:
+    missing = ", ".join(STAGES[STAGES.index(newest) + 1 :])
+    return f"the run is not finished: this is what {newest} made, {missing} did not run yet"
 
 
 def finished_stages(run: Path) -> dict[str, Path]:

@@ -70,12 +70,13 @@ def test_layers_are_timed_as_the_network_runs_them(arithmetic: Arithmetic) -> No
         assert all(kind.startswith("Q") == (arithmetic == "int8") for kind in kinds)
 
 
+@pytest.mark.parametrize("arithmetic", ["int8", "float"])
 def test_the_table_is_kept_and_has_a_time_for_each_width(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, arithmetic: Arithmetic
 ) -> None:
     def measure() -> dict[str, LayerCurve]:
         return measure_layers(
-            {"a": CONV}, {"a": (3, 48)}, {"a": (False, True)}, arithmetic="int8", threads=1
+            {"a": CONV}, {"a": (3, 48)}, {"a": (False, True)}, arithmetic=arithmetic, threads=1
         )
 
     first = measure()["a"]
