@@ -243,7 +243,7 @@ def _batches(images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
 
 PEERS = {
     "compress": Peer(prepare=_prepare_compress(), package="compress", takes_checkpoint=True),
-    "compress, corrected biases": Peer(
+    "compress with corrected biases": Peer(
         prepare=_prepare_compress(correct_biases=True), package="compress", takes_checkpoint=True
     ),
     "quantize_static MinMax": Peer(

@@ -28,13 +28,16 @@ from compress.quantize.graph import (
 from compress.quantize.layer import Layer, per_channel
 from compress.quantize.modules import FloatActivation, PixelInput
 
+MOST_GROWTH = 2
+"""A layer that takes over a pool may have so many times its inputs."""
+
 
 @torch.no_grad()
 def rewrite(traced: fx.GraphModule) -> None:
     """Applies all rewrites, in place."""
     _fold_batchnorms(traced)
     _fold_channel_factors(traced)
-    _fold_enlarging_pools(traced)
+    _fold_uneven_pools(traced)
     _split_activations(traced)
     _fold_pixels(traced)
     clean(traced)
@@ -116,11 +119,11 @@ def _layer_behind_moves(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, i
     return None
 
 
-def _fold_enlarging_pools(traced: fx.GraphModule) -> None:
-    """Folds an adaptive pool that enlarges small images (VGG's) into the linear layer after it.
+def _fold_uneven_pools(traced: fx.GraphModule) -> None:
+    """Folds an adaptive pool that is no plain average (VGG's, of small images) into a linear layer.
 
-    Each of its outputs is a mean of inputs, so it is a matrix; multiplied with the weight it leaves
-    a layer that is as much smaller as the pool enlarges.
+    Each of its outputs is a mean of inputs, so it is a matrix, which is multiplied with the weight
+    of the layer after it: where the pool enlarges, the layer becomes as much smaller.
     """
     for node in list(traced.graph.nodes):
         if node.target is not aten.adaptive_avg_pool2d.default:
@@ -134,7 +137,8 @@ def _fold_enlarging_pools(traced: fx.GraphModule) -> None:
             continue
         layer = layer_of(traced, only_reader(flattened)) if flattened is not None else None
         n_inside, n_outside = inside[2:].numel(), outside[2:].numel()
-        if flattened is None or layer is None or n_inside >= n_outside:
+        plain = all(i % o == 0 for i, o in zip(inside[2:], outside[2:], strict=True))
+        if flattened is None or layer is None or plain or n_inside > MOST_GROWTH * n_outside:
             continue
         if shape_of(flattened)[1:] != (outside[1] * n_outside,):  # type: ignore[index]
             continue
