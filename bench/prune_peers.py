@@ -349,7 +349,7 @@ def main(folder: Path, variants: str, target: float, epochs: int, seeds: int) ->
             )
             _add(
                 Results(
-                    network=str(folder.parent.name + "/" + folder.name),
+                    network=f"{folder.parent.name}/{folder.name}",
                     target=target,
                     epochs=epochs,
                     rows=(row,),

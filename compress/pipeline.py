@@ -224,7 +224,8 @@ def _finished(folder: Path, key: str) -> Checkpoint | None:
 def _put_in_place(partial: Path, folder: Path) -> Checkpoint:
     """Turns a complete working folder into the stage's checkpoint."""
     replace_folder(partial, folder)
-    (folder / STATE).unlink(missing_ok=True)
+    for state in folder.rglob(STATE):  # pruning trains in folders of its own
+        state.unlink()
     (folder / KEY_FILE).unlink(missing_ok=True)
     return load_checkpoint(folder)
 

@@ -44,9 +44,9 @@ def score_channels(
     groups = list(groups)
     tensors = {name: tensor.detach() for name, tensor in network.named_parameters()}
     if criterion == "taylor":
-        return _taylor(network, groups, batches())
+        return _from_gradients(network, groups, batches(), _taylor)
     if criterion == "hessian":
-        return _hessian(network, groups, batches())
+        return _from_gradients(network, groups, batches(), _hessian)
     if criterion == "activation":
         raw = _activation(network, groups, batches())
     elif criterion == "random":
@@ -109,45 +109,42 @@ def _fpgm(group: Group, tensors: Mapping[str, Tensor]) -> Tensor:
     return total
 
 
-def _taylor(
-    network: nn.Module, groups: list[Group], batches: Iterable[tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
-    """Mean square of the loss's first-order change when a channel becomes zero.
+def _taylor(products: Tensor) -> Tensor:
+    """Square of the loss's first-order change when a channel becomes zero.
 
     Molchanov et al. (arXiv 1906.10771, equation 8), with the sum inside the square over the
     columns of all weights that read the channel: that sum is the channel's values times their
     gradients, whatever made them.
     """
-    totals = {group.name: torch.zeros(group.channels) for group in groups}
-    tensors = dict(network.named_parameters())
-    count = 0
-    for gradients in _gradients(network, batches):
-        count += 1
-        for group in groups:
-            change = torch.zeros(group.channels)
-            for one in group.readers:
-                product = tensors[one.tensor].detach() * gradients[one.tensor]
-                change += by_channel(product, one).sum(1)
-            totals[group.name] += change.square()
-    return {name: total / max(count, 1) for name, total in totals.items()}
+    return products.sum(1).square()
 
 
-def _hessian(
-    network: nn.Module, groups: list[Group], batches: Iterable[tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
+def _hessian(products: Tensor) -> Tensor:
     """Half of `w^2 h` summed over the weights that read a channel (OBD, LeCun et al. 1990).
 
     The Hessian's diagonal is taken as the mean square of the batches' gradients (Fisher).
     """
+    return products.square().sum(1) / 2
+
+
+def _from_gradients(
+    network: nn.Module,
+    groups: list[Group],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    score: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """Returns the batches' mean of a score of weights times gradients, `[channels, entries]`."""
     totals = {group.name: torch.zeros(group.channels) for group in groups}
-    tensors = dict(network.named_parameters())
+    tensors = {name: tensor.detach() for name, tensor in network.named_parameters()}
     count = 0
     for gradients in _gradients(network, batches):
         count += 1
         for group in groups:
-            for one in group.readers:
-                fisher = (tensors[one.tensor].detach() * gradients[one.tensor]).square()
-                totals[group.name] += by_channel(fisher, one).sum(1) / 2
+            parts = [
+                by_channel(tensors[one.tensor] * gradients[one.tensor], one)
+                for one in group.readers
+            ]
+            totals[group.name] += score(torch.cat(parts, dim=1))
     return {name: total / max(count, 1) for name, total in totals.items()}
 
 

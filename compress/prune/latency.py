@@ -128,8 +128,6 @@ class LatencyModel:
     """Of the operators that follow it."""
     floor_ms: Mapping[str, float]
     """The part of those that does not depend on the number of channels."""
-    run_ms: float
-    """What a run takes besides its operators."""
     scale: float
     """What operators take in a run, over what the profiler says."""
 

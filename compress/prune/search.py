@@ -258,7 +258,6 @@ class Search:
             main_ms=now.main_ms,
             rest_ms=now.rest_ms,
             floor_ms=now.floor_ms,
-            run_ms=now.run_ms,
             scale=(now.ms - now.run_ms) / profiled,
         )
 

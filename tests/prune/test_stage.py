@@ -66,7 +66,8 @@ def test_other_budgets_are_met_too(run_copy: Path) -> None:
 
 @pytest.mark.slow
 def test_what_was_pruned_can_be_pruned_again(run_copy: Path) -> None:
-    pruned(run_copy, "--latency-ratio", "0.8")
+    pruned(run_copy, "--latency-ratio", "0.8", "--steps", "2")
+    assert not list((run_copy / "own").rglob("training.pt"))
     command = ["prune", "--in", str(run_copy / "own"), "--out", str(run_copy / "again"), *QUICK]
     result = CliRunner().invoke(main, [*command, "--latency-ratio", "0.9"])
     assert result.exit_code == 0, result.output
