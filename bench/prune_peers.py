@@ -43,7 +43,8 @@ from compress.measure.latency import measure_latency
 from compress.paths import atomic_write
 from compress.progress import say
 from compress.prune.importance import Criterion
-from compress.prune.search import SCORING_BATCH, SCORING_IMAGES, Search, export_to_time
+from compress.prune.probe import export_to_time
+from compress.prune.search import SCORING_BATCH, SCORING_IMAGES, Search
 from compress.prune.stage import PruneConfig, reestimate_batchnorm
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.placement import freeze, prepare

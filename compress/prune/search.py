@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,19 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
-import onnx.parser
 import torch
 from torch import Tensor
 
-from compress.architectures.build import Classifier, build, example_input
-from compress.architectures.resize import differing_shapes, remove_blocks
-from compress.architectures.spec import ModelSpec
+from compress.architectures.build import Classifier, example_input
+from compress.architectures.resize import remove_blocks
 from compress.checkpoint import Checkpoint
-from compress.export.onnx_file import export_onnx
-from compress.measure.cost import count_macs
-from compress.measure.latency import measure_latency
-from compress.measure.memory import remembered
 from compress.progress import say, waiting
 from compress.prune.allocation import (
     Allocator,
@@ -37,45 +29,22 @@ from compress.prune.allocation import (
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
 from compress.prune.latency import LatencyModel, layer_shapes
+from compress.prune.probe import Measured, Probe
 from compress.prune.surgery import best_channels, keep_channels, residual_blocks
-from compress.prune.table import Arithmetic, measure_layers
-from compress.quantize.placement import freeze, layers_of, prepare
-from compress.quantize.ptq import Calibration, Plan
-from compress.quantize.speed import LAYER_KINDS, operators_by_layer
+from compress.prune.table import measure_layers
+from compress.quantize.placement import layers_of, prepare
 
 if TYPE_CHECKING:
     from compress.context import Context
     from compress.prune.stage import PruneConfig
 
-QUICK = Plan(observer="minmax", weights="max")
-"""Ranges do not change the speed."""
-CALIBRATION_IMAGES = 16
 SCORING_IMAGES, SCORING_BATCH = 1024, 32
 """Training images that importances are estimated on."""
-TRIES, ROUNDS = 4, 40
+TRIES = 4
 CLOSE, TOLERANCE = (0.96, 1.01), 0.05
 """A cut is taken at once if it is so near its budget; a nearer one is not looked for."""
-NOTHING = """<ir_version: 9, opset_import: ["": 18]>
-nothing (uint8[batch, 8] x) => (uint8[batch, 8] y) { y = Identity(x) }"""
 BYTES = {"int8": 1, "float": 4}
 UNITS = {"latency": " ms", "MACs": "", "size": " bytes"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A network's file in ONNX Runtime."""
-
-    ms: float
-    size_bytes: int
-    macs: int
-    run_ms: float
-    """What a run takes besides its operators."""
-    main_ms: Mapping[str, float]
-    """Of each layer's own operator, by the profiler."""
-    rest_ms: Mapping[str, float]
-    """Of the operators that follow it."""
-    floor_ms: Mapping[str, float]
-    """The part of those that would stay with no channels at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +76,7 @@ class Search:
 
     Args:
         checkpoint: the unpruned network.
-        model: likewise, loaded; a copy is kept.
+        model: likewise, loaded.
         config: the budget.
         context: data and how to measure.
         scratch: a folder for files to be timed.
@@ -121,15 +90,13 @@ class Search:
         context: Context,
         scratch: Path,
     ) -> None:
-        self._checkpoint, self._config, self._context = checkpoint, config, context
-        self._unpruned, self._scratch = copy.deepcopy(model), scratch
+        self._config, self._context = config, context
+        self._probe = Probe(checkpoint, model, context, config.arithmetic, scratch)
         self.removed: tuple[str, ...] = checkpoint.description.removed
         """Residual blocks left out so far."""
         self.fixed: Mapping[str, str] = {}
         """What cannot be pruned, and why."""
-        self._reference_ms: float | None = None
-        self.unpruned = self._measure(model, self.removed)
-        self._reference_ms = self.unpruned.ms
+        self.unpruned = self._probe.unpruned
 
     def cut(self, model: Classifier, number: int) -> Cut:
         """Makes the cut of the given number, in place.
@@ -138,7 +105,7 @@ class Search:
             ValueError: the budget cannot be met; says what the least is.
         """
         limits = self._limits(number / self._config.steps)
-        now = self._measure(model, self.removed)
+        now = self._probe.measure(model, self.removed)
         network, example = model.network.eval(), example_input(model)
         found = find_groups(network, example)
         self.fixed = found.fixed
@@ -190,7 +157,7 @@ class Search:
             if choice in trials:
                 break
             trial, removed = self._apply(model, problem, choice)
-            measured = self._measure(trial, removed)
+            measured = self._probe.measure(trial, removed)
             ratios = {name: _value(measured, name) / limit for name, limit in limits.items()}
             worst = max(ratios.values())
             predicted = allocator.total(choice, self._budget("latency", 1.0, latency, now))
@@ -237,7 +204,7 @@ class Search:
     ) -> LatencyModel:
         with waiting("tracing the network"):
             prepared = prepare(model)
-        shapes = layer_shapes(prepared, self._images(1))
+        shapes = layer_shapes(prepared, self._probe.images(1))
         full = {name: layer.channels for name, layer in layers_of(prepared).items()}
         varying: dict[str, list[bool]] = {name: [False, False] for name in full}
         for group in groups:
@@ -284,85 +251,6 @@ class Search:
         keep_channels(trial.network, problem.groups, kept)
         remove_blocks(trial.network, sorted(choice.removed))
         return trial, (*self.removed, *sorted(choice.removed))
-
-    def _measure(self, model: Classifier, removed: tuple[str, ...]) -> Measured:
-        """Exports, quantises with quick ranges and times a network, unless it was done before."""
-        spec, measure = self._checkpoint.spec, self._context.measure
-        original = build(spec).network
-        remove_blocks(original, removed)
-        facts = {
-            "spec": dataclasses.asdict(spec),
-            "shapes": differing_shapes(model.network, original),
-            "removed": removed,
-            "arithmetic": self._config.arithmetic,
-            "threads": measure.threads,
-            "batch": measure.batch,
-        }
-        return remembered(Measured, "pruned", facts, lambda: self._time(model))
-
-    def _time(self, model: Classifier) -> Measured:
-        unpruned, file = self._scratch / "unpruned.onnx", self._scratch / "pruned.onnx"
-        if not unpruned.is_file():
-            self._export(self._unpruned, unpruned)
-        self._export(model, file)
-        threads = self._context.measure.threads
-        nothing = self._scratch / "nothing.onnx"
-        onnx.save(onnx.parser.parse_model(NOTHING), nothing)
-        first, latency, empty = measure_latency(
-            [unpruned, file, nothing],
-            threads=threads,
-            batch=self._context.measure.batch,
-            rounds=ROUNDS,
-        )
-        # Against the unpruned file in the same minutes, so that a slow hour does not count.
-        reference = self._reference_ms or first.latency_ms_p50
-        main: dict[str, float] = {}
-        rest: dict[str, float] = {}
-        floor: dict[str, float] = {}
-        found = operators_by_layer(file, threads=threads)
-        least = min(operator.ms for operators in found.values() for operator in operators)
-        for name, operators in found.items():
-            others = [one.ms for one in operators if one.kind not in LAYER_KINDS]
-            main[name] = sum(one.ms for one in operators if one.kind in LAYER_KINDS)
-            rest[name], floor[name] = sum(others), least * len(others)
-        return Measured(
-            ms=reference / latency.speedup,
-            size_bytes=file.stat().st_size,
-            macs=count_macs(model, self._checkpoint.spec),
-            run_ms=empty.latency_ms_p50 * reference / first.latency_ms_p50,
-            main_ms=main,
-            rest_ms=rest,
-            floor_ms=floor,
-        )
-
-    def _export(self, model: Classifier, path: Path) -> None:
-        images = self._images(CALIBRATION_IMAGES)
-        arithmetic = self._config.arithmetic
-        export_to_time(model, self._checkpoint.spec, images, path, arithmetic=arithmetic)
-
-    def _images(self, count: int) -> Tensor:
-        """Returns the first training images, uint8 `[count, C, H, W]`."""
-        return next(iter(self._context.data.train.batches(count))).images
-
-
-def export_to_time(
-    model: Classifier, spec: ModelSpec, images: Tensor, path: Path, *, arithmetic: Arithmetic
-) -> None:
-    """Writes a network's ONNX file for timing: if int8, with ranges from a few images.
-
-    Args:
-        model: float; left as it is.
-        spec: of the network.
-        images: that set the ranges, uint8 `[N, C, H, W]`.
-        path: of the file.
-        arithmetic: of the file.
-    """
-    exported: torch.nn.Module = model
-    with waiting("building the file to time"):
-        if arithmetic == "int8":
-            calibration = Calibration(prepare(model), lambda: [images])
-            exported = freeze(calibration.quantize(QUICK))
-        export_onnx(exported, spec, path, digest="", stage="prune")
 
 
 def _value(measured: Measured, name: str) -> float:

@@ -1,0 +1,166 @@
+"""A network of some widths as a file in ONNX Runtime: exported, quantised quickly, timed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx.parser
+import torch
+from torch import Tensor
+
+from compress.architectures.build import Classifier, build
+from compress.architectures.resize import differing_shapes, remove_blocks
+from compress.architectures.spec import ModelSpec
+from compress.checkpoint import Checkpoint
+from compress.export.onnx_file import export_onnx
+from compress.measure.cost import count_macs
+from compress.measure.latency import measure_latency
+from compress.measure.memory import remembered
+from compress.progress import waiting
+from compress.prune.table import Arithmetic
+from compress.quantize.placement import freeze, prepare
+from compress.quantize.ptq import Calibration, Plan
+from compress.quantize.speed import LAYER_KINDS, operators_by_layer
+
+if TYPE_CHECKING:
+    from compress.context import Context
+
+QUICK = Plan(observer="minmax", weights="max")
+"""Ranges do not change the speed."""
+CALIBRATION_IMAGES = 16
+ROUNDS = 40
+NOTHING = """<ir_version: 9, opset_import: ["": 18]>
+nothing (uint8[batch, 8] x) => (uint8[batch, 8] y) { y = Identity(x) }"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A network's file in ONNX Runtime."""
+
+    ms: float
+    size_bytes: int
+    macs: int
+    run_ms: float
+    """What a run takes besides its operators."""
+    main_ms: Mapping[str, float]
+    """Of each layer's own operator, by the profiler."""
+    rest_ms: Mapping[str, float]
+    """Of the operators that follow it."""
+    floor_ms: Mapping[str, float]
+    """The part of those that would stay with no channels at all."""
+
+
+class Probe:
+    """Measures cut versions of one network; all latencies compare with the uncut one.
+
+    Args:
+        checkpoint: the uncut network.
+        model: likewise, loaded; a copy is kept.
+        context: data and how to measure.
+        arithmetic: of the files.
+        scratch: a folder for them.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Classifier,
+        context: Context,
+        arithmetic: Arithmetic,
+        scratch: Path,
+    ) -> None:
+        self._spec, self._context = checkpoint.spec, context
+        self._unpruned, self._scratch = copy.deepcopy(model), scratch
+        self._arithmetic: Arithmetic = arithmetic
+        self._reference_ms: float | None = None
+        self.unpruned = self.measure(model, checkpoint.description.removed)
+        self._reference_ms = self.unpruned.ms
+
+    def measure(self, model: Classifier, removed: tuple[str, ...]) -> Measured:
+        """Exports, quantises with quick ranges and times a network, unless it was done before.
+
+        Args:
+            model: of the same spec, pruned or not.
+            removed: its residual blocks that are left out.
+        """
+        spec, measure = self._spec, self._context.measure
+        original = build(spec).network
+        remove_blocks(original, removed)
+        facts = {
+            "spec": dataclasses.asdict(spec),
+            "shapes": differing_shapes(model.network, original),
+            "removed": removed,
+            "arithmetic": self._arithmetic,
+            "threads": measure.threads,
+            "batch": measure.batch,
+        }
+        return remembered(Measured, "pruned", facts, lambda: self._time(model))
+
+    def _time(self, model: Classifier) -> Measured:
+        unpruned, file = self._scratch / "unpruned.onnx", self._scratch / "pruned.onnx"
+        if not unpruned.is_file():
+            self._export(self._unpruned, unpruned)
+        self._export(model, file)
+        threads = self._context.measure.threads
+        nothing = self._scratch / "nothing.onnx"
+        onnx.save(onnx.parser.parse_model(NOTHING), nothing)
+        first, latency, empty = measure_latency(
+            [unpruned, file, nothing],
+            threads=threads,
+            batch=self._context.measure.batch,
+            rounds=ROUNDS,
+        )
+        # Against the unpruned file in the same minutes, so that a slow hour does not count.
+        reference = self._reference_ms or first.latency_ms_p50
+        main: dict[str, float] = {}
+        rest: dict[str, float] = {}
+        floor: dict[str, float] = {}
+        found = operators_by_layer(file, threads=threads)
+        least = min(operator.ms for operators in found.values() for operator in operators)
+        for name, operators in found.items():
+            others = [one.ms for one in operators if one.kind not in LAYER_KINDS]
+            main[name] = sum(one.ms for one in operators if one.kind in LAYER_KINDS)
+            rest[name], floor[name] = sum(others), least * len(others)
+        return Measured(
+            ms=reference / latency.speedup,
+            size_bytes=file.stat().st_size,
+            macs=count_macs(model, self._spec),
+            run_ms=empty.latency_ms_p50 * reference / first.latency_ms_p50,
+            main_ms=main,
+            rest_ms=rest,
+            floor_ms=floor,
+        )
+
+    def _export(self, model: Classifier, path: Path) -> None:
+        images = self.images(CALIBRATION_IMAGES)
+        export_to_time(model, self._spec, images, path, arithmetic=self._arithmetic)
+
+    def images(self, count: int) -> Tensor:
+        """Returns the first training images, uint8 `[count, C, H, W]`."""
+        return next(iter(self._context.data.train.batches(count))).images
+
+
+def export_to_time(
+    model: Classifier, spec: ModelSpec, images: Tensor, path: Path, *, arithmetic: Arithmetic
+) -> None:
+    """Writes a network's ONNX file for timing: if int8, with ranges from a few images.
+
+    Args:
+        model: float; left as it is.
+        spec: of the network.
+        images: that set the ranges, uint8 `[N, C, H, W]`.
+        path: of the file.
+        arithmetic: of the file.
+    """
+    exported: torch.nn.Module = model
+    with waiting("building the file to time"):
+        if arithmetic == "int8":
+            calibration = Calibration(prepare(model), lambda: [images])
+            exported = freeze(calibration.quantize(QUICK))
+        export_onnx(exported, spec, path, digest="", stage="prune")
