@@ -38,7 +38,7 @@ lint: $(READY)  ## ruff: lint and format
 types: $(READY)  ## mypy --strict
 	$(BIN)/mypy
 
-test: $(READY)  ## the fast tests, under 8 minutes on 2 cores
+test: $(READY)  ## the fast tests, some ten minutes on 2 cores
 	$(BIN)/pytest
 
 test-slow: $(READY)  ## the tests that take minutes each

@@ -35,6 +35,7 @@ from compress.context import Context
 from compress.data.load import Data, calibration_order
 from compress.distill.config import GuidanceConfig
 from compress.distill.guidance import train_guided
+from compress.distill.teachers import checkpoint_teacher
 from compress.export.onnx_file import export_onnx
 from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.cost import count_macs, count_parameters
@@ -310,7 +311,7 @@ def main(folder: Path, variants: str, target: float, epochs: int, seeds: int) ->
             measure=measure_of(folder),
             folder=Path(scratch),
             store=Path(scratch) / "answers",
-            teacher=checkpoint,
+            teachers=(checkpoint_teacher(checkpoint),),
         )
         networks: dict[str, Classifier] = {}
         for variant in chosen:

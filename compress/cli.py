@@ -13,6 +13,7 @@ import click
 from compress import __version__
 from compress.inspection import COMMANDS
 from compress.program import FOLDER, RUNS, Program, StageCommand, starting
+from compress.trust import trust_option
 
 DEFAULT_DATA, DEFAULT_PIPELINE = "fashion-mnist", "default"
 
@@ -50,15 +51,25 @@ def main(debug: bool) -> None:
     help="Change a setting of the recipe, as `compress pipelines default` lists them; may be "
     "repeated.",
 )
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    metavar="PATH[=WEIGHT]",
+    help="A trained teacher instead of the card's: a checkpoint folder or, after the first, an "
+    "ONNX file; may be repeated.",
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Fixes all that is random.")
 @click.option("--from", "first", metavar="STAGE", help="Run this stage and later ones again.")
 @click.option("--until", "last", metavar="STAGE", help="Stop after this stage.")
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
+@trust_option
 def run(
     model: str,
     pipeline: str,
     data: str,
     overrides: tuple[str, ...],
+    teachers: tuple[str, ...],
     seed: int | None,
     first: str | None,
     last: str | None,
@@ -77,12 +88,14 @@ def run(
     card, recipe = load_card(model), load_recipe(pipeline, overrides, seed=seed)
     with starting():
         from compress.data.load import load_data
+        from compress.distill.teachers import read_teachers
         from compress.pipeline import run_recipe
         from compress.terminal import print_report
 
+    given = read_teachers(teachers)
     loaded = load_data(data, recipe.data, seed=recipe.seed)
     folder = out or RUNS / run_name(model, data, pipeline)
-    report = run_recipe(card, recipe, loaded, folder, first=first, last=last)
+    report = run_recipe(card, recipe, loaded, folder, teachers=given, first=first, last=last)
     print_report(report, folder)
 
 
@@ -95,6 +108,7 @@ def run(
     help="fashion-mnist, digits or imagefolder:PATH.",
 )
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
+@trust_option
 def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
     """Train the teacher of MODEL alone.
 
@@ -120,7 +134,7 @@ def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
             folder=stage_folder(folder, "teacher"),
             card=card,
             parent=None,
-            teacher=None,
+            teachers=(),
             data=loaded,
             measure=recipe.measure,
             seed=recipe.seed,
@@ -145,12 +159,15 @@ def _stage_command(stage: str, help_text: str) -> None:
     )
     @click.option(
         "--teacher",
-        type=FOLDER,
-        metavar="CHECKPOINT",
-        help="The teacher to learn from and to compare with.  [default: of the same run]",
+        "teachers",
+        multiple=True,
+        metavar="PATH[=WEIGHT]",
+        help="Whom to learn from: a checkpoint folder, with which the result is compared too; may "
+        "be repeated, also with ONNX files.  [default: the teacher of the same run]",
     )
+    @trust_option
     def command(
-        source: Path | None, out: Path | None, teacher: Path | None, **settings: Any
+        source: Path | None, out: Path | None, teachers: tuple[str, ...], **settings: Any
     ) -> None:
         from compress.options import stage_config
 
@@ -158,7 +175,7 @@ def _stage_command(stage: str, help_text: str) -> None:
         with starting():
             from compress.single import run_single_stage
 
-        checkpoint = run_single_stage(stage, config, source=source, out=out, teacher=teacher)
+        checkpoint = run_single_stage(stage, config, source=source, out=out, teachers=teachers)
         click.echo(checkpoint.folder)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.architectures.spec import ModelSpec
-from compress.checkpoint import Checkpoint, QuantizedLayout
+from compress.checkpoint import QuantizedLayout
 from compress.measure.config import MeasureConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compress.data.load import Data
+    from compress.distill.teachers import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class Context:
     """Where the stage may keep files while it runs; becomes its checkpoint's folder."""
     store: Path
     """Folder shared by the run's stages for the teacher's stored answers."""
-    teacher: Checkpoint | None
-    """None while the teacher itself is being made."""
+    teachers: tuple[Teacher, ...]
+    """Who is learned from; none while the teacher itself is being made."""
 
 
 @dataclass(frozen=True, kw_only=True)

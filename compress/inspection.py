@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from compress.program import FOLDER, RUNS, starting
+from compress.trust import trust_option
 
 ONNX_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -40,6 +41,7 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
 @click.argument("checkpoint", type=FOLDER)
 @click.option("--images", default=1000, show_default=True, help="Validation images to score.")
 @click.option("--calib", default=512, show_default=True, help="Calibration images.")
+@trust_option
 def sensitivity(checkpoint: Path, images: int, calib: int) -> None:
     """Show what each layer of CHECKPOINT (a float one) would lose and gain in int8.
 

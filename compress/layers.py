@@ -39,7 +39,7 @@ def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersR
             measure=measure,
             folder=Path(scratch),
             store=Path(scratch),
-            teacher=None,
+            teachers=(),
         )
         calibration = calibrate(checkpoint, config, context)
         plan = without_repairs(plan_of(config))

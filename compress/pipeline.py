@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from pathlib import Path
@@ -20,8 +21,9 @@ from compress.checkpoint import (
     write_json,
 )
 from compress.context import Context, Product
-from compress.data.load import Data, check_calibration
+from compress.data.load import Data, check_calibration, load_data
 from compress.distill import stage as distill
+from compress.distill.teachers import Teacher, checkpoint_teacher
 from compress.export import stage as export
 from compress.export.onnx_file import export_onnx
 from compress.measure.config import MeasureConfig
@@ -46,6 +48,7 @@ def run_recipe(
     data: Data,
     folder: Path,
     *,
+    teachers: tuple[Teacher, ...] = (),
     first: str | None = None,
     last: str | None = None,
 ) -> RunReport:
@@ -56,6 +59,7 @@ def run_recipe(
         recipe: stages and settings.
         data: the loaded data set.
         folder: the run's; finished stages in it are taken over if nothing they depend on changed.
+        teachers: trained ones, instead of the card's; the first becomes the run's teacher.
         first: run this stage and those after it even if they are done.
         last: stop after this stage.
 
@@ -69,10 +73,11 @@ def run_recipe(
             )
     if "quantize" in recipe.stages:
         check_calibration(data.train, recipe.quantize.calib)  # now, not after an hour of training
-    teacher = parent = None
+    parent = None
     again = False
     for stage in recipe.stages:
         again = again or stage == first
+        given = stage == "teacher" and bool(teachers)
         parent = run_stage(
             Request(
                 stage=stage,
@@ -80,15 +85,16 @@ def run_recipe(
                 folder=stage_folder(folder, stage),
                 card=card,
                 parent=parent,
-                teacher=teacher,
-                data=data,
+                teachers=teachers,
+                data=_as_seen_by(teachers[0], data, recipe.seed) if given else data,
                 measure=recipe.measure,
                 seed=recipe.seed,
                 again=again,
             )
         )
         if stage == "teacher":
-            teacher = parent
+            weight = teachers[0].weight if teachers else 1.0
+            teachers = (checkpoint_teacher(parent, weight=weight), *teachers[1:])
         if stage == last:
             break
     return write_run_report(folder)
@@ -123,7 +129,7 @@ def run_stage(request: Request) -> Checkpoint:
         seed=request.seed,
         folder=partial,
         store=folder.parent / STORE,
-        teacher=request.teacher,
+        teachers=request.teachers,
     )
     started = time.perf_counter()
     product = _run(request, context)
@@ -164,9 +170,18 @@ def model_spec(network: Network, data: Data) -> ModelSpec:
         architecture=network.architecture,
         arguments=network.arguments,
         stem=stem,
+        activation=network.activation,
         class_names=data.class_names,
         preprocess=data.preprocess,
     )
+
+
+def _as_seen_by(teacher: Teacher, data: Data, seed: int) -> Data:
+    """Returns the data set in the teacher's image size."""
+    size = teacher.preprocess.size
+    if size == data.preprocess.size:
+        return data
+    return load_data(data.name, dataclasses.replace(data.config, size=size), seed=seed)
 
 
 def find_origin(checkpoint: Checkpoint) -> Checkpoint | None:
@@ -190,6 +205,8 @@ def _run(request: Request, context: Context) -> Product:
     if stage == "teacher":
         from compress import teacher
 
+        if request.teachers:
+            return teacher.take(request.teachers[0])
         assert card is not None
         spec = model_spec(card.teacher, request.data)
         return teacher.run(spec, card.teacher.weights, config, context)
@@ -242,7 +259,9 @@ def _prepare(partial: Path, key: str) -> None:
 def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: Any) -> None:
     """Measures a stage's ONNX file and writes the stage's report."""
     folder = checkpoint.folder
-    reference = request.teacher.folder / MODEL_FILE if request.teacher else None
+    reference = None
+    if request.stage != "teacher":
+        reference = request.teachers[0].path / MODEL_FILE
     report = measure_stage(
         checkpoint,
         folder / details.get("ship", MODEL_FILE),

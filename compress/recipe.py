@@ -35,6 +35,8 @@ class Network:
     arguments: dict[str, Any] = field(default_factory=dict)
     stem: Literal["auto", "small", "large"] = "auto"
     """`auto`: small for images under 64 px."""
+    activation: Literal["own", "relu"] = "own"
+    """`relu`: in place of HardSwish, SiLU and GELU, which cost time on integers."""
     weights: str = ""
     """To start from: a weights name of torchvision, or a .safetensors or .pth file, by its path
     from the card's folder. Only the teacher's are used."""

@@ -18,6 +18,7 @@ from compress.checkpoint import (
     load_checkpoint,
 )
 from compress.data.load import Data
+from compress.distill.teachers import Teacher
 from compress.measure.config import MeasureConfig
 from compress.measure.host import library_versions
 from compress.recipe import ModelCard
@@ -44,7 +45,9 @@ class Request:
     card: ModelCard | None
     """Names the networks; only teacher and distill need it."""
     parent: Checkpoint | None
-    teacher: Checkpoint | None
+    teachers: tuple[Teacher, ...]
+    """Who is learned from; the first is what the result is compared with. For the stage teacher:
+    given ones, of which it takes the first as it is."""
     data: Data
     measure: MeasureConfig
     seed: int
@@ -59,7 +62,7 @@ def stage_key(request: Request) -> str:
         "config": dataclasses.asdict(request.config),
         "networks": _networks(request),
         "parent": request.parent.digest if request.parent else None,
-        "teacher": request.teacher.digest if request.teacher else None,
+        "teachers": [(teacher.digest, teacher.weight) for teacher in request.teachers],
         "data": request.data.fingerprint,
         "seed": request.seed,
         "code": _code_digest(request.stage),
@@ -145,7 +148,7 @@ def _code_digest(stage: str) -> str:
 def _networks(request: Request) -> Any:
     """What the card says that decides this stage's result."""
     network = None
-    if request.card is not None:
+    if request.card is not None and not (request.stage == "teacher" and request.teachers):
         network = {"teacher": request.card.teacher, "distill": request.card.student}.get(
             request.stage
         )

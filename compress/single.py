@@ -16,6 +16,7 @@ from compress.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.data.preprocess import picture_to_pixels
+from compress.distill.teachers import read_teachers
 from compress.export.onnx_file import read_facts
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
 from compress.measure.config import MeasureConfig
@@ -36,7 +37,7 @@ RUNS = Path("runs")
 
 
 def run_single_stage(
-    stage: str, config: Any, *, source: Path | None, out: Path | None, teacher: Path | None
+    stage: str, config: Any, *, source: Path | None, out: Path | None, teachers: Sequence[str]
 ) -> Checkpoint:
     """Runs one stage on a checkpoint.
 
@@ -45,7 +46,7 @@ def run_single_stage(
         config: its settings.
         source: the checkpoint to start from; None takes the newest run's stage before.
         out: folder of the result; None puts it beside the source.
-        teacher: the teacher's checkpoint; None takes the one of the source's run.
+        teachers: see `read_teachers`; none takes the teacher of the source's run.
 
     Raises:
         ValueError: the source or the teacher cannot be found, or is of the wrong stage.
@@ -61,9 +62,10 @@ def run_single_stage(
             f"[yellow]warning[/]: {source} was made from an earlier version of the stage before "
             "it; run that stage again first"
         )
-    teacher_folder = teacher or stage_folder(source.parent, "teacher")
-    if not (teacher_folder / DESCRIPTION).is_file():
-        raise ValueError(f"there is no teacher in {teacher_folder}; name one with --teacher")
+    if not teachers:
+        teachers = [str(stage_folder(source.parent, "teacher"))]
+        if not _is_checkpoint(Path(teachers[0])):
+            raise ValueError(f"there is no teacher in {teachers[0]}; name one with --teacher")
     folder = out or stage_folder(source.parent, stage)
     cards = [step.card for step in parent.description.lineage if step.card is not None]
     result = run_stage(
@@ -73,7 +75,7 @@ def run_single_stage(
             folder=folder,
             card=_card(cards[-1]) if cards else None,
             parent=parent,
-            teacher=load_checkpoint(teacher_folder),
+            teachers=read_teachers(teachers),
             data=data_of(parent),
             measure=measure_of(source),
             seed=parent.description.lineage[-1].seed,

@@ -10,6 +10,7 @@ from compress.train.config import TrainConfig
 if TYPE_CHECKING:
     from compress.architectures.spec import ModelSpec
     from compress.context import Context, Product
+    from compress.distill.teachers import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +69,24 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
     findings = [str(finding) for finding in diagnose(history, len(spec.class_names))]
     details = {"epochs": len(history), "findings": findings}
     return Product(model=model, spec=spec, details=details)
+
+
+def take(teacher: Teacher) -> Product:
+    """Returns a trained teacher as it is.
+
+    Args:
+        teacher: a checkpoint of any stage.
+    """
+    from compress.context import Product
+    from compress.restore import load_model
+
+    assert teacher.checkpoint is not None
+    description = teacher.checkpoint.description
+    return Product(
+        model=load_model(teacher.checkpoint),
+        spec=description.spec,
+        shapes=description.shapes,
+        removed=description.removed,
+        quantized=description.quantized,
+        details={"taken_from": str(teacher.path)},
+    )

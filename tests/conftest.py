@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from compress.architectures.build import Classifier, build
 from compress.architectures.spec import ModelSpec
+from compress.checkpoint import Checkpoint, write_checkpoint
 from compress.cli import main
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
@@ -72,6 +73,13 @@ def settled(spec: ModelSpec, split: Split, *, seed: int = 0) -> Classifier:
     model = build(spec)
     reestimate_batchnorm(model, split)
     return model
+
+
+def saved(folder: Path, spec: ModelSpec, data: Data, *, seed: int = 0) -> Checkpoint:
+    """A checkpoint of a `settled` network."""
+    folder.mkdir()
+    model = settled(spec, data.train, seed=seed)
+    return write_checkpoint(folder, model.state_dict(), stage="teacher", spec=spec, lineage=())
 
 
 @pytest.fixture(scope="session")

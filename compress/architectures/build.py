@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.architectures.attention import open_attention
-from compress.architectures.scaled_resnet import ScaledResNet
+from compress.architectures.sources import OWN, construct
 from compress.architectures.spec import ModelSpec
 from compress.data.preprocess import Preprocess
-from compress.settings import nearest
 
 SMALL_IMAGE = 64
 """Pixels; below this side a strided stem throws away too much."""
+SMOOTH_ACTIVATIONS = frozenset({"Hardswish", "HardSwish", "SiLU", "Swish", "GELU", "Mish"})
+"""Class names, torch's and timm's."""
 
 
 class Normalize(nn.Module):
@@ -58,17 +57,14 @@ def build(spec: ModelSpec) -> Classifier:
     """Builds an untrained network from its spec.
 
     Raises:
-        ValueError: no such architecture, arguments that it does not take, or images too small.
+        ValueError: see `construct`; or the images are too small.
     """
-    classes, channels = len(spec.class_names), spec.preprocess.channels
-    small = spec.stem == "small"
-    if spec.architecture == "scaled_resnet":
-        arguments = {"classes": classes, "channels": channels, "small_stem": small}
-        network: nn.Module = _construct(spec, ScaledResNet, {**spec.arguments, **arguments})
-    else:
-        network = _build_torchvision(spec, classes)
+    network = construct(spec)
+    if spec.architecture not in OWN:
         open_attention(network)
-        adapt_stem(network, channels, small=small)
+        adapt_stem(network, spec.preprocess.channels, small=spec.stem == "small")
+    if spec.activation == "relu":
+        use_relu(network)
     model = Classifier(Normalize(spec.preprocess), network)
     _try_forward(model, spec)
     return model
@@ -80,46 +76,6 @@ def example_input(model: Classifier) -> Tensor:
     preprocess = model.normalize.preprocess
     shape = (1, preprocess.channels, preprocess.size, preprocess.size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def torchvision_names() -> list[str]:
-    """Returns the names of torchvision's classification models."""
-    from torchvision import models
-
-    return models.list_models(module=models)  # type: ignore[no-any-return]
-
-
-def _build_torchvision(spec: ModelSpec, classes: int) -> nn.Module:
-    from torchvision import models
-
-    names = torchvision_names()
-    if spec.architecture not in names:
-        known = ["scaled_resnet", *names]
-        raise ValueError(
-            f"unknown architecture {spec.architecture!r}; {nearest(spec.architecture, known)}"
-        )
-    builder = models.get_model_builder(spec.architecture)
-    arguments: dict[str, Any] = {**spec.arguments, "num_classes": classes}
-    if spec.architecture.startswith("vit_"):
-        arguments["image_size"] = spec.preprocess.size
-    if spec.architecture.startswith("maxvit_"):
-        arguments["input_size"] = (spec.preprocess.size, spec.preprocess.size)
-    if spec.architecture in ("googlenet", "inception_v3"):  # no second head: it is for training
-        arguments |= {"aux_logits": False, "init_weights": True}
-    return _construct(spec, builder, arguments)
-
-
-def _construct(spec: ModelSpec, builder: Any, arguments: dict[str, Any]) -> nn.Module:
-    try:
-        network = builder(**arguments)
-    except TypeError:
-        taken = inspect.signature(builder).parameters
-        raise ValueError(
-            f"{spec.architecture} does not take {dict(spec.arguments)}; its arguments: "
-            + ", ".join(name for name in taken if name not in ("weights", "progress", "kwargs"))
-        ) from None
-    assert isinstance(network, nn.Module)
-    return network
 
 
 def adapt_stem(network: nn.Module, channels: int, *, small: bool) -> None:
@@ -146,6 +102,17 @@ def adapt_stem(network: nn.Module, channels: int, *, small: bool) -> None:
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, new)
+
+
+def use_relu(network: nn.Module) -> None:
+    """Puts ReLU in place of activation functions that cost more on integers, in place.
+
+    ONNX Runtime clips for free when it rounds; HardSwish and SiLU are passes of their own.
+    """
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ in SMOOTH_ACTIVATIONS:
+                setattr(parent, name, nn.ReLU())
 
 
 def _try_forward(model: Classifier, spec: ModelSpec) -> None:

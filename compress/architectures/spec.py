@@ -17,10 +17,13 @@ class ModelSpec:
     """Everything needed to build an untrained network again."""
 
     architecture: str
-    """`scaled_resnet`, or any classification model of torchvision by name."""
+    """One of ours (`scaled_resnet`, `simple_cnn`, `complex_cnn`), any classification model of
+    torchvision by name, `timm:NAME`, or `package.module:factory`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the architecture, e.g. `{"width": 0.25}`."""
     stem: Literal["small", "large"]
     """`small`: the first convolution does not stride, for images under 64 px."""
+    activation: Literal["own", "relu"] = "own"
+    """`relu`: in place of HardSwish, SiLU and GELU."""
     class_names: tuple[str, ...]
     preprocess: Preprocess

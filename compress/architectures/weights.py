@@ -11,8 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from compress.architectures.sources import TIMM, import_timm
 from compress.architectures.spec import WEIGHT_FILES
 from compress.settings import nearest
+
+PRETRAINED = "pretrained"
+_NOT_DOWNLOADED = (
+    "the weights {} of {} could not be downloaded ({}); give a file instead: "
+    "weights = 'path/to/weights.pth'"
+)
 
 
 def load_weights(network: nn.Module, architecture: str, weights: str) -> list[str]:
@@ -23,8 +30,9 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
 
     Args:
         network: as its spec builds it.
-        architecture: its name in torchvision.
-        weights: a weights name of torchvision such as `IMAGENET1K_V1`, a path, or empty for none.
+        architecture: its name in torchvision, or `timm:NAME`.
+        weights: a weights name of torchvision such as `IMAGENET1K_V1`, for timm `pretrained`; a
+            path, or empty for none.
 
     Returns:
         The tensors that were not taken, with both shapes.
@@ -84,6 +92,8 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
 def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
     from torchvision import models
 
+    if architecture.startswith(TIMM):
+        return _download_from_timm(architecture.removeprefix(TIMM), name)
     try:
         known = models.get_model_weights(architecture)
     except ValueError:
@@ -93,7 +103,13 @@ def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
     try:
         return known[name].get_state_dict(progress=True)  # type: ignore[no-any-return]
     except OSError as error:
-        raise ValueError(
-            f"the weights {name} of {architecture} could not be downloaded ({error}); give a "
-            "file instead: weights = 'path/to/weights.pth'"
-        ) from None
+        raise ValueError(_NOT_DOWNLOADED.format(name, architecture, error)) from None
+
+
+def _download_from_timm(architecture: str, name: str) -> Mapping[str, Tensor]:
+    if name != PRETRAINED:
+        raise ValueError(f"timm's weights are named {PRETRAINED!r}, got {name!r}")
+    try:
+        return import_timm().create_model(architecture, pretrained=True).state_dict()  # type: ignore[no-any-return]
+    except (OSError, RuntimeError) as error:
+        raise ValueError(_NOT_DOWNLOADED.format(name, architecture, error)) from None

@@ -39,10 +39,32 @@ class GuidanceConfig:
             "turn; 0 asks the teacher anew at every step.",
         ),
     ] = 2
+    hints: Annotated[
+        str,
+        Field(
+            description="Inner layers to compare with the first teacher's, STUDENT:TEACHER by "
+            "commas, e.g. blocks.2:layer3; needs views = 0."
+        ),
+    ] = ""
+    hint_loss: Annotated[
+        Literal["attention", "features"],
+        Field(
+            description="Compare where features are (attention transfer), or the features "
+            "themselves through a learned projection (FitNets)."
+        ),
+    ] = "attention"
+    hint_weight: Annotated[
+        float, Field(gt=0, description="Weight of the hints beside the other losses.")
+    ] = 1.0
 
 
 def check_views(guidance: GuidanceConfig, train: TrainConfig) -> None:
-    """Raises ValueError if the teacher's stored answers would be about other pictures."""
+    """Raises ValueError if the teacher's stored answers would not do."""
+    if guidance.views and guidance.hints:
+        raise ValueError(
+            "hints compare features, which are not stored; set guidance.views = 0 to ask the "
+            "teacher at every step"
+        )
     if guidance.views and (train.mixup or train.first_size < 1):
         raise ValueError(
             "stored views (views > 0) show the teacher other pictures than mixup or first_size "

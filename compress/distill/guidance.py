@@ -1,34 +1,36 @@
-"""The teacher's answers as a loss, asked live or computed once for a fixed set of views."""
+"""The teachers' answers as a loss, asked live or computed once for a fixed set of views."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compress.data.load import Data
 from compress.data.splits import View
 from compress.distill.config import GuidanceConfig, check_views
+from compress.distill.features import Hinted
 from compress.distill.losses import (
     decoupled_distillation,
     knowledge_distillation,
     relational_distillation,
     standardized,
 )
+from compress.distill.teachers import Voice, mean_answer, open_teacher
 from compress.paths import atomic_write
 from compress.progress import say, track
-from compress.restore import load_model
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
 from compress.train.evaluate import first_pixels
 from compress.train.loop import Loss, TrainBatch, label_loss, train
-from compress.train.precision import Precision, autocast, choose_precision
 from compress.train.state import Epoch
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class Guided:
     history: list[Epoch]
     findings: list[Finding]
     """Troubles that it showed."""
+    asking_seconds: float
+    """What the teachers' stored answers took; live ones are part of the training."""
 
     @property
     def validation_top1(self) -> float | None:
@@ -66,30 +70,30 @@ def train_guided(
         model: takes pixels.
         guidance: how the teacher helps.
         schedule: of the training.
-        context: data, seed, folders and the teacher.
+        context: data, seed, folders and the teachers.
         title: names the training in the progress bar.
         penalty: called once a step; added to the loss.
     """
-    assert context.teacher is not None
-    data, teacher = context.data, load_model(context.teacher)
-    confusion = teachers_confusion(teacher, data)
+    assert context.teachers
+    data, device = context.data, training_device()
+    voices = [open_teacher(teacher, data, device) for teacher in context.teachers]
+    confusion = teachers_confusion(voices, data)
     findings = diagnose_labels(confusion.tolist(), data.class_names)
     for finding in findings:
         say(f"  [yellow]{finding}[/]")
-    loss = guided_loss(
-        teacher,
-        data,
-        guidance,
-        schedule,
-        seed=context.seed,
-        store=context.store,
-        teacher_digest=context.teacher.digest,
-    )
+    stored = stored_answers(voices, data, guidance.views, seed=context.seed, store=context.store)
+    losses = [guided_loss(voices, stored, guidance, schedule)]
+    trained = model
+    if guidance.hints:
+        trained = hinted = _with_hints(model, voices[0], guidance, data)
+        losses.append(lambda _logits, _batch: guidance.hint_weight * hinted.hint_loss())
+    if penalty is not None:
+        losses.append(lambda _logits, _batch: penalty())
     history = train(
-        model,
+        trained,
         data,
         schedule,
-        loss=loss if penalty is None else lambda *given: loss(*given) + penalty(),
+        loss=lambda logits, batch: torch.stack([one(logits, batch) for one in losses]).sum(),
         seed=context.seed,
         folder=context.folder,
         title=title,
@@ -100,76 +104,109 @@ def train_guided(
     about_student = diagnose_student(history, teacher_top1, len(data.validation))
     for finding in about_student:
         say(f"  [yellow]{finding}[/]")
-    return Guided(history=history, findings=findings + about_student)
+    return Guided(history=history, findings=findings + about_student, asking_seconds=stored.seconds)
+
+
+def _with_hints(model: nn.Module, voice: Voice, guidance: GuidanceConfig, data: Data) -> Hinted:
+    """Returns the model with what compares its features with the first teacher's."""
+    if voice.model is None:
+        raise ValueError("hints need a teacher whose layers can be seen: a checkpoint, not ONNX")
+    pixels = first_pixels(data.train)[:2].to(training_device())
+    model.to(pixels.device)
+    return Hinted(model, voice.model, guidance.hints, guidance.hint_loss, pixels)
 
 
 @torch.no_grad()
-def teachers_confusion(teacher: nn.Module, data: Data) -> Tensor:
-    """Counts validation images by label and by the teacher's answer, int64 `[classes, classes]`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = teacher.to(device).to(memory_format=torch.channels_last).eval()
+def teachers_confusion(voices: Sequence[Voice], data: Data) -> Tensor:
+    """Counts validation images by label and by the teachers' answer, int64 `[classes, classes]`."""
+    device = training_device()
     classes = len(data.class_names)
     counts = torch.zeros(classes, classes, dtype=torch.int64)
-    precision = choose_precision(teacher, first_pixels(data.train), device, training=False)
     n_batches = -(-len(data.validation) // TEACHER_BATCH)
     batches = data.validation.batches(TEACHER_BATCH)
     for batch in track(batches, "asking the teacher", total=n_batches):
-        pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
-        with autocast(precision, device):
-            answers = teacher(pixels).argmax(1).cpu()
+        answers = ask_all(voices, batch.images.to(device).float()).argmax(1).cpu()
         counts.index_put_((batch.labels, answers), torch.tensor(1), accumulate=True)
     return counts
 
 
-def guided_loss(
-    teacher: nn.Module,
-    data: Data,
-    guidance: GuidanceConfig,
-    schedule: TrainConfig,
-    *,
-    seed: int,
-    store: Path,
-    teacher_digest: str,
-) -> Loss:
-    """Returns `alpha * soft_loss(teacher) + (1 - alpha) * cross-entropy(labels)`.
+def ask_all(voices: Sequence[Voice], pixels: Tensor) -> Tensor:
+    """Returns the teachers' common answer, float32 logits `[N, classes]`."""
+    answers = [voice.ask(pixels) for voice in voices]
+    return mean_answer(answers, [voice.teacher.weight for voice in voices])
+
+
+def training_device() -> torch.device:
+    """Returns where networks are trained and teachers asked."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """The teachers' answers to the augmented views, made once."""
+
+    views: tuple[Tensor, ...]
+    """float32 logits `[n_train, classes]` for each view; none if the teachers are asked live."""
+    seconds: float
+    """What asking took, whenever that was."""
+
+
+def stored_answers(
+    voices: Sequence[Voice], data: Data, views: int, *, seed: int, store: Path
+) -> Stored:
+    """Reads the teachers' answers to so many views of the training split, or asks for them.
 
     Args:
-        teacher: takes pixels.
-        data: its training split is what the teacher is asked about.
-        guidance: weight, temperature and number of stored views.
-        schedule: what the loss will be used in.
+        voices: the teachers.
+        data: its training split is what they are asked about.
+        views: how many.
         seed: of the views; the training loop's.
-        store: folder for the stored answers; stages of one run share it.
-        teacher_digest: names the teacher in the store.
+        store: folder for the answers; stages of one run share it.
+    """
+    found, seconds = [], 0.0
+    for number in range(views):
+        answers = []
+        for voice in voices:
+            facts = f"{voice.teacher.digest} {data.fingerprint} {seed}"
+            key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+            path = store / f"{key}-{number}.safetensors"
+            if not path.is_file():
+                started = time.perf_counter()
+                logits = _ask(voice, data, View(seed=seed, number=number))
+                taken = {"seconds": str(time.perf_counter() - started)}
+                with atomic_write(path) as partial:
+                    save_file({"logits": logits}, partial, metadata=taken)
+            with safe_open(path, framework="pt") as file:
+                answers.append(file.get_tensor("logits").float())
+                seconds += float(file.metadata()["seconds"])
+        found.append(mean_answer(answers, [voice.teacher.weight for voice in voices]))
+    return Stored(views=tuple(found), seconds=seconds)
+
+
+def guided_loss(
+    voices: Sequence[Voice], stored: Stored, guidance: GuidanceConfig, schedule: TrainConfig
+) -> Loss:
+    """Returns `alpha * soft_loss(teachers) + (1 - alpha) * cross-entropy(labels)`.
+
+    Args:
+        voices: the teachers.
+        stored: their answers, if they are not asked live.
+        guidance: weights and temperature.
+        schedule: what the loss will be used in.
 
     Raises:
         ValueError: stored views together with mixup or growing images, which change the picture
             after the teacher saw it.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = teacher.to(device).to(memory_format=torch.channels_last).eval()
-    teacher.requires_grad_(requires_grad=False)
-    labels = label_loss(schedule.label_smoothing)
     check_views(guidance, schedule)
-    precision = choose_precision(teacher, first_pixels(data.train), device, training=False)
-    key = hashlib.sha256(f"{teacher_digest} {data.fingerprint} {seed}".encode()).hexdigest()[:16]
-    stored = []
-    for number in range(guidance.views):
-        path = store / f"{key}-{number}.safetensors"
-        if not path.is_file():
-            logits = _ask(teacher, data, View(seed=seed, number=number), device, precision)
-            with atomic_write(path) as partial:
-                save_file({"logits": logits}, partial)
-        stored.append(load_file(path)["logits"])
-
-    def answers(batch: TrainBatch) -> Tensor:
-        if guidance.views:
-            return stored[batch.view.number][batch.index].float().to(device)
-        with torch.no_grad(), autocast(precision, device):
-            return teacher(batch.pixels).float()  # type: ignore[no-any-return]
+    labels = label_loss(schedule.label_smoothing)
 
     def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
-        soft = soft_loss(logits, answers(batch), batch, guidance)
+        if stored.views:
+            answers = stored.views[batch.view.number][batch.index].to(logits.device)
+        else:
+            answers = ask_all(voices, batch.pixels)
+        soft = soft_loss(logits, answers, batch, guidance)
         return guidance.alpha * soft + (1 - guidance.alpha) * labels(logits, batch)
 
     return loss
@@ -192,16 +229,10 @@ def soft_loss(
     return knowledge_distillation(student, teacher, temperature=temperature)
 
 
-@torch.no_grad()
-def _ask(
-    teacher: nn.Module, data: Data, view: View, device: torch.device, precision: Precision
-) -> Tensor:
-    """Returns the teacher's float16 logits `[n_train, classes]` for a view of the train split."""
+def _ask(voice: Voice, data: Data, view: View) -> Tensor:
+    """Returns a teacher's float16 logits `[n_train, classes]` for a view of the train split."""
+    device, name = training_device(), voice.teacher.path.name
     batches = data.train.batches(TEACHER_BATCH, view=view)
-    n_batches = -(-len(data.train) // TEACHER_BATCH)
-    parts = []
-    for batch in track(batches, f"teacher's answers, view {view.number + 1}", total=n_batches):
-        pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
-        with autocast(precision, device):
-            parts.append(teacher(pixels).half().cpu())
-    return torch.cat(parts)
+    title = f"{name}'s answers, view {view.number + 1}"
+    tracked = track(batches, title, total=-(-len(data.train) // TEACHER_BATCH))
+    return torch.cat([voice.ask(batch.images.to(device).float()).half().cpu() for batch in tracked])

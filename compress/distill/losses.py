@@ -97,3 +97,36 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     """Returns Pearson's correlation of each row of two matrices, `[rows]`."""
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     return F.cosine_similarity(x, y, dim=1, eps=1e-8)
+
+
+def feature_hint(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of feature maps (FitNets, arXiv 1412.6550, equation 3), relative.
+
+    Divided by the teacher's mean square, so that one weight suits layers of any scale:
+    `mean((s - t)^2) / mean(t^2)`.
+
+    Args:
+        student: features after the learned projection, float `[N, C, H, W]`.
+        teacher: features of the same shape; no gradient flows into them.
+    """
+    teacher = teacher.detach()
+    return F.mse_loss(student, teacher) / teacher.square().mean().clamp(min=1e-12)
+
+
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of attention maps (Zagoruyko & Komodakis, arXiv 1612.03928, equation 2).
+
+    A map is the mean over channels of squared activations, as a vector of length 1.
+
+    Args:
+        student: features, float `[N, C, H, W]`; C may differ from the teacher's.
+        teacher: features `[N, C', H, W]`; no gradient flows into them.
+
+    Returns:
+        Scalar from 0 (the same places) to 2, mean over the batch.
+    """
+
+    def attention(features: Tensor) -> Tensor:
+        return F.normalize(features.square().mean(1).flatten(1), dim=1)
+
+    return (attention(student) - attention(teacher.detach())).square().sum(1).mean()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from compress.distill.config import GuidanceConfig, check_views
 from compress.train.config import TrainConfig
@@ -19,18 +22,25 @@ class DistillConfig:
 
     guidance: GuidanceConfig = field(default=GuidanceConfig())
     train: TrainConfig = field(default=TrainConfig(epochs=12, batch_size=256, lr=0.2))
+    ablation: Annotated[
+        bool,
+        Field(
+            description="Also train the student alone for the same time, and report whether the "
+            "teacher paid."
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         check_views(self.guidance, self.train)
 
 
 def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:
-    """Trains a new student from the context's teacher.
+    """Trains a new student from the context's teachers.
 
     Args:
         student: the student's network.
         config: loss and schedule.
-        context: data, seed, folder and the teacher.
+        context: data, seed, folder and the teachers.
     """
     import torch
 
@@ -42,5 +52,9 @@ def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:
     model = build(student)
     guided = train_guided(model, config.guidance, config.train, context, "distill")
     findings = [str(finding) for finding in guided.findings]
-    details = {"epochs": len(guided.history), "findings": findings}
+    details: dict[str, Any] = {"epochs": len(guided.history), "findings": findings}
+    if config.ablation:
+        from compress.distill.ablation import train_alone
+
+        details["alone"] = dataclasses.asdict(train_alone(student, config.train, guided, context))
     return Product(model=model, spec=student, details=details)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compress.checkpoint import STAGES, load_checkpoint, write_json
 from compress.paths import atomic_write
@@ -86,6 +88,19 @@ def _remarks_on_operators(stage: StageReport) -> list[str]:
     return remarks
 
 
+def _remark_on_the_teacher(stage: StageReport, alone: Mapping[str, Any]) -> str:
+    gain = stage.top1 - alone["top1"]
+    (low, high), (alone_low, alone_high) = stage.top1_ci95, alone["top1_ci95"]
+    verdict = "the teacher paid" if gain > 0 else "the teacher did not pay"
+    if low <= alone_high and alone_low <= high:
+        verdict = "whether the teacher paid is within the test's uncertainty"
+    return (
+        f"{verdict} ({gain:+.2f} points): with it {stage.top1:.2f} % in {alone['guided_epochs']} "
+        f"epochs and {alone['guided_seconds']:.0f} s, alone {alone['top1']:.2f} % in "
+        f"{alone['epochs']} epochs and {alone['seconds']:.0f} s"
+    )
+
+
 def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
     """What a reader should know: stages that did not pay, and ones made from older versions."""
     remarks = []
@@ -103,6 +118,9 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
             )
         if stage.top1_ci95[1] < before.top1:
             remarks.append(f"{stage.stage} cost {before.top1 - stage.top1:.2f} points of top-1")
+        alone = stage.details.get("alone")
+        if alone:
+            remarks.append(_remark_on_the_teacher(stage, alone))
     for stage in stages:
         remarks += [f"{stage.stage}: {finding}" for finding in stage.details.get("findings", [])]
     remarks += _remarks_on_operators(stages[-1])

@@ -1,17 +1,23 @@
+import dataclasses
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import nn
 
-from compress.architectures.build import build, torchvision_names
+from compress.architectures.build import build
 from compress.architectures.resize import differing_shapes, resize
+from compress.architectures.sources import torchvision_names
 from compress.architectures.spec import ModelSpec
 from compress.architectures.weights import load_weights
+from compress.cli import main
 from compress.data.load import Data
 from compress.data.preprocess import Preprocess
+from compress.trust import _TRUSTED
 from tests.conftest import student_spec, torchvision_spec
 
 GREY_64 = Preprocess(size=64, resize=64, channels=1, mean=(0.5,), std=(0.25,))
@@ -160,3 +166,98 @@ def test_foreign_or_broken_weights_are_refused(digits: Data, tmp_path: Path) -> 
         with pytest.raises(ValueError, match=".") as caught, warnings.catch_warnings():
             load_weights(network, "resnet18", name)
         assert part in str(caught.value)
+
+
+def spec_32(name: str, **changes: object) -> ModelSpec:
+    preprocess = Preprocess(size=32, resize=32, channels=1, mean=(0.5,), std=(0.25,))
+    spec = ModelSpec(
+        architecture=name, stem="small", class_names=("a", "b", "c"), preprocess=preprocess
+    )
+    return dataclasses.replace(spec, **changes)  # type: ignore[arg-type]
+
+
+def test_the_tutorials_networks_have_their_layers() -> None:
+    shapes = {
+        name: [tuple(parameter.shape) for parameter in build(spec_32(name)).parameters()][::2]
+        for name in ("simple_cnn", "complex_cnn")
+    }
+    assert shapes["simple_cnn"] == [(64, 1, 3, 3), (64, 64, 3, 3), (256, 4096), (3, 256)]
+    assert [shape[0] for shape in shapes["complex_cnn"]] == [64, 64, 128, 256, 512, 3]
+    with pytest.raises(ValueError, match="2 convolutions, each halving the side"):
+        tiny = dataclasses.replace(GREY_64, size=2, resize=2)
+        build(spec_32("simple_cnn", preprocess=tiny))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0"])
+def test_relu_takes_the_place_of_smooth_activations(name: str) -> None:
+    own, relu = (
+        {type(module).__name__ for module in build(spec_32(name, activation=kind)).modules()}
+        for kind in ("own", "relu")
+    )
+    assert own & {"Hardswish", "SiLU"}
+    assert not relu & {"Hardswish", "SiLU"}
+    assert "ReLU" in relu
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "timm:mobilenetv3_small_050"])
+def test_timms_models_fit_classes_and_channels(name: str) -> None:
+    spec = spec_32(name)
+    assert build(spec)(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+    with pytest.raises(ValueError, match="timm has no model 'resnet10'; did you mean"):
+        build(spec_32("timm:resnet10"))
+    with pytest.raises(ValueError, match="timm's weights are named 'pretrained', got 'best'"):
+        load_weights(build(spec).network, name, "best")
+
+
+OWN_CODE = """
+from torch import nn
+
+
+def tiny(num_classes, width=4):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(width, num_classes),
+    )
+
+
+def nothing(num_classes):
+    return None
+"""
+
+
+def test_code_of_ones_own_needs_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "our_networks.py").write_text(OWN_CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with pytest.raises(ValueError, match="imported only with --trust"):
+        build(spec_32("our_networks:tiny"))
+    card = tmp_path / "card.toml"
+    card.write_text(
+        '[teacher]\narchitecture = "our_networks:tiny"\narguments = { width = 32 }\n'
+        '[student]\narchitecture = "our_networks:tiny"\n'
+    )
+    command = ["run", "card.toml", "--data", "digits", "--pipeline", "smoke", "--until", "distill"]
+    refused = CliRunner().invoke(main, command)
+    assert refused.exit_code == 2
+    assert "is code outside of compress" in refused.output
+    trusted = CliRunner().invoke(main, [*command, "--trust"])
+    assert trusted.exit_code == 0, trusted.output
+    later = ["prune", "--latency-ratio", "1", "--macs-ratio", "1"]
+    assert "only with --trust" in CliRunner().invoke(main, later).output
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:tiny", "cannot import the network 'no_such_module:tiny'"),
+        ("json:tiny", "cannot import the network 'json:tiny'"),
+        ("json:dumps", "does not take {}"),
+    ],
+)
+def test_wrong_code_is_explained(name: str, message: str) -> None:
+    token = _TRUSTED.set(True)
+    try:
+        with pytest.raises(ValueError, match=message):
+            build(spec_32(name))
+    finally:
+        _TRUSTED.reset(token)

@@ -1,16 +1,21 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from compress.distill.losses import (
+    attention_transfer,
     correlation,
     decoupled_distillation,
+    feature_hint,
     knowledge_distillation,
     relational_distillation,
     standardized,
 )
+
+Hint = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def test_the_loss_equals_a_value_worked_out_by_hand() -> None:
@@ -112,3 +117,36 @@ def test_every_gradient_is_finite_in_bf16(name: str) -> None:
     assert student.grad is not None
     assert student.grad.isfinite().all()
     assert student.grad.abs().sum() > 0
+
+
+def feature_maps(seed: int, channels: int = 3) -> torch.Tensor:
+    return torch.randn(4, channels, 5, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_feature_hint_is_the_relative_distance() -> None:
+    teacher = torch.tensor([[[[2.0, 0.0]]]])  # mean square 2
+    student = torch.tensor([[[[1.0, 1.0]]]])  # mean squared distance 1
+    assert feature_hint(student, teacher).item() == pytest.approx(0.5)
+    assert feature_hint(teacher, teacher) == 0
+    features = feature_maps(0)
+    assert torch.allclose(
+        feature_hint(7 * feature_maps(1), 7 * features), feature_hint(feature_maps(1), features)
+    )
+
+
+def test_attention_compares_places_not_channels_or_sizes() -> None:
+    student = torch.tensor([[[[1.0, 0.0]]]])
+    teacher = torch.tensor([[[[0.0, 3.0]]]])  # elsewhere: both maps have length 1
+    assert attention_transfer(student, teacher).item() == pytest.approx(2.0)
+    features = feature_maps(2)
+    assert attention_transfer(torch.cat([features, features], 1), -5 * features) < 1e-9
+
+
+@pytest.mark.parametrize("loss", [feature_hint, attention_transfer])
+def test_hints_teach_the_student_only(loss: Hint) -> None:
+    student = feature_maps(0).requires_grad_()
+    teacher = feature_maps(1).requires_grad_()
+    loss(student.bfloat16().float(), teacher).backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert teacher.grad is None

@@ -1,0 +1,223 @@
+"""Our training loop against a bare PyTorch loop with the best settings, images a second.
+
+    make pipeline MODEL=resnet18 && python -m bench.train_speed
+
+Both train the same network on the same images, in turns; the bare loop has no augmentation, no
+progress bar, no checks and no checkpoint. For distillation the teacher's answers are read from
+memory or asked live, in both. Writes bench/results/train_speed.json and a page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from compress.architectures.build import build
+from compress.architectures.spec import ModelSpec
+from compress.checkpoint import load_checkpoint, write_json
+from compress.data.load import Data
+from compress.data.splits import TensorSplit
+from compress.distill.config import GuidanceConfig
+from compress.distill.guidance import guided_loss, stored_answers
+from compress.distill.losses import knowledge_distillation
+from compress.distill.teachers import Voice, checkpoint_teacher, open_teacher
+from compress.measure.host import Host, describe_host
+from compress.paths import atomic_write
+from compress.pipeline import model_spec
+from compress.progress import say
+from compress.recipe import load_card
+from compress.report.render import markdown_table
+from compress.single import data_of
+from compress.train.config import TrainConfig
+from compress.train.evaluate import first_pixels
+from compress.train.loop import Loss, label_loss, train
+from compress.train.precision import autocast, choose_precision
+
+RESULTS = Path(__file__).parent / "results" / "train_speed.json"
+PAGE = RESULTS.with_suffix(".md")
+FOLDER = Path("runs/resnet18-fashion-mnist/0-teacher")
+CARD = "resnet18"
+IMAGES = {"teacher": 2560, "student": 10240, "student, stored answers": 10240,
+          "student, live teacher": 5120}  # fmt: skip
+BATCH = 256
+CPU = torch.device("cpu")
+COLUMNS = ("training", "precision", "ours, images/s", "bare loop, images/s", "ours / bare")
+INTRODUCTION = """\
+Our loop against a bare PyTorch loop (channels_last, the faster precision, no augmentation, no
+checks), in turns on the same images; medians, and the median of the turns' ratios."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One kind of training."""
+
+    training: str
+    precision: str
+    ours: float
+    """Images a second."""
+    bare: float
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What the results file holds."""
+
+    rows: tuple[Row, ...]
+    rounds: int
+    command: str
+    date: str
+    host: Host
+
+
+def ours(spec: ModelSpec, data: Data, loss: Loss, views: int) -> float:
+    """Returns the images a second of one epoch of our loop."""
+    torch.manual_seed(0)
+    schedule = TrainConfig(epochs=1, min_steps=0, batch_size=BATCH)
+    with tempfile.TemporaryDirectory() as folder:
+        (row,) = train(
+            build(spec),
+            data,
+            schedule,
+            loss=loss,
+            seed=0,
+            folder=Path(folder),
+            title="ours",
+            views=views,
+        )
+    return row.images_per_second
+
+
+def bare(spec: ModelSpec, data: Data, soft: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+    """Returns the images a second of one epoch of a bare loop.
+
+    Args:
+        spec: of the network.
+        data: its training split, in memory.
+        soft: from logits, pixels and places in the split to the loss beside the labels'.
+    """
+    split = data.train
+    assert isinstance(split, TensorSplit)
+    model = build(spec)
+    precision = choose_precision(model, first_pixels(split), CPU, training=True)
+    model = model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    started = time.perf_counter()
+    for index in torch.randperm(len(split)).split(BATCH):
+        pixels = split.images[index].float().contiguous(memory_format=torch.channels_last)
+        with autocast(precision, CPU):
+            logits = model(pixels)
+        loss = F.cross_entropy(logits.float(), split.labels[index])
+        loss = loss + soft(logits.float(), pixels, index)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return len(split) / (time.perf_counter() - started)
+
+
+def compare(training: str, data: Data, voice: Voice, rounds: int) -> Row:
+    """Runs both loops in turns."""
+    assert isinstance(data.train, TensorSplit)
+    n = IMAGES[training]
+    few = dataclasses.replace(
+        data,
+        train=dataclasses.replace(
+            data.train, images=data.train.images[:n], labels=data.train.labels[:n]
+        ),
+        validation=dataclasses.replace(
+            data.train, images=data.train.images[:BATCH], labels=data.train.labels[:BATCH]
+        ),
+    )
+    card = load_card(CARD)
+    spec = model_spec(card.teacher if training == "teacher" else card.student, data)
+    loss = label_loss(0.0)
+    views = 0
+    soft: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda *_: torch.zeros(())  # noqa: E731
+    if "," in training:
+        views = int("stored" in training)
+        guidance = GuidanceConfig(views=views)
+        with tempfile.TemporaryDirectory() as store:
+            stored = stored_answers([voice], few, views, seed=0, store=Path(store))
+        loss = guided_loss([voice], stored, guidance, TrainConfig())
+
+        def soft(logits: Tensor, pixels: Tensor, index: Tensor) -> Tensor:
+            answers = stored.views[0][index] if stored.views else voice.ask(pixels)
+            return knowledge_distillation(logits, answers, temperature=guidance.temperature)
+
+    turns = []
+    for _ in range(1 + rounds):  # the first builds the kernels
+        turns.append((ours(spec, few, loss, views), bare(spec, few, soft)))
+    turns = turns[1:]
+    row = Row(
+        training=training,
+        precision=choose_precision(build(spec), first_pixels(few.train), CPU, training=True),
+        ours=statistics.median(one for one, _ in turns),
+        bare=statistics.median(other for _, other in turns),
+        ratio=statistics.median(one / other for one, other in turns),
+    )
+    say(f"{training}: {row.ours:.0f} and {row.bare:.0f} images/s, ratio {row.ratio:.3f}")
+    return row
+
+
+def read_results() -> Results:
+    """Reads the results file."""
+    return TypeAdapter(Results).validate_json(RESULTS.read_bytes())
+
+
+def results_markdown(results: Results) -> str:
+    """Returns the results as a page."""
+    host = results.host
+    rows = [
+        (row.training, row.precision, f"{row.ours:.0f}", f"{row.bare:.0f}", f"{row.ratio:.3f}")
+        for row in results.rows
+    ]
+    return "\n".join(
+        [
+            "# Speed of training",
+            "",
+            INTRODUCTION,
+            "",
+            markdown_table(COLUMNS, rows),
+            "",
+            f"`{results.command}`, {results.date[:10]}, {results.rounds} turns, batch {BATCH}; "
+            f"torch {host.versions['torch']}, {host.cpu} ({host.cores} cores, "
+            f"{', '.join(host.isa)}).",
+            "",
+        ]
+    )
+
+
+@click.command()
+@click.option("--rounds", default=5, show_default=True, help="Turns of each training.")
+def main(rounds: int) -> None:
+    """Compare our training loop's images a second with a bare loop's."""
+    checkpoint = load_checkpoint(FOLDER)
+    data = data_of(checkpoint)
+    voice = open_teacher(checkpoint_teacher(checkpoint), data, CPU)
+    results = Results(
+        rows=tuple(compare(training, data, voice, rounds) for training in IMAGES),
+        rounds=rounds,
+        command="python -m bench.train_speed",
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=describe_host(),
+    )
+    write_json(RESULTS, results)
+    with atomic_write(PAGE) as partial:
+        partial.write_text(results_markdown(results))
+    click.echo(PAGE)
+
+
+if __name__ == "__main__":
+    main()
