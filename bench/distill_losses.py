@@ -54,6 +54,7 @@ HINTS = "blocks.1:layer2,blocks.2:layer3"
 VARIANTS: Mapping[str, GuidanceConfig | None] = {
     ALONE: None,
     "KD": STORED,
+    "KD, teacher asked at every step": LIVE,
     "KD, standardised logits": dataclasses.replace(STORED, soft_loss="standardized"),
     "DKD": dataclasses.replace(STORED, soft_loss="dkd"),
     "DIST": dataclasses.replace(STORED, soft_loss="dist"),

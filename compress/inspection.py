@@ -57,8 +57,8 @@ def sensitivity(checkpoint: Path, images: int, calib: int) -> None:
         from compress.terminal import print_table
 
     report = analyse_layers(checkpoint, QuantizeConfig(calib=calib), images)
-    print_table(layers_table(report))
     click.echo(EXPLANATION)
+    print_table(layers_table(report))
     click.echo(checkpoint / LAYERS_HTML)
 
 

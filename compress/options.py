@@ -13,6 +13,13 @@ from compress.settings import Setting, parse, settings_of
 
 STAGE_OF_COMMAND = {"train": "teacher"}
 """Commands named otherwise than their stage."""
+HEADINGS = {
+    (): "Settings of the stage",
+    ("guidance",): "Learning from the teacher",
+    ("train",): "Training",
+}
+"""In help texts, by where in the stage's config a setting lies."""
+OWN_OPTIONS = "Options"
 
 
 @cache
@@ -22,6 +29,14 @@ def stage_options(command: str) -> tuple[click.Option, ...]:
     names = [setting.path[-1] for setting in settings]
     assert len(set(names)) == len(names), f"two settings of {command} share a name: {names}"
     return tuple(_option(setting) for setting in settings)
+
+
+def heading_of(command: str, option: str) -> str:
+    """Returns the heading in help texts of a command's option."""
+    for setting in settings_of(getattr(Recipe, STAGE_OF_COMMAND.get(command, command))):
+        if setting.path[-1] == option:
+            return HEADINGS[setting.path[:-1]]
+    return OWN_OPTIONS
 
 
 def stage_config(stage: str, given: Mapping[str, Any]) -> Any:

@@ -251,6 +251,8 @@ def _prepare(partial: Path, key: str) -> None:
     """Empties the working folder unless it was left by a run with the same key."""
     key_file = partial / KEY_FILE
     if not key_file.is_file() or key_file.read_text() != key:
+        if partial.is_dir():
+            say(f"  dropping {partial}: it was begun with other settings, networks or code")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         key_file.write_text(key)

@@ -45,6 +45,20 @@ class StageCommand(click.Command):
         own = super().get_params(ctx)
         return [*own[:-1], *stage_options(str(self.name)), own[-1]]
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options under headings: the command's own, then a group of settings each."""
+        from compress.options import heading_of
+
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = heading_of(str(self.name), str(parameter.name))
+                rows.setdefault(heading, []).append(record)
+        for heading, records in rows.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
 
 def starting() -> AbstractContextManager[object]:
     """Shows that the program is alive while it imports torch, which takes seconds."""

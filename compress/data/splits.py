@@ -7,6 +7,7 @@ can be stored and reused, and an interrupted run continues exactly as an undistu
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,10 @@ class TensorSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def on(self, device: torch.device) -> TensorSplit:
+        """Returns the split with its images in a device's memory; batches are made there."""
+        return dataclasses.replace(self, images=self.images.to(device))
+
     def batches(
         self, batch_size: int, *, order: Tensor | None = None, view: View | None = None
     ) -> Iterator[Batch]:
@@ -95,6 +100,8 @@ class TensorSplit:
         generator, n = view.generator(), len(self)
         mirrored = torch.rand(n, generator=generator) < (0.5 if self.flip else 0.0)
         top, left = torch.randint(0, 2 * self.shift + 1, (2, n), generator=generator)
+        device = self.images.device  # drawn on the CPU: the same views everywhere
+        mirrored, top, left = mirrored.to(device), top.to(device), left.to(device)
 
         def augment(images: Tensor, index: Tensor) -> Tensor:
             images = torch.where(mirrored[index, None, None, None], images.flip(3), images)
@@ -117,11 +124,12 @@ def shifted_crop(images: Tensor, top: Tensor, left: Tensor, *, margin: int) -> T
     """
     n, channels, height, width = images.shape
     padded = F.pad(images, (margin,) * 4)
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
+    device = images.device
+    rows = top[:, None] + torch.arange(height, device=device)
+    columns = left[:, None] + torch.arange(width, device=device)
     return padded[
-        torch.arange(n)[:, None, None, None],
-        torch.arange(channels)[None, :, None, None],
+        torch.arange(n, device=device)[:, None, None, None],
+        torch.arange(channels, device=device)[None, :, None, None],
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]

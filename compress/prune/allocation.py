@@ -15,6 +15,9 @@ from compress.prune.latency import ALIGNED, HALF_ALIGNED
 LOOK_AHEAD = 4
 """A cut may skip so many widths at once: one step alone may save nothing."""
 
+EMPTY = 0.02
+"""An empty group, as a removed block's are, counts as if this share of its importance stayed."""
+
 Cost = Callable[[str, int, int], float]
 """From a layer and its input and output channels to what it costs."""
 
@@ -208,9 +211,16 @@ class Allocator:
 
 
 def _cumulative(scores: Tensor, blocks: int) -> Tensor:
-    """Returns what is lost when a number of channels stays, `[channels + 1]`."""
+    """Returns what is lost when a number of channels stays, `[channels + 1]`.
+
+    `-I log(share of I that stays)`, with I the group's whole importance: for the first channels
+    that is the sum of their scores, and it grows as less stays. Scores alone say what one channel
+    costs while all others are there; added up, they would empty whole groups.
+    """
     positions = scores.double().view(blocks, -1).sum(0).sort().values
     lost = torch.cat([torch.zeros(1, dtype=torch.float64), positions.cumsum(0)])
+    whole = lost[-1].clamp_min(torch.finfo(torch.float64).tiny)
+    lost = -whole * (1 - lost / whole).clamp_min(EMPTY).log()
     return lost.flip(0).repeat_interleave(blocks)[blocks - 1 :]
 
 

@@ -22,6 +22,8 @@ ALIGNED, HALF_ALIGNED = 16, 8
 """Channels that fill a kernel's vectors, and half of them."""
 HALF_PAYS = 0.35
 """Half a step in channels must save so much of what the whole step saves."""
+TINIEST_MS = 1e-4
+"""No operator is faster."""
 GEOMETRY = ("stride", "padding", "dilation")
 
 
@@ -123,21 +125,24 @@ class LatencyModel:
     full: Mapping[str, tuple[int, int]]
     """Input and output channels of each layer before pruning."""
     main_ms: Mapping[str, float]
-    """Of each layer's own operator at full width, in the whole network."""
+    """Of each layer's own operator at full width, in the whole network, without `overhead_ms`."""
     rest_ms: Mapping[str, float]
-    """Of the operators that follow it."""
-    floor_ms: Mapping[str, float]
-    """The part of those that does not depend on the number of channels."""
+    """Of the operators that follow it, likewise."""
+    overhead_ms: float
+    """The profiler's own time for each operator, which the curves contain."""
     scale: float
     """What operators take in a run, over what the profiler says."""
 
     def layer_ms(self, layer: str, in_channels: int, out_channels: int) -> float:
         """Returns the time of a layer and of what follows it."""
-        curve, full = self.curves[layer], self.full[layer]
-        main = self.main_ms[layer] * curve(in_channels, out_channels) / curve(*full)
-        rest = self.rest_ms[layer] - self.floor_ms[layer]
-        share = out_channels / full[1]
-        return self.scale * (main + self.floor_ms[layer] + rest * share)
+        full = self.full[layer]
+        main = self.main_ms[layer] * self._alone_ms(layer, in_channels, out_channels)
+        main /= self._alone_ms(layer, *full)
+        return self.scale * (main + self.rest_ms[layer] * out_channels / full[1])
+
+    def _alone_ms(self, layer: str, in_channels: int, out_channels: int) -> float:
+        alone = self.curves[layer](in_channels, out_channels) - self.overhead_ms
+        return max(alone, TINIEST_MS)
 
 
 def layer_shapes(prepared: fx.GraphModule, pixels: Tensor) -> dict[str, LayerShape]:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 SCORING_IMAGES, SCORING_BATCH = 1024, 32
 """Training images that importances are estimated on."""
-TRIES = 4
+TRIES, NUDGE = 8, 1.02
 CLOSE, TOLERANCE = (0.96, 1.01), 0.05
 """A cut is taken at once if it is so near its budget; a nearer one is not looked for."""
 BYTES = {"int8": 1, "float": 4}
@@ -154,8 +154,10 @@ class Search:
                 choice, is_least = allocator.choose(), False
             except BudgetError as failure:
                 choice, is_least = failure.least, True
-            if choice in trials:
-                break
+            if choice in trials:  # the correction was less than a step of widths
+                nudge = NUDGE if trials[choice].worst < 1 else 1 / NUDGE
+                allowed = {name: nudge * limit for name, limit in allowed.items()}
+                continue
             trial, removed = self._apply(model, problem, choice)
             measured = self._probe.measure(trial, removed)
             ratios = {name: _value(measured, name) / limit for name, limit in limits.items()}
@@ -224,7 +226,7 @@ class Search:
             full=full,
             main_ms=now.main_ms,
             rest_ms=now.rest_ms,
-            floor_ms=now.floor_ms,
+            overhead_ms=now.overhead_ms,
             scale=(now.ms - now.run_ms) / profiled,
         )
 

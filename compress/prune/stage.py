@@ -52,7 +52,7 @@ class PruneConfig:
             "l1", "l2", "batchnorm", "lamp", "fpgm", "taylor", "hessian", "activation", "random"
         ],
         Field(description="What a channel is worth."),
-    ] = "taylor"
+    ] = "hessian"
     steps: Annotated[
         int, Field(ge=1, description="Cuts on the way; between them a short recovery.")
     ] = 2

@@ -60,3 +60,10 @@ class TrainConfig:
         Literal["auto", "fp32", "bf16"],
         Field(description="Arithmetic of training; auto times both for a few steps."),
     ] = "auto"
+    compile: Annotated[
+        bool,
+        Field(
+            description="Compile the network first (torch.compile): a minute or more that pays in "
+            "long trainings on a GPU."
+        ),
+    ] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from compress.data.load import Data
-from compress.data.splits import View
+from compress.data.splits import TensorSplit, View
 from compress.progress import say, track, waiting
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import diagnose
@@ -109,6 +110,9 @@ def train(
     optimizer = _sgd(model, config)
     history, best = restore(folder, model, optimizer, average)
     wrapped, prepared = accelerator.prepare(model, optimizer)
+    if config.compile:
+        wrapped = torch.compile(wrapped)
+    data = data_on(data, device)
     run = _Run(
         accelerator=accelerator,
         model=model,
@@ -223,7 +227,7 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float, float]:
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         pixels = raw.images.to(device, non_blocking=True).float()
-        targets = F.one_hot(raw.labels, len(run.data.class_names)).float().to(device)
+        targets = F.one_hot(raw.labels.to(device), len(run.data.class_names)).float()
         if config.mixup:
             pixels, targets = mixup(pixels, targets, config.mixup, generator)
         size = run.image_size(epoch)
@@ -254,6 +258,21 @@ def _out_of_patience(history: list[Epoch], patience: int) -> bool:
         return False
     best = min(history, key=lambda row: row.validation_loss)
     return history[-1].epoch - best.epoch >= patience
+
+
+def data_on(data: Data, device: torch.device) -> Data:
+    """Returns the data set with splits that are held in memory held in the device's."""
+    if device.type == "cpu":
+        return data
+    return dataclasses.replace(
+        data,
+        train=data.train.on(device) if isinstance(data.train, TensorSplit) else data.train,
+        validation=(
+            data.validation.on(device)
+            if isinstance(data.validation, TensorSplit)
+            else data.validation
+        ),
+    )
 
 
 def forget_initial_statistics(model: nn.Module, steps: int) -> None:

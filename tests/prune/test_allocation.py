@@ -1,13 +1,16 @@
 import itertools
+import math
 
 import pytest
 import torch
 
 from compress.prune.allocation import (
+    EMPTY,
     Allocator,
     Budget,
     BudgetError,
     Problem,
+    _cumulative,
     candidate_widths,
 )
 from compress.prune.groups import Group, Use
@@ -43,11 +46,14 @@ def macs(layer: str, ins: int, outs: int) -> float:
     return ins * outs
 
 
-def kept(given: Problem, widths: dict[str, int]) -> float:
-    return sum(
-        float(given.scores[name].sort(descending=True).values[:width].sum())
-        for name, width in widths.items()
-    )
+def lost(given: Problem, widths: dict[str, int]) -> float:
+    """`-I log(share of I that stays)`, worked out group by group."""
+    total = 0.0
+    for name, width in widths.items():
+        ordered = given.scores[name].double().sort(descending=True).values
+        whole = float(ordered.sum())
+        total -= whole * math.log(float(ordered[:width].sum()) / whole)
+    return total
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.4, 0.25])
@@ -60,12 +66,25 @@ def test_the_choice_is_nearly_the_best_of_all(share: float, seed: int) -> None:
     choice = allocator.choose()
     one, two = choice.widths["one"], choice.widths["two"]
     assert allocator.total(choice, budget) == 3 * one + one * two + 10 * two <= limit
-    best = max(
-        kept(given, {"one": first, "two": second})
+    best = min(
+        lost(given, {"one": first, "two": second})
         for first, second in itertools.product(WIDTHS, WIDTHS)
         if 3 * first + first * second + 10 * second <= limit
     )
-    assert kept(given, dict(choice.widths)) >= 0.9 * best
+    assert lost(given, dict(choice.widths)) <= 1.25 * best
+
+
+def test_what_is_lost_is_the_scores_at_first_and_grows_as_less_stays() -> None:
+    scores = torch.tensor([1.0, 2.0, 3.0, 994.0])
+    of_width = _cumulative(scores, blocks=1)
+    assert of_width[4] == 0
+    assert of_width[3].item() == pytest.approx(1.0, rel=1e-3)
+    assert of_width[2].item() == pytest.approx(3.0, rel=2e-3)
+    assert of_width[0].item() == pytest.approx(-1000 * math.log(EMPTY))
+    even = _cumulative(torch.ones(4), blocks=1)
+    steps = (even[:-1] - even[1:]).tolist()
+    assert steps == sorted(steps, reverse=True)
+    assert even[2].item() == pytest.approx(4 * math.log(2))
 
 
 def test_nothing_is_cut_without_need() -> None:

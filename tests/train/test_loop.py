@@ -62,6 +62,18 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
+def test_a_compiled_network_trains_alike(digits: Data, tmp_path: Path) -> None:
+    """torch.compile builds C++ kernels here; rounding differs a little."""
+    losses = []
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        model = run(digits, folder, replace(SHORT, epochs=1, compile=compiled))
+        losses.append(json.loads((folder / "history.jsonl").read_text())["loss"])
+        assert model.state_dict().keys() == build(student_spec(digits)).state_dict().keys()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
 def test_another_seed_gives_another_network(digits: Data, tmp_path: Path) -> None:
     first = run(digits, tmp_path / "a", SHORT)
     torch.manual_seed(0)
