@@ -19,12 +19,13 @@ class TeacherConfig:
 
     train: TrainConfig = field(
         default=TrainConfig(
-            epochs=3,
-            batch_size=256,
+            epochs=4,
+            batch_size=128,
             lr=0.05,
             weight_decay=1e-3,
             label_smoothing=0.05,
             warmup=0.2,
+            first_size=0.5,
         )
     )
 

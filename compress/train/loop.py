@@ -103,6 +103,7 @@ def train(
         with waiting("timing fp32 and bf16"):
             precision = choose_precision(model, first_pixels(data.train), device, training=True)
     model.to(device).to(memory_format=torch.channels_last)
+    config = _possible_size(config, model, data, device)
     average = _averaged(model, config.ema)
     steps = steps_of_epoch(len(data.train) // accelerator.num_processes, config.batch_size)
     epochs = epochs_to_run(config, steps)
@@ -258,6 +259,28 @@ def _out_of_patience(history: list[Epoch], patience: int) -> bool:
         return False
     best = min(history, key=lambda row: row.validation_loss)
     return history[-1].epoch - best.epoch >= patience
+
+
+@torch.no_grad()
+def _possible_size(
+    config: TrainConfig, model: nn.Module, data: Data, device: torch.device
+) -> TrainConfig:
+    """Returns the schedule without growing images if the network takes one size only.
+
+    Transformers and dense layers are bound to one; a black image of the first size finds out.
+    """
+    if config.first_size == 1:
+        return config
+    size = image_size(0, 2, config.first_size, data.preprocess.size)
+    was_training = model.training
+    try:
+        model.eval()(torch.zeros(1, data.preprocess.channels, size, size, device=device))
+    except (RuntimeError, AssertionError):
+        say("  the network takes images of one size only, so they do not grow")
+        return dataclasses.replace(config, first_size=1.0)
+    finally:
+        model.train(was_training)
+    return config
 
 
 def data_on(data: Data, device: torch.device) -> Data:

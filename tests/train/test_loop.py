@@ -62,6 +62,17 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert histories[0] == histories[1]
 
 
+def test_a_network_of_one_size_is_not_shown_smaller_images(
+    digits: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = replace(student_spec(digits), architecture="simple_cnn", arguments={})
+    model = build(spec)
+    config = replace(SHORT, epochs=2, first_size=0.5)
+    rows = train(model, digits, config, loss=label_loss(0.0), seed=0, folder=tmp_path, title="test")
+    assert [row.image_size for row in rows] == [16, 16]
+    assert "takes images of one size only" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_compiled_network_trains_alike(digits: Data, tmp_path: Path) -> None:
     """torch.compile builds C++ kernels here; rounding differs a little."""
