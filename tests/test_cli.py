@@ -40,7 +40,15 @@ def test_each_command_has_a_help_with_an_example(command: str) -> None:
 
 
 def test_stage_options_come_from_the_settings() -> None:
-    text = " ".join(call("prune", "--help").output.split())
+    output = call("prune", "--help").output
+    for heading in (
+        "Options:",
+        "Settings of the stage:",
+        "Learning from the teacher:",
+        "Training:",
+    ):
+        assert f"\n{heading}\n" in output
+    text = " ".join(output.split())
     assert "--latency-ratio FLOAT Latency to reach" in text
     assert "a number in (0, 1]; default: 0.7" in text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from compress.distill.losses import attention_transfer, feature_hint
 from compress.settings import nearest
@@ -31,6 +32,7 @@ class Hinted(nn.Module):
         super().__init__()
         self.student = student
         self._seen: dict[tuple[str, int], Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
         self.loss_name = loss
         names = [pair.partition(":")[::2] for pair in pairs.split(",")]
         for place, (of_student, of_teacher) in enumerate(names):
@@ -75,6 +77,11 @@ class Hinted(nn.Module):
                 losses.append(attention_transfer(mine, other))
         return torch.stack(losses).mean()
 
+    def stop(self) -> None:
+        """Leaves both networks as they were."""
+        for hook in self._hooks:
+            hook.remove()
+
     def _watch(self, model: nn.Module, name: str, key: tuple[str, int]) -> None:
         network = getattr(model, "network", model)
         known = dict(network.named_modules())
@@ -86,4 +93,4 @@ class Hinted(nn.Module):
         def remember(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             self._seen[key] = output
 
-        known[name].register_forward_hook(remember)
+        self._hooks.append(known[name].register_forward_hook(remember))

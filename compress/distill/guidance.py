@@ -83,14 +83,13 @@ def train_guided(
         say(f"  [yellow]{finding}[/]")
     stored = stored_answers(voices, data, guidance.views, seed=context.seed, store=context.store)
     losses = [guided_loss(voices, stored, guidance, schedule)]
-    trained = model
-    if guidance.hints:
-        trained = hinted = _with_hints(model, voices[0], guidance, data)
+    hinted = _with_hints(model, voices[0], guidance, data) if guidance.hints else None
+    if hinted is not None:
         losses.append(lambda _logits, _batch: guidance.hint_weight * hinted.hint_loss())
     if penalty is not None:
         losses.append(lambda _logits, _batch: penalty())
     history = train(
-        trained,
+        hinted or model,
         data,
         schedule,
         loss=lambda logits, batch: torch.stack([one(logits, batch) for one in losses]).sum(),
@@ -99,6 +98,8 @@ def train_guided(
         title=title,
         views=guidance.views,
     )
+    if hinted is not None:
+        hinted.stop()
     findings += diagnose(history, len(data.class_names))
     teacher_top1 = 100 * float(confusion.diagonal().sum() / confusion.sum())
     about_student = diagnose_student(history, teacher_top1, len(data.validation))

@@ -28,7 +28,13 @@ def remembered(
         measure: called if nothing is remembered.
     """
     host = describe_host()
-    facts = {**structure, "cpu": host.cpu, "isa": host.isa, "versions": host.versions}
+    facts = {
+        **structure,
+        "fields": sorted(kind.__dataclass_fields__),  # type: ignore[attr-defined]
+        "cpu": host.cpu,
+        "isa": host.isa,
+        "versions": host.versions,
+    }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
     path = cache_folder() / topic / f"{key}.json"
     if path.is_file():
