@@ -12,6 +12,9 @@ from compress.train.config import TrainConfig
 
 SIZE_MULTIPLE = 4
 """Growing image sides are rounded up to this many pixels."""
+SMALLEST_SIDE = 12
+"""Pixels. Below, the last maps are 1x1, where torch's strided bf16 convolutions on a CPU give other
+numbers each time, now and then no numbers (ResNet-18 at 8 px, torch 2.15)."""
 GROWTH = 2 / 3
 """Share of the epochs in which images grow; the rest is trained at full size."""
 
@@ -44,7 +47,7 @@ def image_size(epoch: int, epochs: int, first_size: float, full: int) -> int:
         return full
     share = min(1.0, epoch / (epochs - 1) / GROWTH)
     side = full * (first_size + (1 - first_size) * share)
-    return min(full, math.ceil(side / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+    return min(full, max(SMALLEST_SIDE, math.ceil(side / SIZE_MULTIPLE) * SIZE_MULTIPLE))
 
 
 def mixup(

@@ -23,6 +23,7 @@ def test_the_learning_rate_rises_then_follows_a_cosine() -> None:
 def test_image_sizes_grow_to_the_full_one() -> None:
     assert [image_size(epoch, 4, 0.5, 28) for epoch in range(4)] == [16, 24, 28, 28]
     assert [image_size(epoch, 4, 1.0, 28) for epoch in range(4)] == [28] * 4
+    assert [image_size(epoch, 4, 0.5, 16) for epoch in range(4)] == [12, 12, 16, 16]
 
 
 def test_small_sets_get_more_epochs() -> None:
