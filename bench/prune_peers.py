@@ -293,7 +293,7 @@ def _add(results: Results) -> None:
     "--variants", default=";".join(MAIN), show_default=True, help="Which to compare, by semicolons."
 )
 @click.option("--target", default=0.5, show_default=True, help="Share of the int8 latency.")
-@click.option("--epochs", default=1, show_default=True, help="Of training after the cut.")
+@click.option("--epochs", default=3, show_default=True, help="Of training after the cut.")
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each variant.")
 def main(folder: Path, variants: str, target: float, epochs: int, seeds: int) -> None:
     """Compare ways of pruning at the same measured int8 latency."""
@@ -331,35 +331,33 @@ def main(folder: Path, variants: str, target: float, epochs: int, seeds: int) ->
         for name, network in networks.items():
             _export_quick(network, checkpoint, data, files[name])
         measured = measure_latency([reference, *files.values()], rounds=ROUNDS)[1:]
-        for (name, network), latency in zip(networks.items(), measured, strict=True):
-            scores = [
-                train_and_score(
-                    network, checkpoint, dataclasses.replace(context, seed=seed), schedule
+        scores: dict[str, list[tuple[float, float]]] = {name: [] for name in networks}
+        for seed in range(seeds):  # outermost: every variant has a row soon
+            inside = dataclasses.replace(context, seed=seed)
+            for (name, network), latency in zip(networks.items(), measured, strict=True):
+                scores[name].append(train_and_score(network, checkpoint, inside, schedule))
+                say(f"{name}: int8 and float top-1 {scores[name]}")
+                row = Row(
+                    variant=name,
+                    ratio=1 / latency.speedup,
+                    latency_ms_p50=latency.latency_ms_p50,
+                    size_bytes=files[name].stat().st_size,
+                    macs=count_macs(network, checkpoint.spec),
+                    parameters=count_parameters(network),
+                    int8_top1=tuple(int8 for int8, _ in scores[name]),
+                    float_top1=tuple(plain for _, plain in scores[name]),
+                    command=command,
+                    date=datetime.now(UTC).isoformat(timespec="seconds"),
+                    host=describe_host(),
                 )
-                for seed in range(seeds)
-            ]
-            say(f"{name}: int8 and float top-1 {scores}")
-            row = Row(
-                variant=name,
-                ratio=1 / latency.speedup,
-                latency_ms_p50=latency.latency_ms_p50,
-                size_bytes=files[name].stat().st_size,
-                macs=count_macs(network, checkpoint.spec),
-                parameters=count_parameters(network),
-                int8_top1=tuple(int8 for int8, _ in scores),
-                float_top1=tuple(plain for _, plain in scores),
-                command=command,
-                date=datetime.now(UTC).isoformat(timespec="seconds"),
-                host=describe_host(),
-            )
-            _add(
-                Results(
-                    network=f"{folder.parent.name}/{folder.name}",
-                    target=target,
-                    epochs=epochs,
-                    rows=(row,),
+                _add(
+                    Results(
+                        network=f"{folder.parent.name}/{folder.name}",
+                        target=target,
+                        epochs=epochs,
+                        rows=(row,),
+                    )
                 )
-            )
     click.echo(PAGE)
 
 
