@@ -16,17 +16,17 @@ import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import torch
-from pydantic import TypeAdapter
 
+from bench.results_file import add_to_results, commands_text, read_results, spread_text
 from compress.architectures.build import build
-from compress.checkpoint import Checkpoint, load_checkpoint, write_json
+from compress.checkpoint import Checkpoint, load_checkpoint
 from compress.context import Context
 from compress.distill.ablation import seconds_of
 from compress.distill.config import GuidanceConfig
@@ -35,11 +35,10 @@ from compress.distill.teachers import checkpoint_teacher
 from compress.export.onnx_file import export_onnx
 from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.host import Host, describe_host
-from compress.paths import atomic_write
 from compress.pipeline import model_spec
 from compress.progress import say
 from compress.recipe import Recipe, load_card
-from compress.report.render import markdown_table
+from compress.report.render import host_text, markdown_table
 from compress.single import data_of, measure_of
 from compress.train.loop import label_loss, train
 
@@ -144,16 +143,12 @@ def train_and_score(
     return Trained(epochs=epochs, seconds=seconds, top1=scores.top1)
 
 
-def read_results() -> Results:
-    """Reads the results file."""
-    return TypeAdapter(Results).validate_json(RESULTS.read_bytes())
-
-
 def results_markdown(results: Results) -> str:
     """Returns the results as a page."""
-    rows = sorted(results.rows, key=lambda row: -_mean([one.top1 for one in row.equal_time]))
+    rows = sorted(
+        results.rows, key=lambda row: -statistics.fmean([one.top1 for one in row.equal_time])
+    )
     host = rows[0].host
-    commands = sorted({f"`{row.command}`, {row.date[:10]}" for row in rows})
     seeds = len(rows[0].equal_time)
     return "\n".join(
         [
@@ -166,9 +161,7 @@ def results_markdown(results: Results) -> str:
             "",
             markdown_table(COLUMNS, [_cells(row) for row in rows]),
             "",
-            *(f"{command}; " for command in commands),
-            f"torch {host.versions['torch']}, {host.cpu} ({host.cores} cores, "
-            f"{', '.join(host.isa)}).",
+            f"{commands_text(rows)}; torch {host.versions['torch']}, {host_text(host)}.",
             "",
         ]
     )
@@ -177,36 +170,12 @@ def results_markdown(results: Results) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     cells = [row.variant]
     for trained in (row.equal_epochs, row.equal_time):
-        top1 = [one.top1 for one in trained]
-        spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
         cells += [
-            f"{_mean([one.epochs for one in trained]):.0f}",
-            f"{_mean([one.seconds for one in trained]):.0f}",
-            f"{_mean(top1):.2f}{spread}",
+            f"{statistics.fmean([one.epochs for one in trained]):.0f}",
+            f"{statistics.fmean([one.seconds for one in trained]):.0f}",
+            spread_text([one.top1 for one in trained]),
         ]
     return tuple(cells)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values)
-
-
-def _add(results: Results) -> None:
-    """Puts rows into the results file, in the place of older ones of the same variants."""
-    rows = {}
-    if RESULTS.is_file():
-        old = read_results()
-        if (old.teacher, old.student, old.epochs) == (
-            results.teacher,
-            results.student,
-            results.epochs,
-        ):
-            rows = {row.variant: row for row in old.rows}
-    rows |= {row.variant: row for row in results.rows}
-    merged = dataclasses.replace(results, rows=tuple(rows.values()))
-    write_json(RESULTS, merged)
-    with atomic_write(PAGE) as partial:
-        partial.write_text(results_markdown(merged))
 
 
 @click.command()
@@ -242,7 +211,7 @@ def main(folder: Path, variants: str, epochs: int, seeds: int) -> None:
             for seed in range(seeds)
         )
 
-    seconds = read_results().seconds if RESULTS.is_file() else 0.0
+    seconds = read_results(Results, RESULTS).seconds if RESULTS.is_file() else 0.0
     for variant in variants.split(";"):
         say(f"{variant}")
         equal_epochs = of_seeds(variant, epochs)
@@ -262,15 +231,14 @@ def main(folder: Path, variants: str, epochs: int, seeds: int) -> None:
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             host=describe_host(),
         )
-        _add(
-            Results(
-                teacher=f"{folder.parent.name}/{folder.name}",
-                student=load_card(CARD).description,
-                epochs=epochs,
-                seconds=seconds,
-                rows=(row,),
-            )
+        results = Results(
+            teacher=f"{folder.parent.name}/{folder.name}",
+            student=load_card(CARD).description,
+            epochs=epochs,
+            seconds=seconds,
+            rows=(row,),
         )
+        add_to_results(results, RESULTS, results_markdown)
     click.echo(PAGE)
 
 

@@ -16,7 +16,7 @@ import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +26,11 @@ import click
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from pydantic import TypeAdapter
 from torch import nn
 
+from bench.results_file import add_to_results, commands_text, spread_text
 from compress.architectures.build import Classifier, example_input
-from compress.checkpoint import Checkpoint, load_checkpoint, write_json
+from compress.checkpoint import Checkpoint, load_checkpoint
 from compress.context import Context
 from compress.data.load import Data, calibration_order
 from compress.distill.config import GuidanceConfig
@@ -41,7 +41,6 @@ from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.cost import count_macs, count_parameters
 from compress.measure.host import Host, describe_host
 from compress.measure.latency import measure_latency
-from compress.paths import atomic_write
 from compress.progress import say
 from compress.prune.importance import Criterion
 from compress.prune.probe import export_to_time
@@ -51,7 +50,7 @@ from compress.quantize.config import QuantizeConfig
 from compress.quantize.placement import freeze, prepare
 from compress.quantize.ptq import Calibration
 from compress.quantize.stage import CALIBRATION_BATCH, plan_of
-from compress.report.render import markdown_table, size_text
+from compress.report.render import host_text, markdown_table, size_text
 from compress.restore import load_model
 from compress.single import data_of, measure_of
 from compress.train.config import TrainConfig
@@ -79,7 +78,9 @@ OURS = {
     for criterion in get_args(Criterion)
     for depth in (True, False)
 }
-MAIN = (UNPRUNED, f"ours {PruneConfig().importance}", *PEERS)
+PACE = f"ours {PruneConfig().importance}"
+"""Sets the latency that the others are cut to."""
+MAIN = (UNPRUNED, PACE, *PEERS)
 COLUMNS = (
     *("variant", "latency ratio", "p50 ms", "int8 top-1 %", "float top-1 %", "seeds"),
     *("size", "MACs", "parameters"),
@@ -216,16 +217,10 @@ def train_and_score(
     return scores[0], scores[1]
 
 
-def read_results() -> Results:
-    """Reads the results file."""
-    return TypeAdapter(Results).validate_json(RESULTS.read_bytes())
-
-
 def results_markdown(results: Results) -> str:
     """Returns the results as a page."""
     rows = sorted(results.rows, key=lambda row: -statistics.fmean(row.int8_top1))
     host = rows[0].host
-    commands = sorted({f"`{row.command}`, {row.date[:10]}" for row in rows})
     return "\n".join(
         [
             "# Pruning to the same latency, ours and torch-pruning's",
@@ -237,10 +232,8 @@ def results_markdown(results: Results) -> str:
             "",
             markdown_table(COLUMNS, [_cells(row) for row in rows]),
             "",
-            *(f"{command}; " for command in commands),
-            f"ONNX Runtime {host.versions['onnxruntime']}, torch-pruning "
-            f"{host.versions['torch-pruning']}, 1 thread, batch 1, {host.cpu} ({host.cores} cores, "
-            f"{', '.join(host.isa)}).",
+            f"{commands_text(rows)}; ONNX Runtime {host.versions['onnxruntime']}, torch-pruning "
+            f"{host.versions['torch-pruning']}, 1 thread, batch 1, {host_text(host)}.",
             "",
         ]
     )
@@ -251,37 +244,13 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.variant,
         f"{row.ratio:.3f}",
         f"{row.latency_ms_p50:.3f}",
-        _spread(row.int8_top1),
-        _spread(row.float_top1),
+        spread_text(row.int8_top1),
+        spread_text(row.float_top1),
         str(len(row.int8_top1)),
         size_text(row.size_bytes),
         f"{row.macs / 1e6:.1f} M",
         f"{row.parameters / 1e6:.2f} M",
     )
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
-def _add(results: Results) -> None:
-    """Puts rows into the results file, in the place of older ones of the same variants."""
-    rows = {}
-    if RESULTS.is_file():
-        old = read_results()
-        if (old.network, old.target, old.epochs) == (
-            results.network,
-            results.target,
-            results.epochs,
-        ):
-            rows = {row.variant: row for row in old.rows}
-    rows |= {row.variant: row for row in results.rows}
-    merged = dataclasses.replace(results, rows=tuple(rows.values()))
-    write_json(RESULTS, merged)
-    with atomic_write(PAGE) as partial:
-        partial.write_text(results_markdown(merged))
 
 
 @click.command()
@@ -292,7 +261,7 @@ def _add(results: Results) -> None:
 @click.option(
     "--variants", default=";".join(MAIN), show_default=True, help="Which to compare, by semicolons."
 )
-@click.option("--target", default=0.5, show_default=True, help="Share of the int8 latency.")
+@click.option("--target", default=0.485, show_default=True, help="Share of the int8 latency.")
 @click.option("--epochs", default=3, show_default=True, help="Of training after the cut.")
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each variant.")
 def main(folder: Path, variants: str, target: float, epochs: int, seeds: int) -> None:
@@ -312,15 +281,17 @@ def main(folder: Path, variants: str, target: float, epochs: int, seeds: int) ->
             teachers=(checkpoint_teacher(checkpoint),),
         )
         pace = Path(scratch) / "pace.onnx"
-        ours = prune_ours(
-            PruneConfig().importance, PruneConfig().depth, target, checkpoint, context
-        )
+        say(PACE)
+        ours = prune_ours(*OURS[PACE], target, checkpoint, context)
         _export_quick(ours, checkpoint, data, pace)
         networks: dict[str, Classifier] = {}
         for variant in chosen:
-            say(variant)
+            if variant != PACE:
+                say(variant)
             if variant == UNPRUNED:
                 networks[variant] = _load(checkpoint)
+            elif variant == PACE:
+                networks[variant] = ours
             elif variant in OURS:
                 networks[variant] = prune_ours(*OURS[variant], target, checkpoint, context)
             else:
@@ -350,14 +321,13 @@ def main(folder: Path, variants: str, target: float, epochs: int, seeds: int) ->
                     date=datetime.now(UTC).isoformat(timespec="seconds"),
                     host=describe_host(),
                 )
-                _add(
-                    Results(
-                        network=f"{folder.parent.name}/{folder.name}",
-                        target=target,
-                        epochs=epochs,
-                        rows=(row,),
-                    )
+                results = Results(
+                    network=f"{folder.parent.name}/{folder.name}",
+                    target=target,
+                    epochs=epochs,
+                    rows=(row,),
                 )
+                add_to_results(results, RESULTS, results_markdown)
     click.echo(PAGE)
 
 

@@ -22,13 +22,13 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from bench.peers import BATCH, PEERS, Cost, run_peer
+from bench.results_file import read_results
 from compress.architectures.build import SMALL_IMAGE, build
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import Checkpoint, load_checkpoint, write_checkpoint, write_json
@@ -43,7 +43,7 @@ from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
 from compress.progress import say, track
 from compress.quantize.common import OPSET
-from compress.report.render import markdown_table, size_text
+from compress.report.render import host_text, markdown_table, size_text
 from compress.restore import load_model
 from compress.single import data_of
 from compress.terminal import print_table
@@ -319,7 +319,11 @@ def add_to_results(comparison: Comparison) -> None:
     """Writes a comparison into the results, in the place of the network's older one."""
     kept: tuple[Comparison, ...] = ()
     if RESULTS.is_file():
-        kept = tuple(entry for entry in read_results().networks if _key(entry) != _key(comparison))
+        kept = tuple(
+            entry
+            for entry in read_results(Results, RESULTS).networks
+            if _key(entry) != _key(comparison)
+        )
     results = Results(networks=(*kept, comparison))
     write_json(RESULTS, results)
     PAGE.write_text(results_markdown(results))
@@ -327,11 +331,6 @@ def add_to_results(comparison: Comparison) -> None:
 
 def _key(comparison: Comparison) -> tuple[str, int]:
     return comparison.network, comparison.calibration_images
-
-
-def read_results() -> Results:
-    """Reads the results file."""
-    return TypeAdapter(Results).validate_json(RESULTS.read_bytes())
 
 
 def results_markdown(results: Results) -> str:
@@ -347,8 +346,7 @@ def results_markdown(results: Results) -> str:
             "",
             f"`{comparison.command}`, {comparison.date[:10]}; {comparison.calibration_images} "
             f"calibration images, {comparison.test_images} test images; ONNX Runtime "
-            f"{host.versions['onnxruntime']}, 1 thread, batch 1, {host.cpu} ({host.cores} cores, "
-            f"{', '.join(host.isa)}).",
+            f"{host.versions['onnxruntime']}, 1 thread, batch 1, {host_text(host)}.",
             *(f"{failure.tool}: {failure.reason}" for failure in comparison.failures),
         ]
     return "\n".join(parts) + "\n"

@@ -21,7 +21,6 @@ from pathlib import Path
 import click
 import torch
 import torch.nn.functional as F
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from compress.architectures.build import build
@@ -38,7 +37,7 @@ from compress.paths import atomic_write
 from compress.pipeline import model_spec
 from compress.progress import say
 from compress.recipe import load_card
-from compress.report.render import markdown_table
+from compress.report.render import host_text, markdown_table
 from compress.single import data_of
 from compress.train.config import TrainConfig
 from compress.train.evaluate import first_pixels
@@ -171,11 +170,6 @@ def compare(training: str, data: Data, voice: Voice, rounds: int) -> Row:
     return row
 
 
-def read_results() -> Results:
-    """Reads the results file."""
-    return TypeAdapter(Results).validate_json(RESULTS.read_bytes())
-
-
 def results_markdown(results: Results) -> str:
     """Returns the results as a page."""
     host = results.host
@@ -192,8 +186,7 @@ def results_markdown(results: Results) -> str:
             markdown_table(COLUMNS, rows),
             "",
             f"`{results.command}`, {results.date[:10]}, {results.rounds} turns, batch {BATCH}; "
-            f"torch {host.versions['torch']}, {host.cpu} ({host.cores} cores, "
-            f"{', '.join(host.isa)}).",
+            f"torch {host.versions['torch']}, {host_text(host)}.",
             "",
         ]
     )

@@ -2,7 +2,12 @@
 
 import re
 from pathlib import Path
+from types import ModuleType
 
+import pytest
+
+from bench import ptq_peers
+from bench.results_file import read_results
 from compress.cli import main
 from compress.report.data import read_run_report
 from compress.report.render import COLUMNS, conditions, markdown_table, run_rows
@@ -17,11 +22,11 @@ def test_the_result_table_is_rendered_from_its_file() -> None:
     assert conditions(report.stages[-1]) in README
 
 
-def test_the_comparison_with_other_tools_is_rendered_from_its_file() -> None:
-    from bench.ptq_peers import PAGE, read_results, results_markdown
-
-    assert PAGE.read_text() == results_markdown(read_results())
-    assert str(PAGE.relative_to(ROOT)) in README
+@pytest.mark.parametrize("bench", [ptq_peers])
+def test_the_page_of_a_comparison_is_rendered_from_its_file(bench: ModuleType) -> None:
+    results = read_results(bench.Results, bench.RESULTS)
+    assert bench.PAGE.read_text() == bench.results_markdown(results)
+    assert str(bench.PAGE.relative_to(ROOT)) in README
 
 
 def test_each_command_is_named_and_exists() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from compress.measure.host import Host
 from compress.report.data import OperatorSummary, RunReport, StageReport
 
 COLUMNS = (
@@ -60,10 +61,14 @@ def conditions(stage: StageReport) -> str:
     versions = stage.host.versions
     return (
         f"ONNX Runtime {versions['onnxruntime']}, {stage.threads} thread"
-        f"{'s' * (stage.threads > 1)}, batch {stage.batch}, {stage.host.cpu} "
-        f"({stage.host.cores} cores, {', '.join(stage.host.isa) or 'no vector extensions known'}), "
+        f"{'s' * (stage.threads > 1)}, batch {stage.batch}, {host_text(stage.host)}, "
         f"{stage.n_images} test images, {stage.created[:10]}"
     )
+
+
+def host_text(host: Host) -> str:
+    """Returns a machine in words."""
+    return f"{host.cpu} ({host.cores} cores, {', '.join(host.isa) or 'no vector extensions known'})"
 
 
 def run_markdown(report: RunReport) -> str:
