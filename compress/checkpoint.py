@@ -18,7 +18,7 @@ from compress.paths import atomic_write
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 3
+FORMAT = 4
 TENSORS, DESCRIPTION = "model.safetensors", "checkpoint.json"
 MODEL_FILE = "model.onnx"
 """The network, as measured."""
@@ -47,6 +47,8 @@ class Step:
     """The data set's name, as the user gave it."""
     data_config: Mapping[str, Any]
     data_fingerprint: str
+    measure: Mapping[str, int]
+    """How latency was measured, where it decides the result; else empty."""
     versions: Mapping[str, str]
 
 

@@ -33,6 +33,9 @@ SOURCES = {
 }
 """Code that decides a stage's result: when it changes, the stage runs again."""
 
+TIMED = ("prune", "quantize", "export")
+"""Stages whose result is decided by latency; in the others it is only reported."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -66,8 +69,7 @@ def stage_key(request: Request) -> str:
         "data": request.data.fingerprint,
         "seed": request.seed,
         "code": _code_digest(request.stage),
-        # Latency decides which file ships; elsewhere it is only reported.
-        "measure": dataclasses.asdict(request.measure) if request.stage == "export" else None,
+        "measure": _measure(request),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -89,6 +91,7 @@ def new_step(request: Request, key: str) -> Step:
         data=request.data.name,
         data_config=dataclasses.asdict(request.data.config),
         data_fingerprint=request.data.fingerprint,
+        measure=_measure(request),
         versions=library_versions(),
     )
 
@@ -115,6 +118,7 @@ def difference(folder: Path, request: Request) -> str:
     pairs = (
         ("", _flat(old.config), _flat(new.config)),
         ("data.", _flat(old.data_config), _flat(new.data_config)),
+        ("measure.", old.measure, new.measure),
         ("", {"data": old.data, "seed": old.seed}, {"data": new.data, "seed": new.seed}),
     )
     changes = [
@@ -134,6 +138,10 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         below = isinstance(value, Mapping)
         flat |= _flat(value, f"{prefix}{name}.") if below else {f"{prefix}{name}": value}
     return flat
+
+
+def _measure(request: Request) -> dict[str, int]:
+    return dataclasses.asdict(request.measure) if request.stage in TIMED else {}
 
 
 def _code_digest(stage: str) -> str:

@@ -280,13 +280,14 @@ def test_runs_are_named_after_what_made_them(
     assert run_name(model, data, pipeline) == name
 
 
-def test_other_threads_only_measure_again(run_copy: Path) -> None:
+def test_another_yardstick_trains_nothing_anew_before_the_cut(run_copy: Path) -> None:
     settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
     command = ["run", "resnet18", "--data", "digits", "--out", run_copy, *settings]
-    before = (run_copy / "2-prune" / "checkpoint.json").read_bytes()
+    before = (run_copy / "1-distill" / "checkpoint.json").read_bytes()
     result = call(*command, "--set", "measure.batch=4")
     assert result.exit_code == 0, result.output
-    assert result.output.count("measuring again") == 4
-    assert (run_copy / "2-prune" / "checkpoint.json").read_bytes() == before
+    assert result.output.count("measuring again") == 2
+    assert "measure.batch = 1" in result.output
+    assert (run_copy / "1-distill" / "checkpoint.json").read_bytes() == before
     reports = [json.loads(path.read_text()) for path in run_copy.glob("[0-4]-*/report.json")]
     assert {report["batch"] for report in reports} == {4}
