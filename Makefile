@@ -44,7 +44,7 @@ test: $(READY)  ## the fast tests, some ten minutes on 2 cores
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/pytest -m slow
 
-bench: $(READY)  ## compare with other tools; results go to bench/results
+bench: $(READY)  ## compare with other tools for two hours; results go to bench/results
 	$(BIN)/python -m bench
 
 lock: $(READY)  ## pin the newest dependencies anew
