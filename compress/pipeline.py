@@ -33,7 +33,15 @@ from compress.progress import say
 from compress.prune import stage as prune
 from compress.quantize import stage as quantize
 from compress.recipe import ModelCard, Network, Recipe
-from compress.report.data import REPORT_JSON, REPORT_MD, RunReport, StageReport, read_stage_report
+from compress.report.data import (
+    REPORT_HTML,
+    REPORT_JSON,
+    REPORT_MD,
+    RunReport,
+    StageReport,
+    read_stage_report,
+)
+from compress.report.html import figures_html
 from compress.report.render import stage_markdown
 from compress.report.run import write_run_report
 from compress.request import Request, changed_settings, difference, lineage_of, new_step, stage_key
@@ -274,6 +282,8 @@ def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: 
         details=details,
     )
     write_json(folder / REPORT_JSON, report)
+    if figures := figures_html(report):
+        (folder / REPORT_HTML).write_text(figures)
     with atomic_write(folder / REPORT_MD) as partial:
         partial.write_text(stage_markdown(report))
     faster = f", {report.speedup:.1f}x faster than the teacher" if reference else ""

@@ -72,7 +72,8 @@ def train_guided(
         schedule: of the training.
         context: data, seed, folders and the teachers.
         title: names the training in the progress bar.
-        penalty: called once a step; added to the loss.
+        penalty: called once a step; its gradient is added, its value is not, so that a loss that
+            rises still means trouble.
     """
     assert context.teachers
     data, device = context.data, training_device()
@@ -87,7 +88,7 @@ def train_guided(
     if hinted is not None:
         losses.append(lambda _logits, _batch: guidance.hint_weight * hinted.hint_loss())
     if penalty is not None:
-        losses.append(lambda _logits, _batch: penalty())
+        losses.append(lambda _logits, _batch: (extra := penalty()) - extra.detach())
     history = train(
         hinted or model,
         data,

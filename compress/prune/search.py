@@ -123,7 +123,7 @@ class Search:
         )
         best, tries = self._search(model, problem, latency, now, limits)
         if best.worst > 1 + TOLERANCE:
-            raise ValueError(_message(best.measured, limits))
+            raise ValueError(_message(best.measured, self._limits(1.0)))
         model.network, self.removed = best.model.network, best.removed
         return Cut(
             target_ms=limits["latency"],
@@ -166,7 +166,10 @@ class Search:
             trials[choice] = _Trial(
                 model=trial, removed=removed, measured=measured, predicted_ms=predicted, worst=worst
             )
-            say(f"  widths proposed: {predicted:.3f} ms predicted, {measured.ms:.3f} ms measured")
+            say(
+                f"  widths proposed: {predicted:.3f} ms predicted, {measured.ms:.3f} ms measured, "
+                f"{limits['latency']:.3f} ms asked"
+            )
             if CLOSE[0] <= worst <= CLOSE[1] or (is_least and worst > 1):
                 break
             for name, budget in budgets.items():
@@ -268,6 +271,6 @@ def _message(measured: Measured, limits: Mapping[str, float]) -> str:
         if _value(measured, name) > limit
     )
     return (
-        f"pruning cannot meet the budget; the least is {', '.join(found)}; ask for more, lower "
-        "--floor, or measure again while nothing else runs"
+        f"pruning cannot meet the budget; the least is {', '.join(found)}; raise that limit, lower "
+        "--floor if layers are wide, or measure again while nothing else runs"
     )

@@ -29,7 +29,7 @@ REFRESH = 50
 def train_sparse(model: Classifier, config: PruneConfig, context: Context) -> None:
     """Trains a model in place with the growing penalty, and the teacher's help."""
     groups = find_groups(model.network.eval(), example_input(model)).groups
-    schedule = dataclasses.replace(config.train, epochs=config.sparse_epochs)
+    schedule = dataclasses.replace(config.train, epochs=config.sparse_epochs, min_steps=0)
     steps = schedule.epochs * (len(context.data.train) // schedule.batch_size)
     inside = dataclasses.replace(context, folder=context.folder / "sparse")
     inside.folder.mkdir(exist_ok=True)

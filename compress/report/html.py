@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from compress.report.data import RunReport
+from compress.report.data import RunReport, StageReport
 from compress.report.figure import figure_html
 from compress.report.pruning import pruning_figures
 from compress.report.render import COLUMNS, conditions, run_rows
@@ -48,15 +48,30 @@ def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, An
     for stage in report.stages:
         figures += pruning_figures(stage)
     remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in report.remarks)
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f"<title>{html.escape(report.name)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{html.escape(report.name)}</h1>"
+    return _page(
+        report.name,
         f"<p class='ship'><b>Ship <code>{html.escape(report.ship)}</code></b><br>"
         f"{html.escape(report.verdict)}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f"<p class='conditions'>{html.escape(conditions(report.stages[-1]))}</p>"
-        f"{''.join(figures)}<ul>{remarks}</ul></body></html>\n"
+        f"{''.join(figures)}<ul>{remarks}</ul>",
+    )
+
+
+def figures_html(stage: StageReport) -> str:
+    """Returns a stage's plots as a page of their own; empty if it has none."""
+    figures = pruning_figures(stage)
+    if not figures:
+        return ""
+    below = f"<p class='conditions'>{html.escape(conditions(stage))}</p>"
+    return _page(stage.stage, "".join(figures) + below)
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"<h1>{html.escape(title)}</h1>{body}</body></html>\n"
     )
 
 

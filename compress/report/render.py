@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -112,10 +112,23 @@ def stage_markdown(report: StageReport) -> str:
         ("against the teacher", f"{report.speedup:.2f} times faster"),
         ("operators", operators_text(report.operators)),
         ("the stage took", f"{report.seconds:.0f} s"),
-        *((name.replace("_", " "), _detail(value)) for name, value in report.details.items()),
     ]
-    lines = [f"# {report.stage}", "", markdown_table(("", ""), rows), ""]
+    tables = []
+    for name, value in report.details.items():
+        title = name.replace("_", " ")
+        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            tables += [f"## {title.capitalize()}", "", _records_table(value), ""]
+        else:
+            rows.append((title, _detail(value)))
+    lines = [f"# {report.stage}", "", markdown_table(("", ""), rows), "", *tables]
     return "\n".join([*lines, f"Measured with {conditions(report)}.", ""])
+
+
+def _records_table(records: Sequence[Mapping[str, object]]) -> str:
+    """Returns records, which may lack fields, as a table."""
+    fields = list(dict.fromkeys(field for record in records for field in record))
+    cells = [[_detail(record.get(field, "")) for field in fields] for record in records]
+    return markdown_table([field.replace("_", " ") for field in fields], cells)
 
 
 def operators_text(summary: OperatorSummary) -> str:

@@ -48,6 +48,10 @@ def write_run_report(run: Path) -> RunReport:
 def collect(run: Path) -> RunReport:
     """Puts the run's report together from its stages'."""
     folders = finished_stages(run)
+    if not folders and (run / REPORT_MD).is_file():
+        raise ValueError(
+            f"{run} is one stage's folder, not a run's; its report is {run / REPORT_MD}"
+        )
     if not folders:
         raise ValueError(f"{run} holds no finished stage; start one with `compress run`")
     reports = {stage: read_stage_report(folder) for stage, folder in folders.items()}

@@ -1,6 +1,7 @@
 """The stage on the digits run of the session."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ def test_the_budget_is_met_as_measured(run_copy: Path) -> None:
         assert width["after"] <= width["before"]
         unchanged = width["after"] in (0, width["before"])
         assert unchanged or width["after"] % 8 == 0
+    text = (run_copy / "own" / "report.md").read_text()
+    assert "| target ms | predicted ms | measured ms |" in text
+    assert f"| {report.details['widths'][0]['layer']} |" in text
+    assert (run_copy / "own" / "report.html").read_text().count("<svg") == 2
     model = load_model(load_checkpoint(run_copy / "own"))
     shape = {name: len(p) for name, p in model.named_parameters() if p.ndim > 1}
     assert [width["after"] for width in report.details["widths"] if width["after"]] == list(
@@ -48,11 +53,18 @@ def test_the_budget_is_met_as_measured(run_copy: Path) -> None:
     )
 
 
-def test_an_impossible_budget_names_the_least(run_copy: Path) -> None:
-    result = prune(run_copy, "--latency-ratio", "0.05")
-    assert result.exit_code == 2
-    assert "pruning cannot meet the budget; the least is latency 0.0" in result.output
-    assert "asked for" in result.output
+def test_an_impossible_budget_names_the_least_and_what_was_asked(run_copy: Path) -> None:
+    asked = []
+    for steps in ("1", "2"):  # with two, the first cut's own limit is above what was asked
+        result = prune(run_copy, "--latency-ratio", "0.05", "--steps", steps)
+        assert result.exit_code == 2
+        found = re.search(
+            r"cannot meet the budget; the least is latency 0\.\d+ ms \(asked for (.*?)\)",
+            result.output,
+        )
+        assert found, result.output
+        asked.append(float(found[1]))
+    assert asked[1] == pytest.approx(asked[0], rel=0.5)
 
 
 def test_other_budgets_are_met_too(run_copy: Path) -> None:
