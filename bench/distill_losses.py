@@ -1,12 +1,15 @@
-"""Does the teacher earn its place? The same student alone and with each loss, at equal cost.
+r"""Does the teacher earn its place? The same student alone and with each loss, at equal cost.
 
     make pipeline MODEL=resnet18 && python -m bench.distill_losses
-    python -m bench.distill_losses --variants "alone;kd" --epochs 12
+    python -m bench.distill_losses --variants "KD;alone" --seeds 1
+    python -m bench.distill_losses --card resnet10_from_small --epochs 4 --variants "KD;alone" \
+        --teacher runs/simple_cnn-fashion-mnist/0-teacher \
+        --teacher runs/shufflenet_v2-fashion-mnist/0-teacher
 
 Every variant trains the student of the card anew, with the same seeds and schedule: once for equal
 epochs, and once for equal time on the clock, where the teacher's answers count. What is stored
 costs nothing more in later epochs; live answers (hints) cost a teacher's pass at every step.
-Writes bench/results/distill_losses.json, where the results of other variants stay, and a page.
+Writes bench/results/distill_CARD.json, where the results of other variants stay, and a page.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ import torch
 
 from bench.results_file import add_to_results, commands_text, read_results, spread_text
 from compress.architectures.build import build
-from compress.checkpoint import Checkpoint, load_checkpoint
+from compress.checkpoint import load_checkpoint
 from compress.context import Context
 from compress.distill.ablation import seconds_of
 from compress.distill.config import GuidanceConfig
@@ -37,22 +40,21 @@ from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.host import Host, describe_host
 from compress.pipeline import model_spec
 from compress.progress import say
-from compress.recipe import Recipe, load_card
+from compress.recipe import Network, Recipe, load_card
+from compress.report.data import read_stage_report
 from compress.report.render import host_text, markdown_table
 from compress.single import data_of, measure_of
 from compress.train.loop import label_loss, train
 
-RESULTS = Path(__file__).parent / "results" / "distill_losses.json"
-PAGE = RESULTS.with_suffix(".md")
 CARD = "resnet18"
-FOLDER = Path("runs/resnet18-fashion-mnist/0-teacher")
-ALONE = "alone"
+TEACHER = Path("runs/resnet18-fashion-mnist/0-teacher")
+ALONE, KD = "alone", "KD"
 STORED = Recipe.distill.guidance
 LIVE = dataclasses.replace(STORED, views=0)
 HINTS = "blocks.1:layer2,blocks.2:layer3"
 VARIANTS: Mapping[str, GuidanceConfig | None] = {
+    KD: STORED,
     ALONE: None,
-    "KD": STORED,
     "KD, teacher asked at every step": LIVE,
     "KD, standardised logits": dataclasses.replace(STORED, soft_loss="standardized"),
     "DKD": dataclasses.replace(STORED, soft_loss="dkd"),
@@ -62,12 +64,13 @@ VARIANTS: Mapping[str, GuidanceConfig | None] = {
 }
 COLUMNS = (
     *("variant", "epochs", "seconds", "top-1 %", "epochs, equal time", "seconds, equal time"),
-    "top-1 %, equal time",
+    *("top-1 %, equal time", "seeds"),
 )
 INTRODUCTION = """\
-The student of the card, trained anew with the same seeds and schedule. *Equal time*: as many epochs
-as the longest of the variants with stored answers takes for its epochs and for asking the teacher;
-the teacher's own training is not counted. *top-1* on the test split, float file in ONNX Runtime:
+The student of the card, trained anew with the same seeds and schedule; several teachers answer
+together. *Equal time*: as many epochs
+as fit into the time that KD takes for its epochs and for asking the teacher; the teacher's own
+training is not counted. *top-1* on the test split, float file in ONNX Runtime:
 mean and standard deviation over the seeds."""
 
 
@@ -98,19 +101,23 @@ class Row:
 class Results:
     """What the results file holds: the newest row of each variant."""
 
-    teacher: str
+    teachers: tuple[str, ...]
+    """Name, and top-1 on the test split."""
     student: str
     epochs: int
-    seconds: float
-    """That all may take when they take the same."""
     rows: tuple[Row, ...]
 
 
+def results_file(card: str) -> Path:
+    """Returns where a card's results are; the page lies beside it."""
+    return Path(__file__).parent / "results" / f"distill_{card}.json"
+
+
 def train_and_score(
-    guidance: GuidanceConfig | None, epochs: int, teacher: Checkpoint, context: Context
+    student: Network, guidance: GuidanceConfig | None, epochs: int, context: Context
 ) -> Trained:
     """Trains a new student with that guidance, or alone, and scores its file."""
-    spec = model_spec(load_card(CARD).student, context.data)
+    spec = model_spec(student, context.data)
     schedule = dataclasses.replace(Recipe.distill.train, epochs=epochs)
     torch.manual_seed(context.seed)
     model = build(spec)
@@ -120,7 +127,6 @@ def train_and_score(
             context,
             folder=Path(scratch),
             store=Path(scratch) / "answers",  # asked anew, and timed
-            teachers=(checkpoint_teacher(teacher),),
         )
         if guidance is None:
             history = train(
@@ -143,21 +149,44 @@ def train_and_score(
     return Trained(epochs=epochs, seconds=seconds, top1=scores.top1)
 
 
+def train_twice(
+    student: Network,
+    guidance: GuidanceConfig | None,
+    epochs: int,
+    seconds: float | None,
+    context: Context,
+) -> tuple[Trained, Trained]:
+    """Trains for so many epochs and for so many seconds; None takes the first for both."""
+    equal_epochs = train_and_score(student, guidance, epochs, context)
+    share = 1.0 if seconds is None else seconds / equal_epochs.seconds
+    if abs(1 / share - 1) <= 1 / (2 * epochs):  # less than half an epoch more or less
+        return equal_epochs, equal_epochs
+    fitting = max(1, round(epochs * share))
+    return equal_epochs, train_and_score(student, guidance, fitting, context)
+
+
+def seconds_of_kd(path: Path) -> float | None:
+    """Returns what KD took when it was compared last, or None."""
+    rows = read_results(Results, path).rows if path.is_file() else ()
+    for row in rows:
+        if row.variant == KD:
+            return statistics.fmean(one.seconds for one in row.equal_epochs)
+    return None
+
+
 def results_markdown(results: Results) -> str:
     """Returns the results as a page."""
     rows = sorted(
         results.rows, key=lambda row: -statistics.fmean([one.top1 for one in row.equal_time])
     )
     host = rows[0].host
-    seeds = len(rows[0].equal_time)
     return "\n".join(
         [
             "# What the student learns from",
             "",
             INTRODUCTION,
             "",
-            f"Teacher {results.teacher}; student: {results.student}; {seeds} seeds; equal time is "
-            f"{results.seconds:.0f} s.",
+            f"Teachers: {', '.join(results.teachers)}. Card: {results.student}.",
             "",
             markdown_table(COLUMNS, [_cells(row) for row in rows]),
             "",
@@ -175,71 +204,74 @@ def _cells(row: Row) -> tuple[str, ...]:
             f"{statistics.fmean([one.seconds for one in trained]):.0f}",
             spread_text([one.top1 for one in trained]),
         ]
-    return tuple(cells)
+    return (*cells, str(len(row.equal_time)))
 
 
 @click.command()
+@click.option("--card", default=CARD, show_default=True, help="Whose student is trained.")
 @click.option(
-    "--in", "folder", type=click.Path(path_type=Path, exists=True), default=FOLDER,
-    show_default=True, help="The teacher's checkpoint.",
+    "--teacher", "folders", type=click.Path(path_type=Path, exists=True), multiple=True,
+    default=[TEACHER], show_default=True, help="A checkpoint to learn from; may be repeated.",
 )  # fmt: skip
 @click.option(
-    "--variants", default=";".join(VARIANTS), show_default=True, help="By semicolons; KD first."
+    "--variants",
+    default=";".join(VARIANTS),
+    show_default=True,
+    help="By semicolons; KD sets the time.",
 )
 @click.option(
     "--epochs", default=Recipe.distill.train.epochs, show_default=True, help="When equal."
 )
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each variant.")
-def main(folder: Path, variants: str, epochs: int, seeds: int) -> None:
-    """Compare ways of learning from a teacher with learning alone, at equal cost."""
-    teacher = load_checkpoint(folder)
+def main(card: str, folders: tuple[Path, ...], variants: str, epochs: int, seeds: int) -> None:
+    """Compare ways of learning from teachers with learning alone, at equal cost."""
+    teachers = [load_checkpoint(folder) for folder in folders]
     command = shlex.join(["python", "-m", "bench.distill_losses", *sys.argv[1:]])
+    network, path = load_card(card), results_file(card)
     context = Context(
-        data=data_of(teacher),
+        data=data_of(teachers[0]),
         seed=0,
-        measure=measure_of(folder),
-        folder=folder,
-        store=folder,
-        teachers=(),
+        measure=measure_of(folders[0]),
+        folder=folders[0],
+        store=folders[0],
+        teachers=tuple(checkpoint_teacher(teacher) for teacher in teachers),
     )
 
-    def of_seeds(variant: str, epochs: int) -> tuple[Trained, ...]:
-        return tuple(
-            train_and_score(
-                VARIANTS[variant], epochs, teacher, dataclasses.replace(context, seed=seed)
+    scores: dict[str, tuple[list[Trained], list[Trained]]] = {}
+    for seed in range(seeds):  # outermost: what is compared is trained near in time
+        inside = dataclasses.replace(context, seed=seed)
+        seconds = seconds_of_kd(path)
+        for variant in variants.split(";"):
+            say(f"{variant}, seed {seed}")
+            budget = None if variant == KD else seconds
+            equal_epochs, equal_time = train_twice(
+                network.student, VARIANTS[variant], epochs, budget, inside
             )
-            for seed in range(seeds)
-        )
-
-    seconds = read_results(Results, RESULTS).seconds if RESULTS.is_file() else 0.0
-    for variant in variants.split(";"):
-        say(f"{variant}")
-        equal_epochs = of_seeds(variant, epochs)
-        taken = statistics.fmean(one.seconds for one in equal_epochs)
-        if variant == "KD" or not seconds:
-            seconds = taken
-        equal_time = equal_epochs
-        if abs(taken / seconds - 1) > 1 / (2 * epochs):  # at least half an epoch more or less
-            equal_time = of_seeds(variant, max(1, round(epochs * seconds / taken)))
-        for name, trained in (("equal epochs", equal_epochs), ("equal time", equal_time)):
-            say(f"  {name}: {[(one.top1, round(one.seconds)) for one in trained]}")
-        row = Row(
-            variant=variant,
-            equal_epochs=equal_epochs,
-            equal_time=equal_time,
-            command=command,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            host=describe_host(),
-        )
-        results = Results(
-            teacher=f"{folder.parent.name}/{folder.name}",
-            student=load_card(CARD).description,
-            epochs=epochs,
-            seconds=seconds,
-            rows=(row,),
-        )
-        add_to_results(results, RESULTS, results_markdown)
-    click.echo(PAGE)
+            if variant == KD or seconds is None:
+                seconds = equal_epochs.seconds
+            say(f"  equal epochs: {equal_epochs}\n  equal time: {equal_time}")
+            lists = scores.setdefault(variant, ([], []))
+            lists[0].append(equal_epochs)
+            lists[1].append(equal_time)
+            row = Row(
+                variant=variant,
+                equal_epochs=tuple(lists[0]),
+                equal_time=tuple(lists[1]),
+                command=command,
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
+                host=describe_host(),
+            )
+            results = Results(
+                teachers=tuple(
+                    f"{folder.parent.name} {read_stage_report(folder).top1:.2f} %"
+                    for folder in folders
+                ),
+                student=network.description,
+                epochs=epochs,
+                rows=(row,),
+            )
+            add_to_results(results, path, results_markdown)
+    click.echo(path.with_suffix(".md"))
 
 
 if __name__ == "__main__":
