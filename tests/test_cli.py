@@ -50,7 +50,7 @@ def test_stage_options_come_from_the_settings() -> None:
         assert f"\n{heading}\n" in output
     text = " ".join(output.split())
     assert "--latency-ratio FLOAT Latency to reach" in text
-    assert "a number in (0, 1]; default: 0.7" in text
+    assert "a number in (0, 1]; default: 0.8" in text
 
 
 def test_python_m_compress_is_the_same_program() -> None:

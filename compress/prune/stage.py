@@ -33,7 +33,7 @@ class PruneConfig:
     latency_ratio: Annotated[
         float,
         Field(gt=0, le=1, description="Latency to reach, as a share of the unpruned; 1: no limit."),
-    ] = 0.7
+    ] = 0.8
     latency_ms: Annotated[
         float, Field(ge=0, description="Latency to reach, milliseconds; 0: no limit.")
     ] = 0.0
@@ -52,7 +52,7 @@ class PruneConfig:
             "l1", "l2", "batchnorm", "lamp", "fpgm", "taylor", "hessian", "activation", "random"
         ],
         Field(description="What a channel is worth."),
-    ] = "hessian"
+    ] = "taylor"
     steps: Annotated[
         int, Field(ge=1, description="Cuts on the way; between them a short recovery.")
     ] = 2
