@@ -110,7 +110,7 @@ def bare(spec: ModelSpec, data: Data, soft: Callable[[Tensor, Tensor, Tensor], T
     split = data.train
     assert isinstance(split, TensorSplit)
     model = build(spec)
-    precision = choose_precision(model, first_pixels(split), CPU, training=True)
+    precision = choose_precision(model, first_pixels(split, BATCH), CPU, training=True)
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     started = time.perf_counter()
@@ -161,7 +161,7 @@ def compare(training: str, data: Data, voice: Voice, rounds: int) -> Row:
     turns = turns[1:]
     row = Row(
         training=training,
-        precision=choose_precision(build(spec), first_pixels(few.train), CPU, training=True),
+        precision=choose_precision(build(spec), first_pixels(few.train, BATCH), CPU, training=True),
         ours=statistics.median(one for one, _ in turns),
         bare=statistics.median(other for _, other in turns),
         ratio=statistics.median(one / other for one, other in turns),

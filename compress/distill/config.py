@@ -24,10 +24,10 @@ class GuidanceConfig:
     alpha: Annotated[
         float,
         Field(ge=0, le=1, description="Weight of the teacher's answers; the labels get the rest."),
-    ] = 0.9
+    ] = 0.5
     temperature: Annotated[
         float, Field(gt=0, description="Softens both outputs before they are compared.")
-    ] = 2.0
+    ] = 4.0
     beta: Annotated[
         float, Field(ge=0, description="DKD: weight of what is said about the wrong classes.")
     ] = 2.0

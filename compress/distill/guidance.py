@@ -29,14 +29,12 @@ from compress.paths import atomic_write
 from compress.progress import say, track
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
-from compress.train.evaluate import first_pixels
+from compress.train.evaluate import EVALUATION_BATCH, first_pixels
 from compress.train.loop import Loss, TrainBatch, label_loss, train
 from compress.train.state import Epoch
 
 if TYPE_CHECKING:
     from compress.context import Context
-
-TEACHER_BATCH = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +111,7 @@ def _with_hints(model: nn.Module, voice: Voice, guidance: GuidanceConfig, data: 
     """Returns the model with what compares its features with the first teacher's."""
     if voice.model is None:
         raise ValueError("hints need a teacher whose layers can be seen: a checkpoint, not ONNX")
-    pixels = first_pixels(data.train)[:2].to(training_device())
+    pixels = first_pixels(data.train, 2).to(training_device())
     model.to(pixels.device)
     return Hinted(model, voice.model, guidance.hints, guidance.hint_loss, pixels)
 
@@ -124,8 +122,8 @@ def teachers_confusion(voices: Sequence[Voice], data: Data) -> Tensor:
     device = training_device()
     classes = len(data.class_names)
     counts = torch.zeros(classes, classes, dtype=torch.int64)
-    n_batches = -(-len(data.validation) // TEACHER_BATCH)
-    batches = data.validation.batches(TEACHER_BATCH)
+    n_batches = -(-len(data.validation) // EVALUATION_BATCH)
+    batches = data.validation.batches(EVALUATION_BATCH)
     for batch in track(batches, "asking the teacher", total=n_batches):
         answers = ask_all(voices, batch.images.to(device).float()).argmax(1).cpu()
         counts.index_put_((batch.labels, answers), torch.tensor(1), accumulate=True)
@@ -234,7 +232,7 @@ def soft_loss(
 def _ask(voice: Voice, data: Data, view: View) -> Tensor:
     """Returns a teacher's float16 logits `[n_train, classes]` for a view of the train split."""
     device, name = training_device(), voice.teacher.path.name
-    batches = data.train.batches(TEACHER_BATCH, view=view)
+    batches = data.train.batches(EVALUATION_BATCH, view=view)
     title = f"{name}'s answers, view {view.number + 1}"
-    tracked = track(batches, title, total=-(-len(data.train) // TEACHER_BATCH))
+    tracked = track(batches, title, total=-(-len(data.train) // EVALUATION_BATCH))
     return torch.cat([voice.ask(batch.images.to(device).float()).half().cpu() for batch in tracked])

@@ -21,7 +21,7 @@ class DistillConfig:
     """Train the student with the teacher's help."""
 
     guidance: GuidanceConfig = field(default=GuidanceConfig())
-    train: TrainConfig = field(default=TrainConfig(epochs=9, batch_size=256, lr=0.2))
+    train: TrainConfig = field(default=TrainConfig(epochs=10, batch_size=256, lr=0.2))
     ablation: Annotated[
         bool,
         Field(

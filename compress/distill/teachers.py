@@ -17,7 +17,7 @@ from compress.export.onnx_file import read_facts
 from compress.measure.host import allowed_cores
 from compress.measure.runtime import open_session, run_session
 from compress.restore import load_model
-from compress.train.evaluate import first_pixels
+from compress.train.evaluate import EVALUATION_BATCH, first_pixels
 from compress.train.precision import autocast, choose_precision
 
 Ask = Callable[[Tensor], Tensor]
@@ -135,7 +135,7 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> Voice:
         return Voice(teacher=teacher, ask=run, model=None)
     model = load_model(teacher.checkpoint).to(device).to(memory_format=torch.channels_last)
     model.requires_grad_(requires_grad=False)
-    probe = sized(first_pixels(data.train).float()).to(torch.uint8)
+    probe = sized(first_pixels(data.train, EVALUATION_BATCH).float()).to(torch.uint8)
     precision = choose_precision(model, probe, device, training=False)
 
     @torch.no_grad()

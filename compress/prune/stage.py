@@ -72,7 +72,7 @@ class PruneConfig:
         ),
     ] = 0
     guidance: GuidanceConfig = field(default=GuidanceConfig())
-    train: TrainConfig = field(default=TrainConfig(epochs=9, batch_size=128, lr=0.03))
+    train: TrainConfig = field(default=TrainConfig(epochs=6, batch_size=128, lr=0.03))
 
     def __post_init__(self) -> None:
         check_views(self.guidance, self.train)

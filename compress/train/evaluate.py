@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.data.splits import Split
-from compress.train.precision import PROBE_IMAGES, Precision, autocast
+from compress.train.precision import Precision, autocast
 
 CPU = torch.device("cpu")
 EVALUATION_BATCH = 250
@@ -42,7 +42,7 @@ def evaluate(
     return loss / len(order), 100 * correct / len(order)
 
 
-def first_pixels(split: Split) -> Tensor:
-    """Returns the first images of a split, uint8 `[N, C, H, W]`, to try something out on."""
-    count = min(PROBE_IMAGES, len(split))
+def first_pixels(split: Split, count: int) -> Tensor:
+    """Returns so many images of a split, uint8 `[N, C, H, W]`, to try something out on."""
+    count = min(count, len(split))
     return next(iter(split.batches(count, order=torch.arange(count)))).images

@@ -101,7 +101,8 @@ def train(
     precision = config.precision
     if precision == "auto":
         with waiting("timing fp32 and bf16"):
-            precision = choose_precision(model, first_pixels(data.train), device, training=True)
+            probe = first_pixels(data.train, config.batch_size)
+            precision = choose_precision(model, probe, device, training=True)
     model.to(device).to(memory_format=torch.channels_last)
     config = _possible_size(config, model, data, device)
     average = _averaged(model, config.ema)
@@ -319,7 +320,9 @@ def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True
+    )
 
 
 def _averaged(model: nn.Module, decay: float) -> AveragedModel | None:

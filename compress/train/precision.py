@@ -19,9 +19,7 @@ from compress.paths import atomic_write, cache_folder
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-PROBE_IMAGES = 128
-"""bf16 gains more on larger batches: the probe's must not be a small one."""
-PROBE_STEPS = 3
+PROBE_STEPS = 5
 BF16_MUST_GAIN = 1.1
 """bf16 is taken only if it is faster by more than the noise of a short probe."""
 
@@ -44,19 +42,17 @@ def choose_precision(
 
     Args:
         model: takes pixels; it is left as it was.
-        pixels: uint8 `[N, C, H, W]`; the first images are used.
+        pixels: uint8 `[N, C, H, W]`, as large a batch as it will be given: bf16 gains more on
+            larger ones.
         device: where it will run.
         training: whether a step has a backward pass.
     """
     shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
-    facts = [training, shapes, tuple(pixels.shape[1:]), _device_name(device), torch.__version__]
+    facts = [training, shapes, tuple(pixels.shape), _device_name(device), torch.__version__]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     remembered = cache_folder() / "precision" / f"{key}.json"
     if not remembered.is_file():
-        steps = {
-            name: _stepper(model, pixels[:PROBE_IMAGES], device, name, training)
-            for name in PRECISIONS
-        }
+        steps = {name: _stepper(model, pixels, device, name, training) for name in PRECISIONS}
         # In turns, so that a moment's noise hits both; the least is the truest.
         times: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(1 + PROBE_STEPS):  # the first builds the kernels
