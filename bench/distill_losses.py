@@ -145,7 +145,7 @@ def train_and_score(
         export_onnx(model, spec, path, digest="", stage="distill")
         test = context.data.test
         scores = accuracy(predict_split(path, test), test.labels.numpy())
-    seconds = guided.asking_seconds + seconds_of(guided.history, len(context.data.train))
+    seconds = guided.asking_seconds + seconds_of(guided.history)
     return Trained(epochs=epochs, seconds=seconds, top1=scores.top1)
 
 

@@ -29,7 +29,7 @@ from compress.checkpoint import load_checkpoint, write_json
 from compress.data.load import Data
 from compress.data.splits import TensorSplit
 from compress.distill.config import GuidanceConfig
-from compress.distill.guidance import guided_loss, stored_answers
+from compress.distill.guidance import guided_loss, stored_answers, views_to_ask
 from compress.distill.losses import knowledge_distillation
 from compress.distill.teachers import Voice, checkpoint_teacher, open_teacher
 from compress.measure.host import Host, describe_host
@@ -81,20 +81,13 @@ class Results:
     host: Host
 
 
-def ours(spec: ModelSpec, data: Data, loss: Loss, views: int) -> float:
+def ours(spec: ModelSpec, data: Data, loss: Loss) -> float:
     """Returns the images a second of one epoch of our loop."""
     torch.manual_seed(0)
     schedule = TrainConfig(epochs=1, min_steps=0, batch_size=BATCH)
     with tempfile.TemporaryDirectory() as folder:
         (row,) = train(
-            build(spec),
-            data,
-            schedule,
-            loss=loss,
-            seed=0,
-            folder=Path(folder),
-            title="ours",
-            views=views,
+            build(spec), data, schedule, loss=loss, seed=0, folder=Path(folder), title="ours"
         )
     return row.images_per_second
 
@@ -142,13 +135,11 @@ def compare(training: str, data: Data, voice: Voice, rounds: int) -> Row:
     card = load_card(CARD)
     spec = model_spec(card.teacher if training == "teacher" else card.student, data)
     loss = label_loss(0.0)
-    views = 0
     soft: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda *_: torch.zeros(())  # noqa: E731
     if "," in training:
-        views = int("stored" in training)
-        guidance = GuidanceConfig(views=views)
+        guidance = GuidanceConfig(views=int("stored" in training))
         with tempfile.TemporaryDirectory() as store:
-            stored = stored_answers([voice], few, views, seed=0, store=Path(store))
+            stored = stored_answers([voice], few, views_to_ask(guidance, seed=0), store=Path(store))
         loss = guided_loss([voice], stored, guidance, TrainConfig())
 
         def soft(logits: Tensor, pixels: Tensor, index: Tensor) -> Tensor:
@@ -157,7 +148,7 @@ def compare(training: str, data: Data, voice: Voice, rounds: int) -> Row:
 
     turns = []
     for _ in range(1 + rounds):  # the first builds the kernels
-        turns.append((ours(spec, few, loss, views), bare(spec, few, soft)))
+        turns.append((ours(spec, few, loss), bare(spec, few, soft)))
     turns = turns[1:]
     row = Row(
         training=training,

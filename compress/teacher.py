@@ -19,13 +19,16 @@ class TeacherConfig:
 
     train: TrainConfig = field(
         default=TrainConfig(
-            epochs=4,
-            batch_size=128,
-            lr=0.05,
-            weight_decay=1e-3,
+            epochs=7,
+            batch_size=512,
+            optimizer="muon",
+            lr=0.005,
+            momentum=0.95,
+            weight_decay=0.1,
             label_smoothing=0.05,
             warmup=0.2,
             first_size=0.5,
+            share=0.5,
         )
     )
 

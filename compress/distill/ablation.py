@@ -46,7 +46,6 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context:
         guided: what the distillation was.
         context: data, seed and folder.
     """
-    n_images = len(context.data.train)
 
     def trained(epochs: int, name: str) -> tuple[torch.nn.Module, list[Epoch]]:
         torch.manual_seed(context.seed)
@@ -66,9 +65,9 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context:
         )
         return model, history
 
-    guided_seconds = guided.asking_seconds + seconds_of(guided.history, n_images)
+    guided_seconds = guided.asking_seconds + seconds_of(guided.history)
     _, probe = trained(1, "timed")
-    epochs = max(1, round(guided_seconds / seconds_of(probe, n_images)))
+    epochs = max(1, round(guided_seconds / seconds_of(probe)))
     model, history = trained(epochs, "alone")
     path = context.folder / "alone" / "model.onnx"
     export_onnx(model, spec, path, digest="", stage="distill")
@@ -78,12 +77,12 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context:
         top1=scores.top1,
         top1_ci95=scores.top1_ci95,
         epochs=epochs,
-        seconds=seconds_of(history, n_images),
+        seconds=seconds_of(history),
         guided_epochs=len(guided.history),
         guided_seconds=guided_seconds,
     )
 
 
-def seconds_of(history: list[Epoch], n_images: int) -> float:
+def seconds_of(history: list[Epoch]) -> float:
     """Returns what the training of a history's epochs took, scoring left out."""
-    return sum(n_images / row.images_per_second for row in history)
+    return sum(row.seconds for row in history)

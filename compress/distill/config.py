@@ -35,10 +35,18 @@ class GuidanceConfig:
         int,
         Field(
             ge=0,
-            description="Augmented views whose teacher answers are computed once and used in "
-            "turn; 0 asks the teacher anew at every step.",
+            description="Views of each image that the teacher is asked about once; 0 asks it anew "
+            "at every step.",
         ),
-    ] = 2
+    ] = 1
+    fresh_views: Annotated[
+        bool,
+        Field(
+            description="The student sees new views in each epoch, and the teacher's answer (to "
+            "the picture as it is; the mean, if it was asked about more views) stands for them "
+            "all; off: it sees the views that the teacher saw, in turn."
+        ),
+    ] = True
     hints: Annotated[
         str,
         Field(
@@ -65,8 +73,8 @@ def check_views(guidance: GuidanceConfig, train: TrainConfig) -> None:
             "hints compare features, which are not stored; set guidance.views = 0 to ask the "
             "teacher at every step"
         )
-    if guidance.views and (train.mixup or train.first_size < 1):
+    if guidance.views and train.mixup:
         raise ValueError(
-            "stored views (views > 0) show the teacher other pictures than mixup or first_size "
-            "show the student; set guidance.views = 0 to ask the teacher at every step"
+            "the teacher's stored answers (views > 0) are not to pictures that mixup blends; set "
+            "guidance.views = 0 to ask the teacher at every step"
         )

@@ -80,7 +80,8 @@ def train_guided(
     findings = diagnose_labels(confusion.tolist(), data.class_names)
     for finding in findings:
         say(f"  [yellow]{finding}[/]")
-    stored = stored_answers(voices, data, guidance.views, seed=context.seed, store=context.store)
+    views = views_to_ask(guidance, context.seed)
+    stored = stored_answers(voices, data, views, store=context.store)
     losses = [guided_loss(voices, stored, guidance, schedule)]
     hinted = _with_hints(model, voices[0], guidance, data) if guidance.hints else None
     if hinted is not None:
@@ -95,7 +96,7 @@ def train_guided(
         seed=context.seed,
         folder=context.folder,
         title=title,
-        views=guidance.views,
+        views=0 if guidance.fresh_views else guidance.views,
     )
     if hinted is not None:
         hinted.stop()
@@ -151,28 +152,36 @@ class Stored:
     """What asking took, whenever that was."""
 
 
+def views_to_ask(guidance: GuidanceConfig, seed: int) -> list[View | None]:
+    """Returns the views whose answers are stored; None is the picture as it is.
+
+    With fresh views that picture is the first: its answer holds for all of them, that to a crop
+    with little on it would not.
+    """
+    views: list[View | None] = [View(seed=seed, number=number) for number in range(guidance.views)]
+    return [None, *views[1:]] if guidance.fresh_views and views else views
+
+
 def stored_answers(
-    voices: Sequence[Voice], data: Data, views: int, *, seed: int, store: Path
+    voices: Sequence[Voice], data: Data, views: Sequence[View | None], *, store: Path
 ) -> Stored:
-    """Reads the teachers' answers to so many views of the training split, or asks for them.
+    """Reads the teachers' answers to views of the training split, or asks for them.
 
     Args:
         voices: the teachers.
         data: its training split is what they are asked about.
-        views: how many.
-        seed: of the views; the training loop's.
+        views: see `views_to_ask`.
         store: folder for the answers; stages of one run share it.
     """
     found, seconds = [], 0.0
-    for number in range(views):
+    for view in views:
         answers = []
         for voice in voices:
-            facts = f"{voice.teacher.digest} {data.fingerprint} {seed}"
-            key = hashlib.sha256(facts.encode()).hexdigest()[:16]
-            path = store / f"{key}-{number}.safetensors"
+            facts = f"{voice.teacher.digest} {data.fingerprint} {view}"
+            path = store / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
             if not path.is_file():
                 started = time.perf_counter()
-                logits = _ask(voice, data, View(seed=seed, number=number))
+                logits = _ask(voice, data, view)
                 taken = {"seconds": str(time.perf_counter() - started)}
                 with atomic_write(path) as partial:
                     save_file({"logits": logits}, partial, metadata=taken)
@@ -195,17 +204,20 @@ def guided_loss(
         schedule: what the loss will be used in.
 
     Raises:
-        ValueError: stored views together with mixup or growing images, which change the picture
-            after the teacher saw it.
+        ValueError: stored answers together with mixup, which blends pictures after the teacher
+            saw them.
     """
     check_views(guidance, schedule)
     labels = label_loss(schedule.label_smoothing)
+    mean = mean_answer(stored.views, [1] * guidance.views) if guidance.views else None
 
     def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
-        if stored.views:
-            answers = stored.views[batch.view.number][batch.index].to(logits.device)
-        else:
+        if mean is None:
             answers = ask_all(voices, batch.pixels)
+        elif guidance.fresh_views:
+            answers = mean[batch.index].to(logits.device)
+        else:
+            answers = stored.views[batch.view.number][batch.index].to(logits.device)
         soft = soft_loss(logits, answers, batch, guidance)
         return guidance.alpha * soft + (1 - guidance.alpha) * labels(logits, batch)
 
@@ -229,10 +241,10 @@ def soft_loss(
     return knowledge_distillation(student, teacher, temperature=temperature)
 
 
-def _ask(voice: Voice, data: Data, view: View) -> Tensor:
+def _ask(voice: Voice, data: Data, view: View | None) -> Tensor:
     """Returns a teacher's float16 logits `[n_train, classes]` for a view of the train split."""
     device, name = training_device(), voice.teacher.path.name
     batches = data.train.batches(EVALUATION_BATCH, view=view)
-    title = f"{name}'s answers, view {view.number + 1}"
+    title = f"{name}'s answers" + (f", view {view.number + 1}" if view else "")
     tracked = track(batches, title, total=-(-len(data.train) // EVALUATION_BATCH))
     return torch.cat([voice.ask(batch.images.to(device).float()).half().cpu() for batch in tracked])

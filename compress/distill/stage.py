@@ -21,7 +21,17 @@ class DistillConfig:
     """Train the student with the teacher's help."""
 
     guidance: GuidanceConfig = field(default=GuidanceConfig())
-    train: TrainConfig = field(default=TrainConfig(epochs=10, batch_size=256, lr=0.2))
+    train: TrainConfig = field(
+        default=TrainConfig(
+            epochs=12,
+            batch_size=256,
+            optimizer="muon",
+            lr=0.01,
+            momentum=0.95,
+            weight_decay=0.1,
+            share=0.5,
+        )
+    )
     ablation: Annotated[
         bool,
         Field(

@@ -10,18 +10,32 @@ from pydantic import Field
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """SGD with Nesterov momentum on a cosine schedule with linear warm-up."""
+    """An optimiser on a cosine schedule with linear warm-up."""
 
     epochs: Annotated[int, Field(ge=0, description="Passes over the training images.")] = 8
     min_steps: Annotated[
         int,
         Field(ge=0, description="Small sets get more epochs than `epochs`, up to this many steps."),
     ] = 120
-    batch_size: Annotated[int, Field(ge=2, description="Images a step.")] = 128
+    batch_size: Annotated[
+        int, Field(ge=2, description="Images a step; small sets get smaller batches.")
+    ] = 128
+    optimizer: Annotated[
+        Literal["sgd", "muon"],
+        Field(
+            description="SGD, or Muon, which learns more from a step and wants a learning rate of "
+            "a twentieth and a weight decay a hundred times as large."
+        ),
+    ] = "sgd"
     lr: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1, description="Nesterov momentum.")] = 0.9
     weight_decay: Annotated[
-        float, Field(ge=0, description="L2 penalty on weights; not on biases or norms.")
+        float,
+        Field(
+            ge=0,
+            description="What pulls weights to zero, not biases or norms: SGD's L2 penalty, "
+            "Muon's share of the learning rate.",
+        ),
     ] = 5e-4
     warmup: Annotated[
         float, Field(ge=0, lt=1, description="Share of all steps with a rising learning rate.")
@@ -46,6 +60,15 @@ class TrainConfig:
             le=1,
             description="Image side of the first epochs as a share of the full one; "
             "it grows to 1 by the last epoch.",
+        ),
+    ] = 1.0
+    share: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Of the training images that an epoch shows, the first and the last apart: "
+            "half of them are those with the highest loss, the others are drawn from the rest.",
         ),
     ] = 1.0
     patience: Annotated[

@@ -22,12 +22,16 @@ from compress.progress import say, track, waiting
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import diagnose
 from compress.train.evaluate import evaluate, first_pixels
+from compress.train.muon import Muon
 from compress.train.precision import Precision, autocast, choose_precision
 from compress.train.schedule import (
+    batch_size_for,
     epochs_to_run,
     image_size,
+    images_of_epoch,
     learning_rate,
     mixup,
+    order_of_epoch,
     steps_of_epoch,
 )
 from compress.train.state import Epoch, restore, save
@@ -98,6 +102,7 @@ def train(
     accelerator = Accelerator()
     device = accelerator.device
     torch.set_flush_denormal(True)  # denormal weights slow a CPU down tenfold
+    config = dataclasses.replace(config, batch_size=batch_size_for(config, len(data.train)))
     precision = config.precision
     if precision == "auto":
         with waiting("timing fp32 and bf16"):
@@ -106,11 +111,12 @@ def train(
     model.to(device).to(memory_format=torch.channels_last)
     config = _possible_size(config, model, data, device)
     average = _averaged(model, config.ema)
-    steps = steps_of_epoch(len(data.train) // accelerator.num_processes, config.batch_size)
-    epochs = epochs_to_run(config, steps)
-    forget_initial_statistics(model, steps * epochs)
-    optimizer = _sgd(model, config)
-    history, best = restore(folder, model, optimizer, average)
+    shown, steps = _lengths(len(data.train), config, accelerator.num_processes)
+    epochs = len(steps)
+    forget_initial_statistics(model, sum(steps))
+    optimizer = _optimizer(model, config, precision)
+    losses = torch.zeros(len(data.train))
+    history, best = restore(folder, model, optimizer, average, losses)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     if config.compile:
         wrapped = torch.compile(wrapped)
@@ -128,10 +134,11 @@ def train(
         seed=seed,
         title=title,
         views=views,
+        shown=shown,
         steps=steps,
-        epochs=epochs,
+        losses=losses,
     )
-    for epoch in range(len(history), run.epochs):
+    for epoch in range(len(history), epochs):
         if _out_of_patience(history, config.patience):
             break
         started = time.perf_counter()
@@ -149,17 +156,18 @@ def train(
             train_top1=train_top1,
             validation_loss=validation_loss,
             validation_top1=validation_top1,
-            images_per_second=round(len(data.train) / seconds, 1),
+            images_per_second=round(shown[epoch] / seconds, 1),
+            seconds=seconds,
             precision=precision,
         )
         history.append(row)
         if config.patience and validation_loss <= min(one.validation_loss for one in history):
             best = {name: tensor.cpu().clone() for name, tensor in scored.state_dict().items()}
         if accelerator.is_main_process:
-            save(folder, model, optimizer, average, history=history, best=best)
-            if row.epoch % math.ceil(run.epochs / LINES) == 0 or row.epoch == run.epochs:
+            save(folder, model, optimizer, average, losses, history=history, best=best)
+            if row.epoch % math.ceil(epochs / LINES) == 0 or row.epoch == epochs:
                 say(
-                    f"  {title} epoch {row.epoch}/{run.epochs}: loss {row.loss:.3f}, validation "
+                    f"  {title} epoch {row.epoch}/{epochs}: loss {row.loss:.3f}, validation "
                     f"{row.validation_top1:.2f} %, {row.images_per_second:.0f} images/s "
                     f"({precision})"
                 )
@@ -171,7 +179,7 @@ def train(
     accelerator.free_memory()
     model.to("cpu").eval()
     if accelerator.is_main_process:
-        if len(history) < run.epochs:
+        if len(history) < epochs:
             say(f"  {title}: no lower validation loss in {config.patience} epochs, stopped early")
         for finding in diagnose(history, len(data.class_names)):
             say(f"  [yellow]{finding}[/]")
@@ -195,19 +203,32 @@ class _Run:
     seed: int
     title: str
     views: int
-    steps: int
-    """Of an epoch."""
-    epochs: int
+    shown: tuple[int, ...]
+    """Images of each epoch, of all processes together."""
+    steps: tuple[int, ...]
+    """Of each epoch."""
+    losses: Tensor
+    """float32 `[n_train]`, on the CPU: cross-entropy of each image when it was last seen."""
 
     def image_size(self, epoch: int) -> int:
-        return image_size(epoch, self.epochs, self.config.first_size, self.data.preprocess.size)
+        full = self.data.preprocess.size
+        return image_size(epoch, len(self.steps), self.config.first_size, full)
+
+
+def _lengths(
+    n_images: int, config: TrainConfig, workers: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the images and the steps of each epoch."""
+    epochs = epochs_to_run(config, steps_of_epoch(n_images // workers, config.batch_size))
+    shown = tuple(images_of_epoch(epoch, epochs, config.share, n_images) for epoch in range(epochs))
+    return shown, tuple(steps_of_epoch(count // workers, config.batch_size) for count in shown)
 
 
 def _train_epoch(run: _Run, epoch: int) -> tuple[float, float, float]:
     """Trains one epoch; returns its mean loss, top-1 in percent and last learning rate.
 
-    Everything random follows from seed and epoch, so that nothing but weights and momentum has to
-    be kept to continue an interrupted run exactly.
+    Everything random follows from seed and epoch, so that nothing but weights, momentum and losses
+    has to be kept to continue an interrupted run exactly.
     """
     accelerator, config = run.accelerator, run.config
     device = accelerator.device
@@ -215,17 +236,19 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float, float]:
     set_seed(this_epoch.generator(2).initial_seed() % 2**31)  # dropout, stochastic depth
     generator = this_epoch.generator(1)
     view = View(seed=run.seed, number=epoch % run.views) if run.views else this_epoch
-    order = torch.randperm(len(run.data.train), generator=generator)
+    order = order_of_epoch(run.losses, run.shown[epoch], generator)
     workers = accelerator.num_processes
     if workers > 1:  # every process must make the same number of steps
         order = order[: len(order) - len(order) % workers][accelerator.process_index :: workers]
-    order = order[: run.steps * config.batch_size]  # without a last batch of one
+    steps, before = run.steps[epoch], sum(run.steps[:epoch])
+    order = order[: steps * config.batch_size]  # without a last batch of one
     batches = run.data.train.batches(config.batch_size, order=order, view=view)
     total, right, seen, lr = torch.zeros((), device=device), torch.zeros((), device=device), 0, 0.0
+    told: list[Tensor] = []
     run.model.train()
-    title = f"{run.title} epoch {epoch + 1}/{run.epochs}"
-    for step, raw in enumerate(track(batches, title, total=run.steps)):
-        lr = learning_rate(epoch * run.steps + step, run.steps * run.epochs, config)
+    title = f"{run.title} epoch {epoch + 1}/{len(run.steps)}"
+    for step, raw in enumerate(track(batches, title, total=steps)):
+        lr = learning_rate(before + step, sum(run.steps), config)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         pixels = raw.images.to(device, non_blocking=True).float()
@@ -250,9 +273,15 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float, float]:
         total += value.detach()
         right += (logits.argmax(1) == batch.targets.argmax(1)).sum()
         seen += len(logits)
-        if step % FINITE_CHECK_EVERY == 0 or step == run.steps - 1:
+        if config.share < 1:
+            own = F.cross_entropy(logits.detach().float(), batch.targets, reduction="none")
+            told.append(torch.stack([raw.index.to(device).double(), own.double()]))
+        if step % FINITE_CHECK_EVERY == 0 or step == steps - 1:
             _check_finite(total, run.title, epoch, lr)
-    return total.item() / run.steps, 100 * right.item() / seen, lr
+    if told:  # of all processes, so that they draw the same images next time
+        index, own = accelerator.gather(torch.cat(told, 1).T.contiguous()).T.cpu()
+        run.losses[index.long()] = own.float()
+    return total.item() / steps, 100 * right.item() / seen, lr
 
 
 def _out_of_patience(history: list[Epoch], patience: int) -> bool:
@@ -314,12 +343,17 @@ def forget_initial_statistics(model: nn.Module, steps: int) -> None:
             module.momentum = min(1.0, max(module.momentum, FORGETTING / max(steps, 1)))
 
 
-def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+def _optimizer(
+    model: nn.Module, config: TrainConfig, precision: Precision
+) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if config.optimizer == "muon":
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return Muon(groups, lr=config.lr, momentum=config.momentum, dtype=dtype)
     return torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True
     )

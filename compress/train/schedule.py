@@ -15,6 +15,8 @@ SIZE_MULTIPLE = 4
 SMALLEST_SIDE = 12
 """Pixels. Below, the last maps are 1x1, where torch's strided bf16 convolutions on a CPU give other
 numbers each time, now and then no numbers (ResNet-18 at 8 px, torch 2.15)."""
+FEWEST_STEPS = 8
+"""Of an epoch; small sets get smaller batches, else `min_steps` large ones would take hours."""
 GROWTH = 2 / 3
 """Share of the epochs in which images grow; the rest is trained at full size."""
 
@@ -26,6 +28,43 @@ def steps_of_epoch(n_images: int, batch_size: int) -> int:
     """
     whole, rest = divmod(n_images, batch_size)
     return max(1, whole + (rest > 1))
+
+
+def batch_size_for(config: TrainConfig, n_images: int) -> int:
+    """Returns the images a step: fewer than asked if an epoch would have under `FEWEST_STEPS`."""
+    return min(config.batch_size, max(2, n_images // FEWEST_STEPS))
+
+
+def images_of_epoch(epoch: int, epochs: int, share: float, n_images: int) -> int:
+    """Returns how many images an epoch shows: all in the first and the last one."""
+    return n_images if epoch in (0, epochs - 1) else max(1, round(share * n_images))
+
+
+def order_of_epoch(losses: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draws an epoch's images and their order, with more of those that are not learnt yet.
+
+    Most images of a set are soon right with certainty and teach nothing more: half the places go
+    to the images with the highest loss, the others by lot to the rest (after InfoBatch, arXiv
+    2303.04947, and the selection by loss of arXiv 1910.00762).
+
+    Args:
+        losses: float `[n_images]`, of each image when it was last seen.
+        count: of images that are drawn.
+        generator: the draw.
+
+    Returns:
+        int64 `[count]`, each image at most once.
+    """
+    order = torch.randperm(len(losses), generator=generator)
+    if count == len(losses):
+        return order
+    hard = losses.argsort(descending=True, stable=True)[: count // 2]
+    is_hard = torch.zeros(len(losses), dtype=torch.bool)
+    is_hard[hard] = True
+    by_lot = order[~is_hard[order]][: count - len(hard)]
+    taken = is_hard.clone()
+    taken[by_lot] = True
+    return order[taken[order]]
 
 
 def epochs_to_run(config: TrainConfig, steps: int) -> int:

@@ -34,6 +34,8 @@ class Epoch:
     validation_top1: float
     """Percent."""
     images_per_second: float
+    seconds: float
+    """Of training; scoring is left out."""
     precision: Precision
 
 
@@ -42,6 +44,7 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
+    losses: Tensor,
     *,
     history: list[Epoch],
     best: dict[str, Tensor] | None,
@@ -54,6 +57,7 @@ def save(
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "average": average.state_dict() if average is not None else None,
+                "losses": losses,
                 "history": rows,
                 "best": best,
             },
@@ -68,8 +72,9 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
+    losses: Tensor,
 ) -> tuple[list[Epoch], dict[str, Tensor] | None]:
-    """Puts model, optimiser and average back where an interrupted training left them, in place.
+    """Puts all that `save` was given back where an interrupted training left it, in place.
 
     Returns:
         The epochs behind it, none if nothing was saved; and the best state so far, if one is kept.
@@ -82,6 +87,7 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     if average is not None:
         average.load_state_dict(state["average"])
+    losses.copy_(state["losses"])
     history = [Epoch(**row) for row in state["history"]]
     say(f"  continuing after epoch {len(history)}")
     return history, state["best"]

@@ -8,7 +8,7 @@ from compress.architectures.build import build
 from compress.data.load import Data
 from compress.data.splits import View
 from compress.distill.config import GuidanceConfig
-from compress.distill.guidance import guided_loss, stored_answers
+from compress.distill.guidance import ask_all, guided_loss, stored_answers, views_to_ask
 from compress.distill.teachers import Voice, checkpoint_teacher, open_teacher
 from compress.train.config import TrainConfig
 from compress.train.loop import TrainBatch
@@ -40,21 +40,41 @@ def test_stored_answers_equal_live_ones(digits: Data, tmp_path: Path, voices: li
     student = build(student_spec(digits)).eval()
     losses = {}
     for views in (0, 2):
-        stored = stored_answers(voices, digits, views, seed=3, store=tmp_path / "store")
-        loss = guided_loss(voices, stored, GuidanceConfig(views=views), TrainConfig())
+        guidance = GuidanceConfig(views=views, fresh_views=False)
+        asked = views_to_ask(guidance, seed=3)
+        stored = stored_answers(voices, digits, asked, store=tmp_path / "store")
+        loss = guided_loss(voices, stored, guidance, TrainConfig())
         batch = first_batch(digits, View(seed=3, number=1))
         losses[views] = loss(student(batch.pixels), batch).item()
     assert losses[2] == pytest.approx(losses[0], rel=1e-2)  # stored in half precision
     assert len(list((tmp_path / "store").iterdir())) == 4
-    again = stored_answers(voices, digits, 2, seed=3, store=tmp_path / "store")
+    again = stored_answers(voices, digits, asked, store=tmp_path / "store")
     assert again.seconds > 0  # what it took then, not now
 
 
-@pytest.mark.parametrize("train", [TrainConfig(mixup=0.2), TrainConfig(first_size=0.5)])
-def test_stored_views_refuse_what_changes_the_picture(
-    digits: Data, tmp_path: Path, train: TrainConfig, voices: list[Voice]
+def test_the_mean_answer_stands_for_views_that_the_teacher_never_saw(
+    digits: Data, tmp_path: Path, voices: list[Voice]
 ) -> None:
-    stored = stored_answers(voices, digits, 0, seed=0, store=tmp_path)
+    guidance = GuidanceConfig(alpha=1.0, temperature=1.0, views=2)
+    stored = stored_answers(voices, digits, views_to_ask(guidance, seed=3), store=tmp_path)
+    loss = guided_loss(voices, stored, guidance, TrainConfig())
+    batch = first_batch(digits, View(seed=3, number=7))
+    student = torch.randn(32, 10)
+
+    first = ask_all(voices, next(iter(digits.train.batches(32))).images.float())
+    second = ask_all(voices, first_batch(digits, View(seed=3, number=1)).pixels)
+    teacher = ((first + second) / 2).log_softmax(1)
+    by_hand = (teacher.exp() * (teacher - student.log_softmax(1))).sum(1).mean()
+
+    assert not torch.equal(first, second)
+    assert loss(student, batch).item() == pytest.approx(by_hand.item(), rel=1e-2)
+
+
+def test_stored_answers_refuse_blended_pictures(
+    digits: Data, tmp_path: Path, voices: list[Voice]
+) -> None:
+    stored = stored_answers(voices, digits, [], store=tmp_path)
+    train = TrainConfig(mixup=0.2)
     with pytest.raises(ValueError, match="set guidance.views = 0"):
         guided_loss(voices, stored, GuidanceConfig(), train)
     guided_loss(voices, stored, replace(GuidanceConfig(), views=0), train)

@@ -21,17 +21,19 @@ from tests.conftest import student_spec
 
 SHORT = TrainConfig(epochs=3, min_steps=0, batch_size=128, precision="fp32")
 EVERYTHING = replace(SHORT, ema=0.9, mixup=0.2, first_size=0.5)
+HARD = replace(SHORT, epochs=4, share=0.5)
+MUON = replace(SHORT, optimizer="muon", lr=0.005, momentum=0.95, weight_decay=0.1)
 
 
 def run(data: Data, folder: Path, config: TrainConfig, *, stop_after: int = 99) -> Classifier:
-    """Trains a small network; `stop_after` epochs the process 'dies' in the middle of one."""
+    """Trains a small network; after `stop_after` epochs the process 'dies' in the next one."""
     torch.manual_seed(0)
     model = build(student_spec(data))
-    plain, seen = label_loss(config.label_smoothing), []
+    plain, epochs = label_loss(config.label_smoothing), []
 
     def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
-        seen.append(batch)
-        if len(seen) == 11 * stop_after + 4:
+        epochs.append(batch.view.number)
+        if epochs.count(stop_after) == 4:
             raise KeyboardInterrupt
         return plain(logits, batch)
 
@@ -44,7 +46,7 @@ def same(a: Classifier, b: Classifier) -> bool:
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("config", [SHORT, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("config", [SHORT, EVERYTHING, HARD, MUON])
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     digits: Data, tmp_path: Path, config: TrainConfig
 ) -> None:
@@ -94,10 +96,11 @@ def test_another_seed_gives_another_network(digits: Data, tmp_path: Path) -> Non
     assert not same(first, model)
 
 
-def test_training_learns(digits: Data, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [TrainConfig(), MUON], ids=["sgd", "muon"])
+def test_training_learns(digits: Data, tmp_path: Path, config: TrainConfig) -> None:
     model = build(student_spec(digits))
     loss = label_loss(0.1)
-    config = TrainConfig(epochs=1, min_steps=130)
+    config = replace(config, epochs=1, min_steps=130)
     history = train(model, digits, config, loss=loss, seed=0, folder=tmp_path, title="test")
     assert len(history) == 12  # 130 steps of 11 an epoch
     assert history[-1].validation_top1 > 90
@@ -121,7 +124,7 @@ def test_zero_epochs_leave_the_network_alone(digits: Data, tmp_path: Path) -> No
 def test_the_saved_state_is_plain_data(digits: Data, tmp_path: Path) -> None:
     run(digits, tmp_path, replace(SHORT, epochs=1))
     state = torch.load(tmp_path / STATE, weights_only=True)
-    assert sorted(state) == ["average", "best", "history", "model", "optimizer"]
+    assert sorted(state) == ["average", "best", "history", "losses", "model", "optimizer"]
 
 
 def test_the_history_has_a_row_an_epoch_with_units(digits: Data, tmp_path: Path) -> None:

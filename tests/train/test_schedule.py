@@ -3,10 +3,13 @@ import torch
 
 from compress.train.config import TrainConfig
 from compress.train.schedule import (
+    batch_size_for,
     epochs_to_run,
     image_size,
+    images_of_epoch,
     learning_rate,
     mixup,
+    order_of_epoch,
     steps_of_epoch,
 )
 
@@ -47,3 +50,32 @@ def test_mixup_blends_images_and_labels_alike() -> None:
 )
 def test_a_last_batch_of_one_image_is_left_out(images: int, batch: int, steps: int) -> None:
     assert steps_of_epoch(images, batch) == steps
+
+
+def test_the_first_and_the_last_epoch_show_all_images() -> None:
+    assert [images_of_epoch(epoch, 4, 0.3, 50) for epoch in range(4)] == [50, 15, 15, 50]
+
+
+def test_hard_images_come_each_epoch_and_easy_ones_by_lot() -> None:
+    losses = torch.arange(100.0)
+    hard = set(range(70, 100))  # half of 60 places
+    seen = torch.zeros(100)
+    for seed in range(200):
+        order = order_of_epoch(losses, 60, torch.Generator().manual_seed(seed))
+        assert len(order) == 60
+        assert hard < set(order.tolist())
+        assert order[:30].float().mean() < 80  # mixed, not the hard ones first
+        seen[order] += 1
+    share_of_easy = seen[:70] / 200
+    assert share_of_easy.mean() == pytest.approx(30 / 70)
+    assert 0.25 < share_of_easy.min() < share_of_easy.max() < 0.6
+
+
+def test_all_images_are_one_permutation_of_the_set() -> None:
+    order = order_of_epoch(torch.arange(10.0), 10, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(10))
+
+
+def test_small_sets_get_smaller_batches() -> None:
+    config = TrainConfig(batch_size=512)
+    assert [batch_size_for(config, n) for n in (55200, 4096, 1000, 10)] == [512, 512, 125, 2]
