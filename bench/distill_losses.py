@@ -55,6 +55,7 @@ HINTS = "blocks.1:layer2,blocks.2:layer3"
 VARIANTS: Mapping[str, GuidanceConfig | None] = {
     KD: STORED,
     ALONE: None,
+    "KD, the views that the teacher saw": dataclasses.replace(STORED, views=2, fresh_views=False),
     "KD, teacher asked at every step": LIVE,
     "KD, standardised logits": dataclasses.replace(STORED, soft_loss="standardized"),
     "DKD": dataclasses.replace(STORED, soft_loss="dkd"),

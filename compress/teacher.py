@@ -28,7 +28,7 @@ class TeacherConfig:
             label_smoothing=0.05,
             warmup=0.2,
             first_size=0.5,
-            share=0.5,
+            image_share=0.5,
         )
     )
 

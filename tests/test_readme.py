@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from bench import prune_peers, ptq_peers
+from bench import distill_losses, prune_peers, ptq_peers
 from bench.results_file import read_results
 from compress.cli import main
 from compress.report.data import read_run_report
@@ -27,6 +27,16 @@ def test_the_page_of_a_comparison_is_rendered_from_its_file(bench: ModuleType) -
     results = read_results(bench.Results, bench.RESULTS)
     assert bench.PAGE.read_text() == bench.results_markdown(results)
     assert str(bench.PAGE.relative_to(ROOT)) in README
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "bench/results").glob("distill_*.json")), ids=lambda file: file.stem
+)
+def test_the_page_of_a_card_s_distillation_is_rendered_from_its_file(file: Path) -> None:
+    page = file.with_suffix(".md")
+    results = read_results(distill_losses.Results, file)
+    assert page.read_text() == distill_losses.results_markdown(results)
+    assert str(page.relative_to(ROOT)) in README
 
 
 def test_each_command_is_named_and_exists() -> None:

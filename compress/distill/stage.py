@@ -29,7 +29,7 @@ class DistillConfig:
             lr=0.01,
             momentum=0.95,
             weight_decay=0.1,
-            share=0.5,
+            image_share=0.5,
         )
     )
     ablation: Annotated[

@@ -62,7 +62,7 @@ class TrainConfig:
             "it grows to 1 by the last epoch.",
         ),
     ] = 1.0
-    share: Annotated[
+    image_share: Annotated[
         float,
         Field(
             gt=0,

@@ -220,7 +220,9 @@ def _lengths(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the images and the steps of each epoch."""
     epochs = epochs_to_run(config, steps_of_epoch(n_images // workers, config.batch_size))
-    shown = tuple(images_of_epoch(epoch, epochs, config.share, n_images) for epoch in range(epochs))
+    shown = tuple(
+        images_of_epoch(epoch, epochs, config.image_share, n_images) for epoch in range(epochs)
+    )
     return shown, tuple(steps_of_epoch(count // workers, config.batch_size) for count in shown)
 
 
@@ -273,7 +275,7 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float, float]:
         total += value.detach()
         right += (logits.argmax(1) == batch.targets.argmax(1)).sum()
         seen += len(logits)
-        if config.share < 1:
+        if config.image_share < 1:
             own = F.cross_entropy(logits.detach().float(), batch.targets, reduction="none")
             told.append(torch.stack([raw.index.to(device).double(), own.double()]))
         if step % FINITE_CHECK_EVERY == 0 or step == steps - 1:

@@ -21,7 +21,7 @@ from tests.conftest import student_spec
 
 SHORT = TrainConfig(epochs=3, min_steps=0, batch_size=128, precision="fp32")
 EVERYTHING = replace(SHORT, ema=0.9, mixup=0.2, first_size=0.5)
-HARD = replace(SHORT, epochs=4, share=0.5)
+HARD = replace(SHORT, epochs=4, image_share=0.5)
 MUON = replace(SHORT, optimizer="muon", lr=0.005, momentum=0.95, weight_decay=0.1)
 
 
