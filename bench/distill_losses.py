@@ -45,6 +45,7 @@ from compress.report.data import read_stage_report
 from compress.report.render import host_text, markdown_table
 from compress.single import data_of, measure_of
 from compress.train.loop import label_loss, train
+from compress.train.schedule import epochs_for, images_of_training
 
 CARD = "resnet18"
 TEACHER = Path("runs/resnet18-fashion-mnist/0-teacher")
@@ -159,10 +160,13 @@ def train_twice(
 ) -> tuple[Trained, Trained]:
     """Trains for so many epochs and for so many seconds; None takes the first for both."""
     equal_epochs = train_and_score(student, guidance, epochs, context)
-    share = 1.0 if seconds is None else seconds / equal_epochs.seconds
-    if abs(1 / share - 1) <= 1 / (2 * epochs):  # less than half an epoch more or less
+    n_images, image_share = len(context.data.train), Recipe.distill.train.image_share
+    images: float = images_of_training(epochs, image_share, n_images)
+    if seconds is not None:
+        images *= seconds / equal_epochs.seconds
+    fitting = epochs_for(images, image_share, n_images)
+    if fitting == epochs:
         return equal_epochs, equal_epochs
-    fitting = max(1, round(epochs * share))
     return equal_epochs, train_and_score(student, guidance, fitting, context)
 
 

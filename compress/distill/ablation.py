@@ -14,6 +14,7 @@ from compress.export.onnx_file import export_onnx
 from compress.measure.accuracy import accuracy, predict_split
 from compress.train.config import TrainConfig
 from compress.train.loop import label_loss, train
+from compress.train.schedule import epochs_for
 from compress.train.state import Epoch
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context:
 
     guided_seconds = guided.asking_seconds + seconds_of(guided.history)
     _, probe = trained(1, "timed")
-    epochs = max(1, round(guided_seconds / seconds_of(probe)))
+    n_images = len(context.data.train)
+    images = n_images * guided_seconds / seconds_of(probe)
+    epochs = epochs_for(images, schedule.image_share, n_images)
     model, history = trained(epochs, "alone")
     path = context.folder / "alone" / "model.onnx"
     export_onnx(model, spec, path, digest="", stage="distill")

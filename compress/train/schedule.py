@@ -40,6 +40,20 @@ def images_of_epoch(epoch: int, epochs: int, share: float, n_images: int) -> int
     return n_images if epoch in (0, epochs - 1) else max(1, round(share * n_images))
 
 
+def images_of_training(epochs: int, share: float, n_images: int) -> int:
+    """Returns how many images all epochs show together."""
+    return sum(images_of_epoch(epoch, epochs, share, n_images) for epoch in range(epochs))
+
+
+def epochs_for(images: float, share: float, n_images: int) -> int:
+    """Returns the epochs, one or more, that come nearest to showing so many images."""
+    most = math.ceil(images / (share * n_images)) + 1
+    return min(
+        range(1, most + 1),
+        key=lambda epochs: abs(images_of_training(epochs, share, n_images) - images),
+    )
+
+
 def order_of_epoch(losses: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draws an epoch's images and their order, with more of those that are not learnt yet.
 

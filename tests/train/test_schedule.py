@@ -4,9 +4,11 @@ import torch
 from compress.train.config import TrainConfig
 from compress.train.schedule import (
     batch_size_for,
+    epochs_for,
     epochs_to_run,
     image_size,
     images_of_epoch,
+    images_of_training,
     learning_rate,
     mixup,
     order_of_epoch,
@@ -79,3 +81,13 @@ def test_all_images_are_one_permutation_of_the_set() -> None:
 def test_small_sets_get_smaller_batches() -> None:
     config = TrainConfig(batch_size=512)
     assert [batch_size_for(config, n) for n in (55200, 4096, 1000, 10)] == [512, 512, 125, 2]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_epochs_for_so_many_images_are_found_again(share: float) -> None:
+    for epochs in range(1, 30):
+        images = images_of_training(epochs, share, 1000)
+        assert epochs_for(images, share, 1000) == epochs
+    assert images_of_training(12, 0.5, 1000) == 7000
+    assert epochs_for(7260, 0.5, 1000) == 13  # 12 show 7000, 13 show 7500
+    assert epochs_for(7240, 0.5, 1000) == 12
