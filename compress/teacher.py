@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from compress.train.config import TrainConfig
+from compress.train.config import MUON, TrainConfig
 
 if TYPE_CHECKING:
     from compress.architectures.spec import ModelSpec
@@ -18,17 +19,14 @@ class TeacherConfig:
     """Train the teacher; zero epochs take its weights as they are."""
 
     train: TrainConfig = field(
-        default=TrainConfig(
+        default=dataclasses.replace(
+            MUON,
             epochs=7,
             batch_size=512,
-            optimizer="muon",
             lr=0.005,
-            momentum=0.95,
-            weight_decay=0.1,
             label_smoothing=0.05,
             warmup=0.2,
             first_size=0.5,
-            image_share=0.5,
         )
     )
 

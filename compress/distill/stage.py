@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from compress.distill.config import GuidanceConfig, check_views
-from compress.train.config import TrainConfig
+from compress.train.config import MUON, TrainConfig
 
 if TYPE_CHECKING:
     from compress.architectures.spec import ModelSpec
@@ -22,15 +22,7 @@ class DistillConfig:
 
     guidance: GuidanceConfig = field(default=GuidanceConfig())
     train: TrainConfig = field(
-        default=TrainConfig(
-            epochs=12,
-            batch_size=256,
-            optimizer="muon",
-            lr=0.01,
-            momentum=0.95,
-            weight_decay=0.1,
-            image_share=0.5,
-        )
+        default=dataclasses.replace(MUON, epochs=12, batch_size=256, lr=0.01)
     )
     ablation: Annotated[
         bool,

@@ -13,6 +13,7 @@ from compress.architectures.build import Classifier, example_input
 from compress.distill.guidance import train_guided
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
+from compress.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from compress.context import Context
@@ -22,6 +23,8 @@ PENALTY = 1e-4
 """Of an average weight at the end; it grows from zero."""
 SPREAD = 4
 """The least important channel is pressed `2**SPREAD` times as hard as the most important one."""
+SCHEDULE = TrainConfig(min_steps=0, batch_size=128, lr=0.03)
+"""With SGD: Muon takes every gradient to one size, the penalty's too."""
 REFRESH = 50
 """Steps between looks at which channels are least important."""
 
@@ -29,7 +32,7 @@ REFRESH = 50
 def train_sparse(model: Classifier, config: PruneConfig, context: Context) -> None:
     """Trains a model in place with the growing penalty, and the teacher's help."""
     groups = find_groups(model.network.eval(), example_input(model)).groups
-    schedule = dataclasses.replace(config.train, epochs=config.sparse_epochs, min_steps=0)
+    schedule = dataclasses.replace(SCHEDULE, epochs=config.sparse_epochs)
     steps = schedule.epochs * (len(context.data.train) // schedule.batch_size)
     inside = dataclasses.replace(context, folder=context.folder / "sparse")
     inside.folder.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from compress.distill.config import GuidanceConfig, check_views
-from compress.train.config import TrainConfig
+from compress.train.config import MUON, TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +72,9 @@ class PruneConfig:
         ),
     ] = 0
     guidance: GuidanceConfig = field(default=GuidanceConfig())
-    train: TrainConfig = field(default=TrainConfig(epochs=6, batch_size=128, lr=0.03))
+    train: TrainConfig = field(
+        default=dataclasses.replace(MUON, epochs=8, batch_size=256, lr=0.003)
+    )
 
     def __post_init__(self) -> None:
         check_views(self.guidance, self.train)

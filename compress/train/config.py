@@ -90,3 +90,7 @@ class TrainConfig:
             "long trainings on a GPU."
         ),
     ] = False
+
+
+MUON = TrainConfig(optimizer="muon", momentum=0.95, weight_decay=0.1, image_share=0.5)
+"""What the stages' schedules start from."""
