@@ -31,8 +31,11 @@ def steps_of_epoch(n_images: int, batch_size: int) -> int:
 
 
 def batch_size_for(config: TrainConfig, n_images: int) -> int:
-    """Returns the images a step: fewer than asked if an epoch would have under `FEWEST_STEPS`."""
-    return min(config.batch_size, max(2, n_images // FEWEST_STEPS))
+    """Returns the images a step: fewer than asked if an epoch would have under `FEWEST_STEPS`.
+
+    Rounded up, for a last batch of a few images would spoil BatchNorm's running statistics.
+    """
+    return min(config.batch_size, max(2, math.ceil(n_images / FEWEST_STEPS)))
 
 
 def images_of_epoch(epoch: int, epochs: int, share: float, n_images: int) -> int:
