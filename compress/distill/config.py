@@ -78,3 +78,8 @@ def check_views(guidance: GuidanceConfig, train: TrainConfig) -> None:
             "the teacher's stored answers (views > 0) are not to pictures that mixup blends; set "
             "guidance.views = 0 to ask the teacher at every step"
         )
+    if guidance.views and not guidance.fresh_views and train.first_size < 1:
+        raise ValueError(
+            "growing images (first_size < 1) are not the views that the teacher saw; leave "
+            "guidance.fresh_views on, or set guidance.views = 0"
+        )

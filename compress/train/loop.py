@@ -14,32 +14,34 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from compress.data.load import Data
-from compress.data.splits import TensorSplit, View
+from compress.data.splits import View
 from compress.progress import say, track, waiting
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import diagnose
 from compress.train.evaluate import evaluate, first_pixels
-from compress.train.muon import Muon
 from compress.train.precision import Precision, autocast, choose_precision
+from compress.train.prepare import (
+    averaged,
+    data_on,
+    forget_initial_statistics,
+    make_optimizer,
+    possible_size,
+)
 from compress.train.schedule import (
     batch_size_for,
-    epochs_to_run,
+    epoch_lengths,
     image_size,
-    images_of_epoch,
     learning_rate,
     mixup,
     order_of_epoch,
-    steps_of_epoch,
 )
 from compress.train.state import Epoch, restore, save
 
 FINITE_CHECK_EVERY = 20
 """Steps between looks at the loss; each look waits for the device."""
-FORGETTING = 30
-"""Running statistics keep `exp(-FORGETTING)` of their start."""
 LINES = 20
 """At most so many epochs are told on the terminal; history.jsonl has all."""
 
@@ -109,12 +111,12 @@ def train(
             probe = first_pixels(data.train, config.batch_size)
             precision = choose_precision(model, probe, device, training=True)
     model.to(device).to(memory_format=torch.channels_last)
-    config = _possible_size(config, model, data, device)
-    average = _averaged(model, config.ema)
-    shown, steps = _lengths(len(data.train), config, accelerator.num_processes)
+    config = possible_size(config, model, data, device)
+    average = averaged(model, config.ema)
+    shown, steps = epoch_lengths(len(data.train), config, accelerator.num_processes)
     epochs = len(steps)
     forget_initial_statistics(model, sum(steps))
-    optimizer = _optimizer(model, config, precision)
+    optimizer = make_optimizer(model, config, precision)
     losses = torch.zeros(len(data.train))
     history, best = restore(folder, model, optimizer, average, losses)
     wrapped, prepared = accelerator.prepare(model, optimizer)
@@ -215,17 +217,6 @@ class _Run:
         return image_size(epoch, len(self.steps), self.config.first_size, full)
 
 
-def _lengths(
-    n_images: int, config: TrainConfig, workers: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the images and the steps of each epoch."""
-    epochs = epochs_to_run(config, steps_of_epoch(n_images // workers, config.batch_size))
-    shown = tuple(
-        images_of_epoch(epoch, epochs, config.image_share, n_images) for epoch in range(epochs)
-    )
-    return shown, tuple(steps_of_epoch(count // workers, config.batch_size) for count in shown)
-
-
 def _train_epoch(run: _Run, epoch: int) -> tuple[float, float, float]:
     """Trains one epoch; returns its mean loss, top-1 in percent and last learning rate.
 
@@ -243,7 +234,7 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float, float]:
     if workers > 1:  # every process must make the same number of steps
         order = order[: len(order) - len(order) % workers][accelerator.process_index :: workers]
     steps, before = run.steps[epoch], sum(run.steps[:epoch])
-    order = order[: steps * config.batch_size]  # without a last batch of one
+    order = order[: steps * config.batch_size]  # without a last batch of a few
     batches = run.data.train.batches(config.batch_size, order=order, view=view)
     total, right, seen, lr = torch.zeros((), device=device), torch.zeros((), device=device), 0, 0.0
     told: list[Tensor] = []
@@ -291,80 +282,6 @@ def _out_of_patience(history: list[Epoch], patience: int) -> bool:
         return False
     best = min(history, key=lambda row: row.validation_loss)
     return history[-1].epoch - best.epoch >= patience
-
-
-@torch.no_grad()
-def _possible_size(
-    config: TrainConfig, model: nn.Module, data: Data, device: torch.device
-) -> TrainConfig:
-    """Returns the schedule without growing images if the network takes one size only.
-
-    Transformers and dense layers are bound to one; a black image of the first size finds out.
-    """
-    if config.first_size == 1:
-        return config
-    size = image_size(0, 2, config.first_size, data.preprocess.size)
-    was_training = model.training
-    try:
-        model.eval()(torch.zeros(1, data.preprocess.channels, size, size, device=device))
-    except (RuntimeError, AssertionError):
-        say("  the network takes images of one size only, so they do not grow")
-        return dataclasses.replace(config, first_size=1.0)
-    finally:
-        model.train(was_training)
-    return config
-
-
-def data_on(data: Data, device: torch.device) -> Data:
-    """Returns the data set with splits that are held in memory held in the device's."""
-    if device.type == "cpu":
-        return data
-    return dataclasses.replace(
-        data,
-        train=data.train.on(device) if isinstance(data.train, TensorSplit) else data.train,
-        validation=(
-            data.validation.on(device)
-            if isinstance(data.validation, TensorSplit)
-            else data.validation
-        ),
-    )
-
-
-def forget_initial_statistics(model: nn.Module, steps: int) -> None:
-    """Raises BatchNorms' momentum so that running statistics forget their start, in place.
-
-    MobileNetV3 has 0.01 and MNASNet 0.0003, for a million steps: after a thousand, a running
-    variance would still be its initial 1, and the network as good as random outside training.
-
-    Args:
-        model: its BatchNorms' momentum becomes at least `FORGETTING / steps`.
-        steps: of the whole training.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
-            module.momentum = min(1.0, max(module.momentum, FORGETTING / max(steps, 1)))
-
-
-def _optimizer(
-    model: nn.Module, config: TrainConfig, precision: Precision
-) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "muon":
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return Muon(groups, lr=config.lr, momentum=config.momentum, dtype=dtype)
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True
-    )
-
-
-def _averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    if not decay:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _check_finite(total: Tensor, title: str, epoch: int, lr: float) -> None:

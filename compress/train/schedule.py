@@ -17,30 +17,40 @@ SMALLEST_SIDE = 12
 numbers each time, now and then no numbers (ResNet-18 at 8 px, torch 2.15)."""
 FEWEST_STEPS = 8
 """Of an epoch; small sets get smaller batches, else `min_steps` large ones would take hours."""
+LEAST_BATCH = 1 / 4
 GROWTH = 2 / 3
 """Share of the epochs in which images grow; the rest is trained at full size."""
 
 
 def steps_of_epoch(n_images: int, batch_size: int) -> int:
-    """Returns the batches of an epoch; a last batch of one image is left out.
+    """Returns the batches of an epoch; a last one under `LEAST_BATCH` of the size is left out.
 
-    BatchNorm cannot normalise one image whose feature map is 1x1.
+    A few images would spoil BatchNorm's running statistics, and one whose feature map is 1x1
+    cannot be normalised at all. Other images are left out in the next epoch.
     """
     whole, rest = divmod(n_images, batch_size)
-    return max(1, whole + (rest > 1))
+    return max(1, whole + (rest >= LEAST_BATCH * batch_size and rest > 1))
 
 
 def batch_size_for(config: TrainConfig, n_images: int) -> int:
-    """Returns the images a step: fewer than asked if an epoch would have under `FEWEST_STEPS`.
-
-    Rounded up, for a last batch of a few images would spoil BatchNorm's running statistics.
-    """
-    return min(config.batch_size, max(2, math.ceil(n_images / FEWEST_STEPS)))
+    """Returns the images a step: fewer than asked if an epoch would have under `FEWEST_STEPS`."""
+    return min(config.batch_size, max(2, n_images // FEWEST_STEPS))
 
 
 def images_of_epoch(epoch: int, epochs: int, share: float, n_images: int) -> int:
     """Returns how many images an epoch shows: all in the first and the last one."""
     return n_images if epoch in (0, epochs - 1) else max(1, round(share * n_images))
+
+
+def epoch_lengths(
+    n_images: int, config: TrainConfig, workers: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the images and the steps of each epoch."""
+    epochs = epochs_to_run(config, steps_of_epoch(n_images // workers, config.batch_size))
+    shown = tuple(
+        images_of_epoch(epoch, epochs, config.image_share, n_images) for epoch in range(epochs)
+    )
+    return shown, tuple(steps_of_epoch(count // workers, config.batch_size) for count in shown)
 
 
 def images_of_training(epochs: int, share: float, n_images: int) -> int:
@@ -76,10 +86,9 @@ def order_of_epoch(losses: Tensor, count: int, generator: torch.Generator) -> Te
     if count == len(losses):
         return order
     hard = losses.argsort(descending=True, stable=True)[: count // 2]
-    is_hard = torch.zeros(len(losses), dtype=torch.bool)
-    is_hard[hard] = True
-    by_lot = order[~is_hard[order]][: count - len(hard)]
-    taken = is_hard.clone()
+    taken = torch.zeros(len(losses), dtype=torch.bool)
+    taken[hard] = True
+    by_lot = order[~taken[order]][: count - len(hard)]
     taken[by_lot] = True
     return order[taken[order]]
 

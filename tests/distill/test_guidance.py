@@ -7,7 +7,7 @@ import torch
 from compress.architectures.build import build
 from compress.data.load import Data
 from compress.data.splits import View
-from compress.distill.config import GuidanceConfig
+from compress.distill.config import GuidanceConfig, check_views
 from compress.distill.guidance import ask_all, guided_loss, stored_answers, views_to_ask
 from compress.distill.teachers import Voice, checkpoint_teacher, open_teacher
 from compress.train.config import TrainConfig
@@ -78,3 +78,10 @@ def test_stored_answers_refuse_blended_pictures(
     with pytest.raises(ValueError, match="set guidance.views = 0"):
         guided_loss(voices, stored, GuidanceConfig(), train)
     guided_loss(voices, stored, replace(GuidanceConfig(), views=0), train)
+
+
+def test_growing_images_are_not_the_views_that_the_teacher_saw() -> None:
+    growing = TrainConfig(first_size=0.5)
+    check_views(GuidanceConfig(), growing)
+    with pytest.raises(ValueError, match="leave guidance.fresh_views on"):
+        check_views(GuidanceConfig(fresh_views=False), growing)

@@ -12,10 +12,10 @@ from compress.train.config import MUON, TrainConfig
 from compress.train.loop import (
     NonFiniteLossError,
     TrainBatch,
-    forget_initial_statistics,
     label_loss,
     train,
 )
+from compress.train.prepare import forget_initial_statistics
 from compress.train.state import STATE
 from tests.conftest import student_spec
 
