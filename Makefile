@@ -38,13 +38,13 @@ lint: $(READY)  ## ruff: lint and format
 types: $(READY)  ## mypy --strict
 	$(BIN)/mypy
 
-test: $(READY)  ## the fast tests, some ten minutes on 2 cores
+test: $(READY)  ## the fast tests, a quarter of an hour on 2 cores
 	$(BIN)/pytest
 
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/pytest -m slow
 
-bench: $(READY)  ## compare with other tools for two hours; results go to bench/results
+bench: $(READY)  ## every comparison, half a day; results go to bench/results
 	$(BIN)/python -m bench
 
 lock: $(READY)  ## pin the newest dependencies anew

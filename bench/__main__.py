@@ -1,6 +1,6 @@
 """`make bench`: every comparison, one after the other."""
 
-from bench import prune_peers, ptq_peers
+from bench import distill_losses, prune_peers, ptq_peers, train_speed
 
-ptq_peers.main(args=[], standalone_mode=False)
-prune_peers.main(args=[], standalone_mode=False)
+for bench in (train_speed, ptq_peers, prune_peers, distill_losses):
+    bench.main(args=[], standalone_mode=False)
