@@ -18,6 +18,7 @@ numbers each time, now and then no numbers (ResNet-18 at 8 px, torch 2.15)."""
 FEWEST_STEPS = 8
 """Of an epoch; small sets get smaller batches, else `min_steps` large ones would take hours."""
 LEAST_BATCH = 1 / 4
+"""Of the batch size; the last batch of an epoch is left out if it is smaller."""
 GROWTH = 2 / 3
 """Share of the epochs in which images grow; the rest is trained at full size."""
 
