@@ -12,6 +12,8 @@ from compress.train.state import Epoch
 
 FLAT = 0.97
 """A loss that ends above this share of its first epoch's did not fall."""
+MOSTLY_RIGHT = 50.0
+"""Percent of training images: with more, a loss that stays is that of a network trained before."""
 CHANCE = 1.5
 """A network this many times better than guessing learnt next to nothing."""
 GAP_GROWTH = 3.0
@@ -116,8 +118,9 @@ def _not_converging(history: Sequence[Epoch], classes: int) -> Iterator[Finding]
         f"another learning rate (it was up to {peak:.1g}), ten times or a tenth of it, or with a "
         "teacher another --alpha"
     )
-    if last.loss > FLAT * first.loss:
-        rises = last.loss > first.loss / FLAT
+    rises = last.loss > first.loss / FLAT
+    stays = last.loss > FLAT * first.loss and first.train_top1 < MOSTLY_RIGHT
+    if rises or stays:
         yield Finding(
             trouble="not converging",
             evidence=f"the loss {'rose' if rises else 'stayed'}, {first.loss:.3f} after the first "

@@ -45,6 +45,15 @@ def test_a_learning_rate_out_of_proportion_does_not_converge(digits: Data, tmp_p
     assert "another learning rate (it was up to 1e-09)" in finding.remedy
 
 
+def test_a_trained_network_need_not_converge_again(digits: Data, tmp_path: Path) -> None:
+    model = build(student_spec(digits))
+    smooth = replace(CONFIG, label_smoothing=0.1)  # its loss is far from 0, so that it can stay
+    trained(digits, tmp_path / "before", replace(smooth, epochs=8), model)
+    history = trained(digits, tmp_path / "after", replace(smooth, lr=1e-9), model)
+    assert history[-1].loss == pytest.approx(history[0].loss, rel=0.03)
+    assert diagnose(history, 10) == []
+
+
 def test_too_few_images_are_learnt_by_heart(digits: Data, tmp_path: Path) -> None:
     """Forty images with wrong labels in part, shown again and again to a large network."""
     train_split = digits.train
