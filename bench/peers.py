@@ -132,7 +132,7 @@ def _prepare_compress(**repairs: bool) -> Callable[[Path, np.ndarray, Path], Job
         from compress.quantize.config import QuantizeConfig
         from compress.quantize.placement import freeze, prepare
         from compress.quantize.ptq import Calibration
-        from compress.quantize.stage import CALIBRATION_BATCH, plan_of
+        from compress.quantize.stage import CALIBRATION_BATCH, fitting_this_chip, plan_of
         from compress.restore import load_model
 
         checkpoint = load_checkpoint(source)
@@ -143,7 +143,7 @@ def _prepare_compress(**repairs: bool) -> Callable[[Path, np.ndarray, Path], Job
 
         def quantize() -> None:
             calibration = Calibration(prepare(model), lambda: pixels.split(CALIBRATION_BATCH))
-            quantized = freeze(calibration.quantize(plan))
+            quantized = freeze(calibration.quantize(fitting_this_chip(plan, calibration)))
             export_onnx(quantized, checkpoint.spec, out, digest="", stage="quantize")
 
         return quantize

@@ -50,7 +50,7 @@ from compress.prune.stage import PruneConfig, reestimate_batchnorm
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.placement import freeze, prepare
 from compress.quantize.ptq import Calibration
-from compress.quantize.stage import CALIBRATION_BATCH, plan_of
+from compress.quantize.stage import CALIBRATION_BATCH, fitting_this_chip, plan_of
 from compress.report.render import host_text, markdown_table, size_text
 from compress.restore import load_model
 from compress.single import data_of, measure_of
@@ -209,8 +209,9 @@ def train_and_score(
             prepare(model),
             lambda: (b.images for b in context.data.train.batches(CALIBRATION_BATCH, order=order)),
         )
+        plan = fitting_this_chip(plan_of(config), calibration)
         scores = []
-        for network in (freeze(calibration.quantize(plan_of(config))), model):
+        for network in (freeze(calibration.quantize(plan)), model):
             path = Path(folder) / "scored.onnx"
             export_onnx(network, checkpoint.spec, path, digest="", stage="prune")
             predicted = predict_split(path, context.data.test)

@@ -11,7 +11,7 @@ from compress.measure.host import describe_host
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.ptq import without_repairs
 from compress.quantize.sensitivity import analyse
-from compress.quantize.stage import calibrate, measure_speed, plan_of
+from compress.quantize.stage import calibrate, fitting_this_chip, measure_speed, plan_of
 from compress.report.layers import LayersReport, write_layers_report
 from compress.single import data_of, measure_of
 from compress.train.evaluate import evaluate
@@ -42,7 +42,7 @@ def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersR
             teachers=(),
         )
         calibration = calibrate(checkpoint, config, context)
-        plan = without_repairs(plan_of(config))
+        plan = fitting_this_chip(without_repairs(plan_of(config)), calibration)
         costs = measure_speed(calibration, plan, checkpoint, context).costs
         rows = analyse(
             calibration,

@@ -24,9 +24,8 @@ def run(*arguments: str) -> None:
 def test_each_card_goes_through_all_stages(card: str, tmp_path: Path) -> None:
     run(card, "--data", "digits", "--out", str(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text())
-    teacher, *_, export = report["stages"]
-    assert export["parameters"] < teacher["parameters"]
-    assert export["speedup"] > 1
+    _, distill, *_, export = report["stages"]
+    assert export["parameters"] < distill["parameters"]
     for parity in export["details"]["parity"].values():
         assert parity["top1_agreement"] > 99
 

@@ -8,7 +8,8 @@ input channels at the same kernel position. Depthwise kernels do not use the ins
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -49,8 +50,29 @@ def find_saturation(frozen: fx.GraphModule, split: Split, n_images: int) -> Satu
         split: labelled images.
         n_images: how many of them to look at, the first ones.
     """
-    saturating: set[str] = set()
     order = torch.arange(min(n_images, len(split)))
+
+    def top1() -> float:
+        correct = 0
+        for batch in split.batches(BATCH, order=order):
+            correct += int((frozen(batch.images).argmax(1) == batch.labels).sum())
+        return 100 * correct / len(order)
+
+    plain = top1()
+    with emulating_saturation(frozen) as saturating:
+        saturated = top1()
+    return Saturation(
+        layers=tuple(name for name in layers_of(frozen) if name in saturating),
+        top1=plain,
+        top1_saturated=saturated,
+        n_images=len(order),
+    )
+
+
+@contextmanager
+def emulating_saturation(frozen: fx.GraphModule) -> Iterator[set[str]]:
+    """Within, an int8 network computes what chips without VNNI do; gives what saturated so far."""
+    saturating: set[str] = set()
 
     def corrected(name: str, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
         zero_point = _input_zero_point(frozen, layer)
@@ -64,26 +86,15 @@ def find_saturation(frozen: fx.GraphModule, split: Split, n_images: int) -> Satu
 
         return correct
 
-    def top1() -> float:
-        correct = 0
-        for batch in split.batches(BATCH, order=order):
-            correct += int((frozen(batch.images).argmax(1) == batch.labels).sum())
-        return 100 * correct / len(order)
-
-    plain = top1()
     layers = layers_of(frozen)
     for name, layer in layers.items():
         if layer.frozen and layer.groups < len(layer.weight_int8):
             layer.correction = corrected(name, layer)
-    saturated = top1()
-    for layer in layers.values():
-        layer.correction = None
-    return Saturation(
-        layers=tuple(name for name in layers if name in saturating),
-        top1=plain,
-        top1_saturated=saturated,
-        n_images=len(order),
-    )
+    try:
+        yield saturating
+    finally:
+        for layer in layers.values():
+            layer.correction = None
 
 
 def without_saturation(calibration: Calibration, plan: Plan, split: Split, n_images: int) -> Plan:

@@ -33,9 +33,8 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
         context: data, seed, folder and the teacher (QAT learns from it).
     """
     from compress.context import Product
-    from compress.measure.host import describe_host
     from compress.progress import waiting
-    from compress.quantize.placement import freeze, layers_of
+    from compress.quantize.placement import freeze
     from compress.quantize.policy import Trials, better, choose
     from compress.quantize.qat import train_quantized
     from compress.quantize.saturation import without_saturation
@@ -43,12 +42,7 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     from compress.train.evaluate import evaluate
 
     calibration = calibrate(checkpoint, config, context)
-    plan = plan_of(config)
-    vnni = describe_host().multiplies_bytes_exactly
-    if not vnni:
-        names = layers_of(calibration.prepared(equalized=False))
-        plan = dataclasses.replace(plan, reduced_layers=frozenset(names))
-
+    plan = fitting_this_chip(plan_of(config), calibration)
     validation = context.data.validation
     costs: Mapping[str, LayerCost] = {}
     if config.method == "auto":
@@ -58,7 +52,7 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
             plan = with_float(plan, speed.float_layers)
     trials = Trials(calibration, lambda network: evaluate(network, validation))
     best = choose(trials, plan, config, costs)
-    if vnni and config.portable:
+    if config.portable:
         with waiting("emulating chips without VNNI"):
             plan = without_saturation(calibration, best.plan, validation, SATURATION_IMAGES)
         if plan != best.plan:
@@ -77,9 +71,8 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
         "attempts": [dataclasses.asdict(attempt) for attempt in trials.attempts],
         "float_layers": list(best.plan.layout.float_layers),
         "reduced_layers": sorted(best.plan.reduced_layers),
+        "without_vnni": dataclasses.asdict(_saturation(frozen, config, context)),
     }
-    if vnni:
-        details["without_vnni"] = dataclasses.asdict(_saturation(frozen, config, context))
     return Product(
         model=frozen,
         spec=checkpoint.spec,
@@ -102,6 +95,17 @@ def plan_of(config: QuantizeConfig) -> Plan:
         correct_biases=config.correct_biases,
         learn_rounding=config.learn_rounding,
     )
+
+
+def fitting_this_chip(plan: Plan, calibration: Calibration) -> Plan:
+    """Returns the plan with 7-bit weights in all layers if this chip's sums could saturate."""
+    from compress.measure.host import describe_host
+    from compress.quantize.placement import layers_of
+
+    if describe_host().multiplies_bytes_exactly:
+        return plan
+    names = layers_of(calibration.prepared(equalized=False))
+    return dataclasses.replace(plan, reduced_layers=frozenset(names))
 
 
 def calibrate(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Calibration:

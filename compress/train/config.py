@@ -15,7 +15,11 @@ class TrainConfig:
     epochs: Annotated[int, Field(ge=0, description="Passes over the training images.")] = 8
     min_steps: Annotated[
         int,
-        Field(ge=0, description="Small sets get more epochs than `epochs`, up to this many steps."),
+        Field(
+            ge=0,
+            description="Small sets get more epochs than `epochs`, up to this many steps; 0 epochs "
+            "stay 0.",
+        ),
     ] = 120
     batch_size: Annotated[
         int, Field(ge=2, description="Images a step; small sets get smaller batches.")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.measure.host import cpu_name
+from compress.measure.host import describe_host
 from compress.paths import atomic_write, cache_folder
 
 Precision = Literal["fp32", "bf16"]
@@ -34,7 +34,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 def choose_precision(
     model: nn.Module, pixels: Tensor, device: torch.device, *, training: bool
 ) -> Precision:
-    """Times some steps in fp32 and bf16 and returns the faster arithmetic.
+    """Times some steps in fp32 and bf16, if the device has it, and returns the faster arithmetic.
 
     bf16 doubles dense convolutions on CPUs that have it and halves depthwise ones, so this is
     measured for each network. The answer is kept in the cache folder: the same machine decides
@@ -47,6 +47,8 @@ def choose_precision(
         device: where it will run.
         training: whether a step has a backward pass.
     """
+    if not has_bf16(device):
+        return "fp32"
     shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
     facts = [training, shapes, tuple(pixels.shape), _device_name(device), torch.__version__]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -65,10 +67,19 @@ def choose_precision(
     return "bf16" if seconds["fp32"] > BF16_MUST_GAIN * seconds["bf16"] else "fp32"
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Tells whether there are bf16 kernels; emulated, one step of a large batch takes a minute."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    mkldnn = torch.backends.mkldnn.is_available()
+    return mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()} x {torch.get_num_threads()}"
+    host = describe_host()  # virtual machines give different chips the same name
+    return f"{host.cpu} {host.isa} x {torch.get_num_threads()}"
 
 
 def _stepper(

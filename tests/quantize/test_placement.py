@@ -18,6 +18,7 @@ from compress.export.onnx_file import export_onnx
 from compress.quantize.modules import PixelInput
 from compress.quantize.placement import freeze, layers_of, place, prepare, quantizers_of, set_mode
 from compress.quantize.ptq import Calibration, Plan
+from compress.quantize.stage import fitting_this_chip
 from tests.conftest import settled, student_spec, torchvision_spec
 
 PLAN = Plan(observer="minmax", weights="max")
@@ -76,7 +77,8 @@ def calibration(model: Classifier, data: Data, n: int = 256) -> Calibration:
 def quantized_file(
     model: Classifier, spec: ModelSpec, data: Data, folder: Path, plan: Plan = PLAN
 ) -> tuple[nn.Module, Path]:
-    quantized = freeze(calibration(model, data).quantize(plan))
+    found = calibration(model, data)
+    quantized = freeze(found.quantize(fitting_this_chip(plan, found)))
     path = folder / "int8.onnx"
     export_onnx(quantized, spec, path, digest="", stage="quantize")
     return quantized, path

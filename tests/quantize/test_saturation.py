@@ -1,20 +1,26 @@
 import itertools
+from contextlib import nullcontext
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from compress.data.load import Data
+from compress.export.onnx_file import export_onnx
+from compress.measure.host import describe_host
 from compress.quantize.layer import Layer
 from compress.quantize.placement import freeze, layers_of
 from compress.quantize.ptq import Plan
 from compress.quantize.saturation import (
+    emulating_saturation,
     find_saturation,
     saturation_excess,
     without_saturation,
 )
-from tests.conftest import student_spec
-from tests.quantize.test_placement import briefly_trained, calibration
+from tests.conftest import student_spec, torchvision_spec
+from tests.quantize.test_placement import briefly_trained, calibration, run_file
 
 ZERO_POINT = 3
 PLAN = Plan(observer="minmax", weights="max")
@@ -113,3 +119,16 @@ def test_a_network_names_its_saturating_layers_and_is_left_alone(digits: Data) -
     assert set(saturation.layers) <= plan.reduced_layers
     portable = freeze(found.quantize(plan))
     assert not find_saturation(portable, digits.validation, 100).layers
+
+
+def test_the_file_computes_what_is_said_of_this_chip(digits: Data, tmp_path: Path) -> None:
+    """With VNNI the exact sums, without it the emulated ones: the chip itself is the reference."""
+    spec = torchvision_spec("mobilenet_v3_small", digits)
+    network = freeze(calibration(briefly_trained(spec, digits), digits).quantize(PLAN))
+    path = tmp_path / "int8.onnx"
+    export_onnx(network, spec, path, digest="", stage="quantize")
+    pixels = next(iter(digits.validation.batches(100))).images
+    exact = describe_host().multiplies_bytes_exactly
+    with torch.no_grad(), nullcontext() if exact else emulating_saturation(network):
+        expected = network(pixels).numpy()
+    assert np.abs(run_file(path, pixels) - expected).mean() < 0.01 * expected.std()

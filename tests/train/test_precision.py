@@ -1,0 +1,54 @@
+"""The arithmetic of training is the faster one."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.train.precision import choose_precision
+
+CPU = torch.device("cpu")
+
+
+class Slow(nn.Module):
+    """Waits in one of the two arithmetics."""
+
+    def __init__(self, slow: str) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+        self.slow = slow
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps `[N, 1, 2, 2]` to `[N, 2]`."""
+        bf16 = torch.is_autocast_enabled("cpu")
+        STEPS.append(bf16)
+        if bf16 == (self.slow == "bf16"):
+            time.sleep(0.02)
+        return self.fc(pixels.float().flatten(1))  # type: ignore[no-any-return]
+
+
+STEPS: list[bool] = []
+
+
+@pytest.mark.parametrize(
+    ("slow", "supported", "faster"),
+    [("bf16", True, "fp32"), ("fp32", True, "bf16"), ("fp32", False, "fp32")],
+)
+def test_the_faster_arithmetic_is_taken_and_remembered(
+    slow: str,
+    supported: bool,
+    faster: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr("compress.train.precision.has_bf16", lambda _device: supported)
+    pixels = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
+    STEPS.clear()
+    assert choose_precision(Slow(slow), pixels, CPU, training=True) == faster
+    assert set(STEPS) == ({False, True} if supported else set())  # else it would take a minute
+    STEPS.clear()
+    assert choose_precision(Slow(slow), pixels, CPU, training=True) == faster
+    assert not STEPS
