@@ -132,13 +132,13 @@ def test_every_family_runs_in_int8_and_torch_computes_the_same(tmp_path: Path, n
         by_type[tensor.data_type] += int(np.prod(tensor.dims))
     weights = sum(layer.weight_int8.numel() for layer in found.values())
     assert by_type[onnx.TensorProto.INT8] >= 0.999 * weights  # equal tensors are stored once
-    images = torch.cat([batch.images for batch in data.train.batches(100)])[:1000]
+    images = torch.cat([batch.images for batch in data.train.batches(100)])[:500]
     with torch.no_grad():
         expected = np.concatenate([quantized(part).numpy() for part in images.split(100)])
     got = np.concatenate([run_file(path, part) for part in images.split(100)])
     odd = run_file(path, images[:7])  # dynamic batch
     assert np.allclose(odd, got[:7], atol=1e-4)
-    assert (expected.argmax(1) == got.argmax(1)).mean() >= 0.999
+    assert (expected.argmax(1) == got.argmax(1)).mean() >= 0.998
     # A value on the border between two levels may go either way; a wrong scale anywhere would
     # give differences of the outputs' own size.
     assert np.abs(got - expected).mean() < 0.02 * expected.std()

@@ -19,7 +19,7 @@ from compress.quantize.saturation import (
     saturation_excess,
     without_saturation,
 )
-from tests.conftest import student_spec, torchvision_spec
+from tests.conftest import student_spec
 from tests.quantize.test_placement import briefly_trained, calibration, run_file
 
 ZERO_POINT = 3
@@ -123,7 +123,7 @@ def test_a_network_names_its_saturating_layers_and_is_left_alone(digits: Data) -
 
 def test_the_file_computes_what_is_said_of_this_chip(digits: Data, tmp_path: Path) -> None:
     """With VNNI the exact sums, without it the emulated ones: the chip itself is the reference."""
-    spec = torchvision_spec("mobilenet_v3_small", digits)
+    spec = student_spec(digits)
     network = freeze(calibration(briefly_trained(spec, digits), digits).quantize(PLAN))
     path = tmp_path / "int8.onnx"
     export_onnx(network, spec, path, digest="", stage="quantize")
