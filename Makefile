@@ -8,6 +8,8 @@ UV_VERSION := 0.13.9
 
 BIN := .venv/bin
 READY := .venv/ready
+# Two tests at a time, one core each: most of a test is one thread's work.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup pipeline lint types test test-slow bench lock format clean
@@ -39,10 +41,10 @@ types: $(READY)  ## mypy --strict
 	$(BIN)/mypy
 
 test: $(READY)  ## the fast tests, a quarter of an hour on 2 cores
-	$(BIN)/pytest
+	$(PYTEST) --dist loadfile
 
 test-slow: $(READY)  ## the tests that take minutes each
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 bench: $(READY)  ## every comparison, half a day; results go to bench/results
 	$(BIN)/python -m bench

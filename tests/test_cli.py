@@ -126,7 +126,7 @@ def test_a_second_run_skips_everything(run_copy: Path) -> None:
 def test_single_stages_find_the_newest_run(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run_copy.parents[1])
     for arguments in (
-        ["prune", "--steps", "1", "--epochs", "1", "--min-steps", "0"],
+        ["prune", "--latency-ratio", "1", "--macs-ratio", "0.8", "--steps", "1", "--epochs", "0"],
         ["quantize", "--calib", "64"],
         ["export"],
     ):
