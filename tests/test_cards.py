@@ -22,7 +22,8 @@ def run(*arguments: str) -> None:
 
 @pytest.mark.parametrize("card", card_names())
 def test_each_card_goes_through_all_stages(card: str, tmp_path: Path) -> None:
-    run(card, "--data", "digits", "--out", str(tmp_path))
+    size = 32 if card == "convnext_tiny" else 0  # it divides the side by 32
+    run(card, "--data", "digits", "--set", f"data.size={size}", "--out", str(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text())
     _, distill, *_, export = report["stages"]
     assert export["parameters"] < distill["parameters"]

@@ -113,6 +113,8 @@ def use_relu(network: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if type(child).__name__ in SMOOTH_ACTIVATIONS:
                 setattr(parent, name, nn.ReLU())
+            if isinstance(child, nn.Dropout):  # ReLU's gradient needs its output as it was
+                child.inplace = False
 
 
 def _try_forward(model: Classifier, spec: ModelSpec) -> None:

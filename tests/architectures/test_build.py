@@ -197,6 +197,8 @@ def test_relu_takes_the_place_of_smooth_activations(name: str) -> None:
     assert own & {"Hardswish", "SiLU"}
     assert not relu & {"Hardswish", "SiLU"}
     assert "ReLU" in relu
+    trained = build(spec_32(name, activation="relu")).train()
+    trained(torch.zeros(2, 1, 32, 32)).sum().backward()  # torchvision drops out in place
 
 
 @pytest.mark.parametrize("name", ["timm:resnet10t", "timm:mobilenetv3_small_050"])
