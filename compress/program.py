@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from compress.allocator import keep_freed_memory
+
 RUNS = Path("runs")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -23,6 +25,7 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; with --debug its errors keep their tracebacks."""
+        keep_freed_memory()
         try:
             return super().invoke(ctx)
         except (ValueError, OSError) as error:
