@@ -9,6 +9,7 @@ r"""Does the teacher earn its place? The same student alone and with each loss, 
 Every variant trains the student of the card anew, with the same seeds and schedule: once for equal
 epochs, and once for equal time on the clock, where the teacher's answers count. What is stored
 costs nothing more in later epochs; live answers (hints) cost a teacher's pass at every step.
+Answers to the same views are asked for once, and every variant that uses them pays their seconds.
 Writes bench/results/distill_CARD.json, where the results of other variants stay, and a page.
 """
 
@@ -125,11 +126,7 @@ def train_and_score(
     model = build(spec)
     title = f"seed {context.seed}"
     with tempfile.TemporaryDirectory() as scratch:
-        inside = dataclasses.replace(
-            context,
-            folder=Path(scratch),
-            store=Path(scratch) / "answers",  # asked anew, and timed
-        )
+        inside = dataclasses.replace(context, folder=Path(scratch))
         if guidance is None:
             history = train(
                 model,
@@ -243,40 +240,42 @@ def main(card: str, folders: tuple[Path, ...], variants: str, epochs: int, seeds
         teachers=tuple(checkpoint_teacher(teacher) for teacher in teachers),
     )
 
-    scores: dict[str, tuple[list[Trained], list[Trained]]] = {}
-    for seed in range(seeds):  # outermost: what is compared is trained near in time
-        inside = dataclasses.replace(context, seed=seed)
-        seconds = seconds_of_kd(path)
-        for variant in variants.split(";"):
-            say(f"{variant}, seed {seed}")
-            budget = None if variant == KD else seconds
-            equal_epochs, equal_time = train_twice(
-                network.student, VARIANTS[variant], epochs, budget, inside
-            )
-            if variant == KD or seconds is None:
-                seconds = equal_epochs.seconds
-            say(f"  equal epochs: {equal_epochs}\n  equal time: {equal_time}")
-            lists = scores.setdefault(variant, ([], []))
-            lists[0].append(equal_epochs)
-            lists[1].append(equal_time)
-            row = Row(
-                variant=variant,
-                equal_epochs=tuple(lists[0]),
-                equal_time=tuple(lists[1]),
-                command=command,
-                date=datetime.now(UTC).isoformat(timespec="seconds"),
-                host=describe_host(),
-            )
-            results = Results(
-                teachers=tuple(
-                    f"{folder.parent.name} {read_stage_report(folder).top1:.2f} %"
-                    for folder in folders
-                ),
-                student=network.description,
-                epochs=epochs,
-                rows=(row,),
-            )
-            add_to_results(results, path, results_markdown)
+    with tempfile.TemporaryDirectory() as answers:
+        context = dataclasses.replace(context, store=Path(answers))
+        scores: dict[str, tuple[list[Trained], list[Trained]]] = {}
+        for seed in range(seeds):  # outermost: what is compared is trained near in time
+            inside = dataclasses.replace(context, seed=seed)
+            seconds = seconds_of_kd(path)
+            for variant in variants.split(";"):
+                say(f"{variant}, seed {seed}")
+                budget = None if variant == KD else seconds
+                equal_epochs, equal_time = train_twice(
+                    network.student, VARIANTS[variant], epochs, budget, inside
+                )
+                if variant == KD or seconds is None:
+                    seconds = equal_epochs.seconds
+                say(f"  equal epochs: {equal_epochs}\n  equal time: {equal_time}")
+                lists = scores.setdefault(variant, ([], []))
+                lists[0].append(equal_epochs)
+                lists[1].append(equal_time)
+                row = Row(
+                    variant=variant,
+                    equal_epochs=tuple(lists[0]),
+                    equal_time=tuple(lists[1]),
+                    command=command,
+                    date=datetime.now(UTC).isoformat(timespec="seconds"),
+                    host=describe_host(),
+                )
+                results = Results(
+                    teachers=tuple(
+                        f"{folder.parent.name} {read_stage_report(folder).top1:.2f} %"
+                        for folder in folders
+                    ),
+                    student=network.description,
+                    epochs=epochs,
+                    rows=(row,),
+                )
+                add_to_results(results, path, results_markdown)
     click.echo(path.with_suffix(".md"))
 
 
