@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from bench import distill_losses, prune_peers, ptq_peers
+from bench import distill_losses, prune_peers, ptq_peers, train_speed
 from bench.results_file import read_results
 from compress.cli import main
 from compress.report.data import read_run_report
@@ -22,7 +22,7 @@ def test_the_result_table_is_rendered_from_its_file() -> None:
     assert conditions(report.stages[-1]) in README
 
 
-@pytest.mark.parametrize("bench", [prune_peers, ptq_peers])
+@pytest.mark.parametrize("bench", [prune_peers, ptq_peers, train_speed])
 def test_the_page_of_a_comparison_is_rendered_from_its_file(bench: ModuleType) -> None:
     results = read_results(bench.Results, bench.RESULTS)
     assert bench.PAGE.read_text() == bench.results_markdown(results)
