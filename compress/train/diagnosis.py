@@ -92,7 +92,9 @@ def diagnose_labels(
     swapped = []
     for label, answers in enumerate(confusion):
         said = max(range(len(answers)), key=lambda answer: answers[answer])
-        if said != label and answers[said] > sum(answers) / 2:
+        so_called = sum(row[said] for row in confusion)
+        both_ways = 2 * answers[said] > max(sum(answers), so_called)  # a poor teacher says 5 often
+        if said != label and both_ways:
             swapped.append(f"{class_names[label]!r} is {class_names[said]!r} to it")
     if len(swapped) < max(2, len(class_names) // 3):
         return []

@@ -114,3 +114,8 @@ def test_a_teacher_of_other_labels_is_named() -> None:
     permuted = [right[1], right[2], right[3], right[0]]
     (finding,) = diagnose_labels(permuted, names)
     assert "'ant' is 'bee' to it" in finding.evidence
+
+
+def test_a_teacher_that_knows_little_is_not_taken_for_one_of_other_labels() -> None:
+    mostly_cat = [[1, 0, 9, 0], [0, 1, 9, 0], [0, 0, 10, 0], [0, 0, 9, 1]]
+    assert diagnose_labels(mostly_cat, ("ant", "bee", "cat", "dog")) == []
