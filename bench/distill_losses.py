@@ -10,7 +10,8 @@ Every variant trains the student of the card anew, with the same seeds and sched
 epochs, and once for equal time on the clock, where the teacher's answers count. What is stored
 costs nothing more in later epochs; live answers (hints) cost a teacher's pass at every step.
 Answers to the same views are asked for once, and every variant that uses them pays their seconds.
-Writes bench/results/distill_CARD.json, where the results of other variants stay, and a page.
+Writes bench/results/distill_CARD_EPOCHS_epochs.json, where results of other variants stay, and a
+page.
 """
 
 from __future__ import annotations
@@ -111,9 +112,9 @@ class Results:
     rows: tuple[Row, ...]
 
 
-def results_file(card: str) -> Path:
+def results_file(card: str, epochs: int) -> Path:
     """Returns where a card's results are; the page lies beside it."""
-    return Path(__file__).parent / "results" / f"distill_{card}.json"
+    return Path(__file__).parent / "results" / f"distill_{card}_{epochs}_epochs.json"
 
 
 def train_and_score(
@@ -230,7 +231,7 @@ def main(card: str, folders: tuple[Path, ...], variants: str, epochs: int, seeds
     keep_freed_memory()
     teachers = [load_checkpoint(folder) for folder in folders]
     command = shlex.join(["python", "-m", "bench.distill_losses", *sys.argv[1:]])
-    network, path = load_card(card), results_file(card)
+    network, path = load_card(card), results_file(card, epochs)
     context = Context(
         data=data_of(teachers[0]),
         seed=0,
