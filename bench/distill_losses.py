@@ -168,10 +168,12 @@ def train_twice(
     return equal_epochs, train_and_score(student, guidance, fitting, context)
 
 
-def seconds_of_kd(path: Path) -> float | None:
-    """Returns what KD took when it was compared last, or None."""
-    rows = read_results(Results, path).rows if path.is_file() else ()
-    for row in rows:
+def seconds_of_kd(path: Path, teachers: tuple[str, ...]) -> float | None:
+    """Returns what KD took when these teachers were compared last, or None."""
+    if not path.is_file():
+        return None
+    results = read_results(Results, path)
+    for row in results.rows if results.teachers == teachers else ():
         if row.variant == KD:
             return statistics.fmean(one.seconds for one in row.equal_epochs)
     return None
@@ -230,6 +232,9 @@ def main(card: str, folders: tuple[Path, ...], variants: str, epochs: int, seeds
     """Compare ways of learning from teachers with learning alone, at equal cost."""
     keep_freed_memory()
     teachers = [load_checkpoint(folder) for folder in folders]
+    names = tuple(
+        f"{folder.parent.name} {read_stage_report(folder).top1:.2f} %" for folder in folders
+    )
     command = shlex.join(["python", "-m", "bench.distill_losses", *sys.argv[1:]])
     network, path = load_card(card), results_file(card, epochs)
     context = Context(
@@ -246,7 +251,7 @@ def main(card: str, folders: tuple[Path, ...], variants: str, epochs: int, seeds
         scores: dict[str, tuple[list[Trained], list[Trained]]] = {}
         for seed in range(seeds):  # outermost: what is compared is trained near in time
             inside = dataclasses.replace(context, seed=seed)
-            seconds = seconds_of_kd(path)
+            seconds = seconds_of_kd(path, names)
             for variant in variants.split(";"):
                 say(f"{variant}, seed {seed}")
                 budget = None if variant == KD else seconds
@@ -268,10 +273,7 @@ def main(card: str, folders: tuple[Path, ...], variants: str, epochs: int, seeds
                     host=describe_host(),
                 )
                 results = Results(
-                    teachers=tuple(
-                        f"{folder.parent.name} {read_stage_report(folder).top1:.2f} %"
-                        for folder in folders
-                    ),
+                    teachers=names,
                     student=network.description,
                     epochs=epochs,
                     rows=(row,),
