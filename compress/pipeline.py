@@ -47,7 +47,7 @@ from compress.report.run import write_run_report
 from compress.request import Request, changed_settings, difference, lineage_of, new_step, stage_key
 from compress.train.state import STATE
 
-KEY_FILE, STORE = "key", "teacher-answers"
+KEY_FILE, CLOCK_FILE, STORE = "key", "seconds", "teacher-answers"
 
 
 def run_recipe(
@@ -130,7 +130,7 @@ def run_stage(request: Request) -> Checkpoint:
     say(f"[bold]{stage}[/]: {', '.join(changed_settings(request.config)) or 'default settings'}")
     if folder.exists():
         say(f"  will replace {folder}, made {difference(folder, request)}")
-    _prepare(partial, key)
+    earlier = _prepare(partial, key)
     context = Context(
         data=request.data,
         measure=request.measure,
@@ -141,7 +141,7 @@ def run_stage(request: Request) -> Checkpoint:
     )
     started = time.perf_counter()
     product = _run(request, context)
-    seconds = time.perf_counter() - started
+    seconds = earlier + time.perf_counter() - started
     checkpoint = write_checkpoint(
         partial,
         product.model.state_dict(),
@@ -251,19 +251,29 @@ def _put_in_place(partial: Path, folder: Path) -> Checkpoint:
     replace_folder(partial, folder)
     for state in folder.rglob(STATE):  # pruning trains in folders of its own
         state.unlink()
-    (folder / KEY_FILE).unlink(missing_ok=True)
+    for name in (KEY_FILE, CLOCK_FILE):
+        (folder / name).unlink(missing_ok=True)
     return load_checkpoint(folder)
 
 
-def _prepare(partial: Path, key: str) -> None:
-    """Empties the working folder unless it was left by a run with the same key."""
-    key_file = partial / KEY_FILE
+def _prepare(partial: Path, key: str) -> float:
+    """Empties the working folder unless it was left by a run with the same key.
+
+    Returns:
+        Seconds that the stage was worked on before, up to the last file that was written.
+    """
+    key_file, clock = partial / KEY_FILE, partial / CLOCK_FILE
     if not key_file.is_file() or key_file.read_text() != key:
         if partial.is_dir():
             say(f"  dropping {partial}: it was begun with other settings, networks or code")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        clock.write_text("0")
         key_file.write_text(key)
+    last_sign = max(path.stat().st_mtime for path in partial.rglob("*"))
+    seconds = float(clock.read_text()) + last_sign - clock.stat().st_mtime
+    clock.write_text(str(seconds))
+    return seconds
 
 
 def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: Any) -> None:

@@ -56,7 +56,7 @@ class StageReport:
     batch: int
     threads: int
     seconds: float
-    """The stage took, without measuring."""
+    """The stage took, without measuring; with what was done before it was killed, if it was."""
     created: str
     """UTC, ISO 8601."""
     digest: str
