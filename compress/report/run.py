@@ -116,9 +116,12 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
                 "run it again"
             )
         if stage.digest != before.digest and stage.speedup_ci95[1] < before.speedup_ci95[0]:
+            verdict = "did not pay on this machine"
+            if stage.top1_ci95[0] > before.top1:  # a large student of small teachers
+                verdict = f"bought {stage.top1 - before.top1:.2f} points of top-1 with time"
             remarks.append(
-                f"{stage.stage} did not pay on this machine: {stage.speedup:.1f}x the teacher's "
-                f"speed, {before.speedup:.1f}x before it"
+                f"{stage.stage} {verdict}: {stage.speedup:.1f}x the teacher's speed, "
+                f"{before.speedup:.1f}x before it"
             )
         if stage.top1_ci95[1] < before.top1:
             remarks.append(f"{stage.stage} cost {before.top1 - stage.top1:.2f} points of top-1")

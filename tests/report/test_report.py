@@ -61,6 +61,22 @@ def test_a_stage_that_does_not_pay_is_said(run_copy: Path) -> None:
     assert "quantize cost" in remarks
 
 
+def test_a_stage_that_is_slower_but_better_is_not_called_a_loss(run_copy: Path) -> None:
+    """As when small teachers teach a larger network."""
+    teacher, path = read_stage_report(run_copy / "0-teacher"), run_copy / "1-distill"
+    better = dataclasses.replace(
+        read_stage_report(path),
+        speedup=0.25,
+        speedup_ci95=(0.2, 0.3),
+        top1=teacher.top1 + 2,
+        top1_ci95=(teacher.top1 + 1, teacher.top1 + 3),
+    )
+    write_json(path / "report.json", better)
+    remarks = " ".join(collect(run_copy).remarks)
+    assert "distill bought 2.00 points of top-1 with time: 0.2x the teacher's speed" in remarks
+    assert "distill did not pay" not in remarks
+
+
 def test_a_stage_made_from_an_older_one_is_said(run_copy: Path) -> None:
     path = run_copy / "3-quantize"
     write_json(path / "report.json", dataclasses.replace(read_stage_report(path), parent="other"))
