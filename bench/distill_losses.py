@@ -73,9 +73,10 @@ COLUMNS = (
 )
 INTRODUCTION = """\
 The student of the card, trained anew with the same seeds and schedule; several teachers answer
-together. *Equal time*: as many epochs as fit into the time that KD takes for its epochs and for
-asking the teacher; the teacher's own training is not counted. *top-1* on the test split, float file
-in ONNX Runtime: mean and standard deviation over the seeds."""
+together. KD is what `compress distill` does by default. *Equal time*: as many epochs as fit
+into the time that KD takes for its epochs and for asking the teacher; the teacher's own
+training is not counted. *top-1* on the test split, float file in ONNX Runtime: mean and
+standard deviation over the seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)

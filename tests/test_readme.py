@@ -39,6 +39,15 @@ def test_the_page_of_a_card_s_distillation_is_rendered_from_its_file(file: Path)
     assert str(page.relative_to(ROOT)) in README
 
 
+@pytest.mark.parametrize("recipe", ["distill_from_small", "qat"])
+def test_the_result_in_a_recipe_s_header_is_that_of_its_file(recipe: str) -> None:
+    (file,) = (ROOT / "bench/results").glob(f"*-{recipe}.json")
+    header = (ROOT / f"pipelines/{recipe}.toml").read_text()
+    told = set(re.findall(r"\b(\d\d\.\d\d)\s(?:# )?%", header))
+    assert told
+    assert told <= {f"{stage.top1:.2f}" for stage in read_run_report(file).stages}
+
+
 def test_each_command_is_named_and_exists() -> None:
     assert set(re.findall(r"compress ([a-z]+)\b", README)) <= set(main.commands)
     for command in main.commands:

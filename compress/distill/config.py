@@ -83,3 +83,15 @@ def check_views(guidance: GuidanceConfig, train: TrainConfig) -> None:
             "growing images (first_size < 1) are not the views that the teacher saw; leave "
             "guidance.fresh_views on, or set guidance.views = 0"
         )
+
+
+def loss_text(guidance: GuidanceConfig) -> str:
+    """Returns what is minimised, in a line: `0.5 kd (temperature 4) + 0.5 labels; ...`."""
+    parts = [
+        f"{guidance.alpha:g} {guidance.soft_loss} (temperature {guidance.temperature:g})",
+        f"{1 - guidance.alpha:g} labels",
+    ]
+    if guidance.hints:
+        parts.append(f"{guidance.hint_weight:g} {guidance.hint_loss} of {guidance.hints}")
+    asked = f"once about {guidance.views} view{'s' if guidance.views > 1 else ''} of each image"
+    return f"{' + '.join(parts)}; asked {asked if guidance.views else 'at every step'}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from compress.distill.config import GuidanceConfig, check_views
+from compress.distill.config import GuidanceConfig, check_views, loss_text
 from compress.train.config import MUON, TrainConfig
 
 if TYPE_CHECKING:
@@ -54,7 +54,14 @@ def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:
     model = build(student)
     guided = train_guided(model, config.guidance, config.train, context, "distill")
     findings = [str(finding) for finding in guided.findings]
-    details: dict[str, Any] = {"epochs": len(guided.history), "findings": findings}
+    details: dict[str, Any] = {
+        "student": {"architecture": student.architecture, **student.arguments},
+        "teachers": [f"{teacher.path} (weight {teacher.weight:g})" for teacher in context.teachers],
+        "loss": loss_text(config.guidance),
+        "asking_seconds": guided.asking_seconds,
+        "epochs": len(guided.history),
+        "findings": findings,
+    }
     if config.ablation:
         from compress.distill.ablation import train_alone
 

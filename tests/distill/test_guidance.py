@@ -7,7 +7,7 @@ import torch
 from compress.architectures.build import build
 from compress.data.load import Data
 from compress.data.splits import View
-from compress.distill.config import GuidanceConfig, check_views
+from compress.distill.config import GuidanceConfig, check_views, loss_text
 from compress.distill.guidance import ask_all, guided_loss, stored_answers, views_to_ask
 from compress.distill.teachers import Voice, checkpoint_teacher, open_teacher
 from compress.train.config import TrainConfig
@@ -85,3 +85,14 @@ def test_growing_images_are_not_the_views_that_the_teacher_saw() -> None:
     check_views(GuidanceConfig(), growing)
     with pytest.raises(ValueError, match="leave guidance.fresh_views on"):
         check_views(GuidanceConfig(fresh_views=False), growing)
+
+
+def test_the_report_says_what_was_minimised() -> None:
+    assert loss_text(GuidanceConfig()) == (
+        "0.5 kd (temperature 4) + 0.5 labels; asked once about 1 view of each image"
+    )
+    hints = GuidanceConfig(soft_loss="dist", alpha=0.8, views=0, hints="blocks.2:layer3")
+    assert loss_text(hints) == (
+        "0.8 dist (temperature 4) + 0.2 labels + 1 attention of blocks.2:layer3; "
+        "asked at every step"
+    )
