@@ -47,6 +47,10 @@ BYTES = {"int8": 1, "float": 4}
 UNITS = {"latency": " ms", "MACs": "", "size": " bytes"}
 
 
+class UnmetBudgetError(ValueError):
+    """No pruned network is fast (or small) enough; the message says what the least is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cut:
     """What one cut was asked for and became."""
@@ -102,7 +106,7 @@ class Search:
         """Makes the cut of the given number, in place.
 
         Raises:
-            ValueError: the budget cannot be met; says what the least is.
+            UnmetBudgetError: the budget cannot be met; the model stays as it was.
         """
         limits = self._limits(number / self._config.steps)
         now = self._probe.measure(model, self.removed)
@@ -123,7 +127,7 @@ class Search:
         )
         best, tries = self._search(model, problem, latency, now, limits)
         if best.worst > 1 + TOLERANCE:
-            raise ValueError(_message(best.measured, self._limits(1.0)))
+            raise UnmetBudgetError(_message(best.measured, self._limits(1.0)))
         model.network, self.removed = best.model.network, best.removed
         return Cut(
             target_ms=limits["latency"],

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -32,7 +32,12 @@ class PruneConfig:
 
     latency_ratio: Annotated[
         float,
-        Field(gt=0, le=1, description="Latency to reach, as a share of the unpruned; 1: no limit."),
+        Field(
+            gt=0,
+            le=1,
+            description="Latency to reach, as a share of the unpruned; 1: no limit. The default "
+            "gives way where it cannot be met.",
+        ),
     ] = 0.8
     latency_ms: Annotated[
         float, Field(ge=0, description="Latency to reach, milliseconds; 0: no limit.")
@@ -89,13 +94,14 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
         context: data, seed, folder and the teacher.
 
     Raises:
-        BudgetError: no pruned network is fast (or small) enough.
+        UnmetBudgetError: no pruned network is fast (or small) enough for what was asked. The
+            default budget gives way instead, and the report says so.
     """
     from compress.architectures.build import Classifier, build
     from compress.architectures.resize import differing_shapes, remove_blocks
     from compress.context import Product
     from compress.progress import say
-    from compress.prune.search import Search
+    from compress.prune.search import Search, UnmetBudgetError
     from compress.prune.sparse import train_sparse
     from compress.restore import load_model
 
@@ -104,11 +110,19 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
     before = _widths(model)
     if config.sparse_epochs:
         train_sparse(model, config, context)
-    steps = []
+    steps: list[dict[str, Any]] = []
+    findings = []
     with TemporaryDirectory() as scratch:
         search = Search(checkpoint, model, config, context, Path(scratch))
         for number in range(1, config.steps + 1):
-            cut = search.cut(model, number)
+            try:
+                cut = search.cut(model, number)
+            except UnmetBudgetError as failure:
+                if _limits(config) != _limits(PruneConfig()):
+                    raise
+                findings.append(f"{len(steps)} of {config.steps} default cuts made; {failure}")
+                say(f"  [yellow]{findings[-1]}[/]")
+                break
             recovery = _recover(model, config, context, number)
             say(
                 f"  cut {number}: {cut.measured_ms:.3f} ms measured, {cut.predicted_ms:.3f} "
@@ -117,6 +131,9 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
                 f" statistics, {recovery.top1_trained:.2f} % trained"
             )
             steps.append({**dataclasses.asdict(cut), **dataclasses.asdict(recovery)})
+    if findings and steps:  # the last cut that could be made had a short recovery only
+        recovery = _recover(model, config, context, config.steps)
+        steps[-1]["top1_trained"] = recovery.top1_trained
     after = _widths(model)
     original = build(checkpoint.spec).network
     remove_blocks(original, search.removed)
@@ -136,6 +153,7 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
             ],
             "removed_blocks": list(search.removed),
             "not_pruned": dict(search.fixed),
+            "findings": findings,
         },
     )
 
@@ -185,6 +203,10 @@ def reestimate_batchnorm(model: nn.Module, split: Split) -> None:
     with torch.no_grad():
         update_bn((batch.images for batch in batches), model)
     model.eval()
+
+
+def _limits(config: PruneConfig) -> tuple[float, ...]:
+    return config.latency_ratio, config.latency_ms, config.macs_ratio, config.size_ratio
 
 
 def _widths(model: nn.Module) -> dict[str, int]:

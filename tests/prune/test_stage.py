@@ -67,6 +67,15 @@ def test_an_impossible_budget_names_the_least_and_what_was_asked(run_copy: Path)
     assert asked[1] == pytest.approx(asked[0], rel=0.5)
 
 
+def test_the_default_budget_gives_way(run_copy: Path) -> None:
+    """Nobody asked for it, so a run goes on with the network as it is and says so."""
+    report = pruned(run_copy, "--floor", "1", "--no-depth")
+    (finding,) = report.details["findings"]
+    assert "0 of 1 default cuts made; pruning cannot meet the budget; the least is" in finding
+    before = read_stage_report(run_copy / "1-distill")
+    assert (report.parameters, report.top1) == (before.parameters, before.top1)
+
+
 def test_other_budgets_are_met_too(run_copy: Path) -> None:
     before = read_stage_report(run_copy / "1-distill")
     options = ("--latency-ratio", "1", "--macs-ratio", "0.4", "--size-ratio", "0.5")
