@@ -52,7 +52,11 @@ class TrainConfig:
     ] = 5.0
     ema: Annotated[
         float,
-        Field(ge=0, lt=1, description="Decay of averaged weights, a step; 0 keeps no average."),
+        Field(
+            ge=0,
+            lt=1,
+            description="Decay of averaged weights, a step, after a warm-up; 0 keeps no average.",
+        ),
     ] = 0.0
     mixup: Annotated[
         float, Field(ge=0, description="Alpha of mixup's Beta distribution; 0 mixes nothing.")

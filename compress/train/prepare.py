@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from compress.data.load import Data
 from compress.data.splits import TensorSplit
@@ -38,10 +38,23 @@ def make_optimizer(
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Returns what averages the weights step by step, or None without a decay."""
+    """Returns what averages the weights step by step, or None without a decay.
+
+    After `t` steps the decay is `min(decay, (1 + t) / (10 + t))`, as in TensorFlow's
+    `ExponentialMovingAverage`: an average over 1000 steps would be little but the random start
+    after a training of a few hundred.
+    """
     if not decay:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = AveragedModel(model, use_buffers=True)
+
+    def update(averages: PARAM_LIST, weights: PARAM_LIST, on_device: Tensor | int) -> None:
+        steps = int(average.n_averaged)  # kept on the CPU; reading the device's would wait for it
+        now = min(decay, (1 + steps) / (10 + steps))
+        get_ema_multi_avg_fn(now)(averages, weights, on_device)
+
+    average.multi_avg_fn = update
+    return average
 
 
 def forget_initial_statistics(model: nn.Module, steps: int) -> None:

@@ -15,7 +15,7 @@ from compress.train.loop import (
     label_loss,
     train,
 )
-from compress.train.prepare import forget_initial_statistics
+from compress.train.prepare import averaged, forget_initial_statistics
 from compress.train.state import STATE
 from tests.conftest import student_spec
 
@@ -146,3 +146,30 @@ def test_statistics_of_slow_batchnorms_are_those_of_the_images(digits: Data) -> 
     fast = nn.BatchNorm2d(1)
     forget_initial_statistics(fast, steps=100_000)
     assert fast.momentum == 0.1
+
+
+def test_an_average_warms_up() -> None:
+    """Weights 0, 1, 2, ...: by hand up to the third, and close behind the last after 200."""
+    model = nn.Linear(1, 1, bias=False)
+    average = averaged(model, 0.999)
+    assert average is not None
+    means = []
+    for step in range(200):
+        nn.init.constant_(model.weight, step)
+        average.update_parameters(model)
+        means.append(next(average.module.parameters()).item())
+    second = 2 / 11 * 0 + 9 / 11 * 1
+    third = 3 / 12 * second + 9 / 12 * 2
+    assert means[:3] == pytest.approx([0, second, third])
+    assert 199 - means[-1] < 25  # without a warm-up it would be 181 behind
+    assert averaged(model, 0) is None
+
+
+def test_an_average_forgets_no_faster_than_its_decay() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = averaged(model, 0.5)
+    assert average is not None
+    for weight in (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0):
+        nn.init.constant_(model.weight, weight)
+        average.update_parameters(model)
+    assert next(average.module.parameters()).item() == pytest.approx(0.5)
