@@ -55,4 +55,5 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     share, z2 = correct / n, Z_95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+    # the share is inside; rounding must not put 0 or 1 outside
+    return 100 * max(0.0, min(share, centre - half)), 100 * min(1.0, max(share, centre + half))

@@ -23,6 +23,13 @@ def test_the_interval_equals_scipys(correct: int, n: int) -> None:
     assert high == pytest.approx(100 * expected.high, abs=1e-4)
 
 
+def test_rounding_does_not_put_the_share_outside_its_interval() -> None:
+    """Of 359 right in 359 the upper end came out as 99.99999999999997 %, which plots refuse."""
+    for n in range(1, 2000):
+        assert wilson_interval(n, n)[1] == 100
+        assert wilson_interval(0, n)[0] == 0
+
+
 def test_accuracy_counts_right_answers() -> None:
     scores = accuracy(np.array([1, 2, 3, 3]), np.array([1, 2, 3, 0]))
     assert (scores.top1, scores.n_images) == (75.0, 4)
