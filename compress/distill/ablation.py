@@ -39,7 +39,7 @@ class Alone:
 def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context: Context) -> Alone:
     """Trains a new student from the same seed for the time that the distillation took.
 
-    One epoch is trained to see how long it takes alone; the schedule's length follows from that.
+    Two epochs are trained to see how long one takes alone; the schedule's length follows from that.
 
     Args:
         spec: the student.
@@ -48,30 +48,30 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context:
         context: data, seed and folder.
     """
 
-    def trained(epochs: int, name: str) -> tuple[torch.nn.Module, list[Epoch]]:
+    def trained(config: TrainConfig, name: str) -> tuple[torch.nn.Module, list[Epoch]]:
         torch.manual_seed(context.seed)
         model = build(spec)
         folder = context.folder / name
         folder.mkdir(exist_ok=True)
-        fitted = dataclasses.replace(schedule, epochs=epochs, min_steps=0, patience=0)
-        loss = label_loss(schedule.label_smoothing)
         history = train(
             model,
             context.data,
-            fitted,
-            loss=loss,
+            config,
+            loss=label_loss(config.label_smoothing),
             seed=context.seed,
             folder=folder,
             title=f"student {name}",
         )
         return model, history
 
+    to_the_end = dataclasses.replace(schedule, min_steps=0, patience=0)
+    probe = dataclasses.replace(to_the_end, epochs=2, first_size=1.0)
+    _, (first, second) = trained(probe, "timed")
     guided_seconds = guided.asking_seconds + seconds_of(guided.history)
-    _, probe = trained(1, "timed")
     n_images = len(context.data.train)
-    images = n_images * guided_seconds / seconds_of(probe)
+    images = n_images * epochs_in(guided_seconds, first.seconds, second.seconds)
     epochs = epochs_for(images, schedule.image_share, n_images)
-    model, history = trained(epochs, "alone")
+    model, history = trained(dataclasses.replace(to_the_end, epochs=epochs), "alone")
     path = context.folder / "alone" / "model.onnx"
     export_onnx(model, spec, path, digest="", stage="distill")
     test = context.data.test
@@ -84,6 +84,17 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context:
         guided_epochs=len(guided.history),
         guided_seconds=guided_seconds,
     )
+
+
+def epochs_in(seconds: float, first: float, second: float) -> float:
+    """Returns how many epochs over all images fit into a time, one at least.
+
+    Args:
+        seconds: that there are.
+        first: seconds of the first epoch; what it took longer (compiling) is spent once.
+        second: seconds of the second epoch, and of each further one.
+    """
+    return max(1.0, (seconds - max(0.0, first - second)) / second)
 
 
 def seconds_of(history: list[Epoch]) -> float:

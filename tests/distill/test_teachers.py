@@ -13,6 +13,7 @@ from compress.checkpoint import load_checkpoint
 from compress.cli import main
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
+from compress.distill.ablation import epochs_in
 from compress.distill.teachers import (
     checkpoint_teacher,
     mean_answer,
@@ -160,3 +161,18 @@ def test_the_ablation_trains_the_student_alone_for_the_same_time(run_copy: Path)
     assert alone["guided_seconds"] > 0
     assert f"alone {alone['top1']:.2f} %" in result.output
     assert not list(run_copy.rglob("training.pt"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first", "second", "epochs"),
+    [
+        (100, 2, 2, 50),
+        (100, 52, 2, 25),  # 50 seconds of compiling, once
+        (100, 1, 2, 50),  # the first was no slower
+        (10, 40, 2, 1),  # less time than compiling takes
+    ],
+)
+def test_compiling_is_not_charged_to_each_epoch_of_the_ablation(
+    seconds: float, first: float, second: float, epochs: float
+) -> None:
+    assert epochs_in(seconds, first, second) == epochs
