@@ -134,6 +134,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: it is missing, damaged, truncated or of another format version.
     """
     path = folder / DESCRIPTION
+    if not folder.exists():
+        raise CheckpointError(f"{folder} is no checkpoint: there is no such folder")
     if not path.is_file():
         stages = sorted(found.parent.name for found in folder.glob(f"[0-9]-*/{DESCRIPTION}"))
         hint = f"; it is a run, take one of its stages: {', '.join(stages)}" if stages else ""

@@ -83,9 +83,10 @@ def run(
     compress run resnet18 --data digits
     compress run resnet18 --set prune.latency_ratio=0.5 --from prune
     """
-    from compress.recipe import load_card, load_recipe
+    from compress.recipe import check_stages, load_card, load_recipe
 
     card, recipe = load_card(model), load_recipe(pipeline, overrides, seed=seed)
+    check_stages(recipe, first, last)
     with starting():
         from compress.data.load import load_data
         from compress.distill.teachers import read_teachers

@@ -53,7 +53,7 @@ def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersR
     report = LayersReport(
         checkpoint=checkpoint.digest,
         n_images=min(images, len(data.validation)),
-        calibration_images=config.calib,
+        calibration_images=min(config.calib, len(data.train)),
         threads=measure.threads,
         host=describe_host(),
         rows=tuple(rows),

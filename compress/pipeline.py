@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compress.architectures.build import SMALL_IMAGE
+from compress.architectures.build import SMALL_IMAGE, build
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import (
     MODEL_FILE,
@@ -21,9 +21,9 @@ from compress.checkpoint import (
     write_json,
 )
 from compress.context import Context, Product
-from compress.data.load import Data, check_calibration, load_data
+from compress.data.load import Data, load_data
 from compress.distill import stage as distill
-from compress.distill.teachers import Teacher, checkpoint_teacher
+from compress.distill.teachers import Teacher, check_teacher, checkpoint_teacher
 from compress.export import stage as export
 from compress.export.onnx_file import export_onnx
 from compress.measure.config import MeasureConfig
@@ -42,7 +42,7 @@ from compress.report.data import (
     read_stage_report,
 )
 from compress.report.html import figures_html
-from compress.report.render import stage_markdown
+from compress.report.render import ablation_text, stage_markdown
 from compress.report.run import write_run_report
 from compress.request import Request, changed_settings, difference, lineage_of, new_step, stage_key
 from compress.train.state import STATE
@@ -72,15 +72,12 @@ def run_recipe(
         last: stop after this stage.
 
     Raises:
-        ValueError: `first` or `last` is not among the recipe's stages.
+        ValueError: a teacher does not fit the data, or the card's student cannot be built.
     """
-    for stage in (first, last):
-        if stage is not None and stage not in recipe.stages:
-            raise ValueError(
-                f"the recipe has no stage {stage!r}; its stages: {', '.join(recipe.stages)}"
-            )
-    if "quantize" in recipe.stages:
-        check_calibration(data.train, recipe.quantize.calib)  # now, not after an hour of training
+    for teacher in teachers:
+        check_teacher(teacher, data)
+    if "distill" in recipe.stages:
+        build(model_spec(card.student, data))  # what is wrong is told now, not after the teacher
     parent = None
     again = False
     for stage in recipe.stages:
@@ -278,15 +275,18 @@ def _prepare(partial: Path, key: str) -> float:
 
 def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: Any) -> None:
     """Measures a stage's ONNX file and writes the stage's report."""
-    folder = checkpoint.folder
-    reference = None
+    folder, parent = checkpoint.folder, request.parent
+    reference = before = None
     if request.stage != "teacher":
         reference = request.teachers[0].path / MODEL_FILE
+    if parent and parent.digest not in (checkpoint.digest, request.teachers[0].digest):
+        before = parent.folder / MODEL_FILE
     report = measure_stage(
         checkpoint,
         folder / details.get("ship", MODEL_FILE),
         request.data,
         reference=reference,
+        before=before,
         config=request.measure,
         seconds=seconds,
         details=details,
@@ -298,6 +298,8 @@ def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: 
         partial.write_text(stage_markdown(report))
     faster = f", {report.speedup:.1f}x faster than the teacher" if reference else ""
     say(f"  top-1 {report.top1:.2f} %, {report.latency_ms_p50:.3f} ms{faster}")
+    if "alone" in details:
+        say(f"  {ablation_text(report)}")
 
 
 def _measured_otherwise(report: StageReport, config: MeasureConfig) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from compress.architectures.spec import WEIGHT_FILES
 from compress.checkpoint import STAGES
@@ -92,10 +93,7 @@ def load_card(name: str) -> ModelCard:
     try:
         card = TypeAdapter(ModelCard).validate_python(raw)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-            for problem in error.errors()
-        ]
+        problems = [_card_problem(problem) for problem in error.errors()]
         raise ValueError(f"model {name}: {'; '.join(problems)}") from None
     if card.teacher.weights.endswith(WEIGHT_FILES):  # a path beside the card
         weights = str(Path(name).parent.resolve() / card.teacher.weights)
@@ -103,6 +101,27 @@ def load_card(name: str) -> ModelCard:
             raise ValueError(f"model {name}: there is no weights file {weights}")
         card = dataclasses.replace(card, teacher=dataclasses.replace(card.teacher, weights=weights))
     return card
+
+
+def _card_problem(problem: ErrorDetails) -> str:
+    """Returns what is wrong in a card, in words."""
+    *section, key = (str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        kind = Network if section else ModelCard
+        known = nearest(key, [field.name for field in dataclasses.fields(kind)])
+        return f"there is no {'.'.join((*section, key))!r}; {known}"
+    return f"{'.'.join((*section, key))}: {problem['msg']}"
+
+
+def check_stages(recipe: Recipe, first: str | None, last: str | None) -> None:
+    """Raises ValueError unless stages to begin and to end with are the recipe's, in its order."""
+    for stage in (first, last):
+        if stage is not None and stage not in recipe.stages:
+            raise ValueError(
+                f"the recipe has no stage {stage!r}; its stages: {', '.join(recipe.stages)}"
+            )
+    if first and last and recipe.stages.index(first) > recipe.stages.index(last):
+        raise ValueError(f"--from {first} comes after --until {last}")
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = None) -> Recipe:
@@ -160,6 +179,11 @@ def _override(recipe: Recipe, override: str) -> Recipe:
         raise ValueError(f"--set takes section.key=value, got {override!r}")
     if section not in SECTIONS:
         raise ValueError(f"--set: no section {section!r}; {nearest(section, SECTIONS)}")
+    if section in STAGES and section not in recipe.stages:
+        raise ValueError(
+            f"--set {override}: the recipe has no stage {section!r}; its stages: "
+            f"{', '.join(recipe.stages)}"
+        )
     given: Any = value.strip()
     for part in reversed(path):
         given = {part: given}
@@ -179,6 +203,11 @@ def _read(name: str, folder: Traversable, kind: str) -> Mapping[str, Any]:
     source: Traversable = folder / f"{name}.toml"
     if name.endswith(".toml"):
         source = Path(name)
+        if not source.is_file():
+            raise ValueError(
+                f"there is no file {name}; a {kind} that comes with the program is named without "
+                ".toml"
+            )
     if not source.is_file():
         raise ValueError(f"unknown {kind} {name!r}; {nearest(name, _names(folder))}")
     try:

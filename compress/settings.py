@@ -145,10 +145,19 @@ def _check_names(
         elif below:
             raise ValueError(f"{section}.{'.'.join(path)} is a table of settings, got {value!r}")
         else:
+            full = ".".join(_whole(path, value))
             leaves = {name[-1]: ".".join(name) for name in known}
-            full = leaves.get(key)  # `lr` for `train.lr`
-            hint = f"did you mean {full}?" if full else nearest(".".join(path), leaves.values())
-            raise ValueError(f"{section} has no setting {'.'.join(path)!r}; {hint}")
+            same_end = leaves.get(full.rpartition(".")[2])  # `lr` for `train.lr`
+            hint = f"did you mean {same_end}?" if same_end else nearest(full, leaves.values())
+            raise ValueError(f"{section} has no setting {full!r}; {hint}")
+
+
+def _whole(path: tuple[str, ...], value: Any) -> tuple[str, ...]:
+    """Returns the path down to the first value."""
+    while isinstance(value, Mapping) and value:
+        key, value = next(iter(value.items()))
+        path = (*path, key)
+    return path
 
 
 def _merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

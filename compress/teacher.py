@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from compress.distill.teachers import Teacher
 
 
+UNTRAINED = (
+    "the teacher was never trained: zero epochs from random weights; name weights in the card, a "
+    "checkpoint with --teacher, or epochs with --set teacher.train.epochs=7"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """Train the teacher; zero epochs take its weights as they are."""
@@ -69,6 +75,9 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
         title="teacher",
     )
     findings = [str(finding) for finding in diagnose(history, len(spec.class_names))]
+    if not history and not weights:
+        findings.append(UNTRAINED)
+        say(f"  [yellow]{UNTRAINED}[/]")
     details = {"epochs": len(history), "findings": findings}
     return Product(model=model, spec=spec, details=details)
 

@@ -80,7 +80,7 @@ def test_models_and_pipelines_are_listed() -> None:
         (["run", "resnet18", "--data", "imagefolder:/nowhere"], "there is no folder /nowhere"),
         (["run", "resnet18", "--data", "digits", "--until", "prum"], "no stage 'prum'"),
         (["prune", "--floor", "1.5"], "prune.floor must be a number in (0, 1], got 1.5"),
-        (["quantize", "--in", "nowhere"], "nowhere is no checkpoint"),
+        (["quantize", "--in", "nowhere"], "nowhere is no checkpoint: there is no such folder"),
         (["quantize"], "there is no run under runs/; start one"),
         (["bench", "a.onnx"], "does not exist"),
         (["report", "nowhere"], "holds no finished stage"),
@@ -162,10 +162,18 @@ def test_qat_trains_and_freezes(run_copy: Path, tmp_path: Path) -> None:
     assert report["top1"] > 90
 
 
+def test_calibration_takes_what_there_is(run_copy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    command = ["quantize", "--calib", "100000", "--method", "ptq", "--in", run_copy / "2-prune"]
+    result = call(*command, "--out", out)
+    assert result.exit_code == 0, result.output
+    details = json.loads((out / "report.json").read_text())["details"]
+    assert details["calibration_images"] == 1322  # all of the digits' training images
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["quantize", "--calib", "100000"], "asks for 100000 images, the training split has"),
         (["prune", "--in", "3-quantize"], "prune takes a checkpoint of the stage teacher"),
         (["distill", "--in", "2-prune"], "distill takes a checkpoint of the stage teacher"),
     ],

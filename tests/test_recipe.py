@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.recipe import Recipe, card_names, load_card, load_recipe, recipe_names
+from compress.recipe import Recipe, card_names, check_stages, load_card, load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", card_names())
@@ -31,9 +31,13 @@ def test_overrides_lie_on_top_of_the_recipe() -> None:
         (
             "distill.train.mixup=0.2",
             "distill the teacher's stored answers (views > 0) are not to pictures that mixup "
-            "blends; set guidance.views = 0 to ask the teacher at every step",
+            "blends; set guidance.views = 0 (--views 0) to ask the teacher at every step",
         ),
         ("prune.steps", "--set takes section.key=value, got 'prune.steps'"),
+        (
+            "teacher.trian.epochs=3",
+            "teacher has no setting 'trian.epochs'; did you mean train.epochs?",
+        ),
     ],
 )
 def test_a_wrong_override_is_explained(override: str, message: str) -> None:
@@ -68,9 +72,27 @@ def test_a_wrong_recipe_is_explained(tmp_path: Path, text: str, part: str) -> No
 
 def test_a_wrong_card_is_explained(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
-    own.write_text('description = "mine"\n[teacher]\narchitecure = "resnet18"\n')
-    with pytest.raises(ValueError, match="teacher"):
+    own.write_text('[teacher]\narchitecure = "resnet18"\n[studnet]\narchitecture = "resnet18"\n')
+    with pytest.raises(ValueError, match="own.toml") as caught:
         load_card(str(own))
+    assert "there is no 'teacher.architecure'; did you mean architecture?" in str(caught.value)
+    assert "there is no 'studnet'; did you mean student?" in str(caught.value)
+    with pytest.raises(ValueError, match="there is no file .*/other.toml"):
+        load_card(str(tmp_path / "other.toml"))
+
+
+def test_settings_of_a_stage_that_the_recipe_lacks_are_refused() -> None:
+    with pytest.raises(ValueError, match="no stage 'distill'; its stages: teacher, quantize"):
+        load_recipe("ptq", ["distill.ablation=true"])
+
+
+def test_stages_to_run_are_the_recipes_in_its_order() -> None:
+    recipe = load_recipe("default")
+    check_stages(recipe, "distill", "distill")
+    with pytest.raises(ValueError, match="--from prune comes after --until distill"):
+        check_stages(recipe, "prune", "distill")
+    with pytest.raises(ValueError, match="no stage 'prume'; its stages: teacher"):
+        check_stages(recipe, "prume", None)
 
 
 def test_an_unknown_card_names_the_nearest() -> None:

@@ -57,7 +57,7 @@ def build(spec: ModelSpec) -> Classifier:
     """Builds an untrained network from its spec.
 
     Raises:
-        ValueError: see `construct`; or the images are too small.
+        ValueError: see `construct`; or the images are too small, or the logits too many or few.
     """
     network = construct(spec)
     if spec.architecture not in OWN:
@@ -84,9 +84,11 @@ def adapt_stem(network: nn.Module, channels: int, *, small: bool) -> None:
     A small stem keeps the convolution's width and cuts a kernel above 3x3 down to 3x3. A patch
     embedding (kernel = stride) keeps its form: its stride is the architecture.
     """
-    name, old = next(
-        (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
-    )
+    convolutions = [item for item in network.named_modules() if isinstance(item[1], nn.Conv2d)]
+    if not convolutions:
+        return
+    name, old = convolutions[0]
+    assert isinstance(old, nn.Conv2d)
     patches = old.kernel_size == old.stride
     small = small and not patches and max(old.stride) > 1
     if old.in_channels == channels and not small:
@@ -133,4 +135,10 @@ def _try_forward(model: Classifier, spec: ModelSpec) -> None:
         ) from None
     finally:
         model.train(was_training)
-    assert logits.shape == (1, len(spec.class_names)), logits.shape
+    shape, wanted = tuple(getattr(logits, "shape", ())), (1, len(spec.class_names))
+    if shape != wanted:
+        raise ValueError(
+            f"{spec.architecture} returns a {type(logits).__name__} of shape {shape} for one "
+            f"image; it must be a tensor of {wanted}, a logit for each class of the data (a "
+            "factory is called with num_classes)"
+        )

@@ -115,6 +115,16 @@ def _factory(reference: str) -> Any:
             f"cannot import the network {reference!r}: {error}; it is written "
             "package.module:factory and found from the working folder"
         ) from None
+    except Exception as error:
+        raise _failed(reference, error) from error
+
+
+def _failed(reference: str, error: Exception) -> ValueError:
+    """Returns what to tell of an error in the user's code."""
+    return ValueError(
+        f"the network {reference!r} cannot be made, {type(error).__name__}: {error}; `compress "
+        "--debug ...` shows where"
+    )
 
 
 def _call(spec: ModelSpec, factory: Any, arguments: Mapping[str, Any]) -> nn.Module:
@@ -124,12 +134,15 @@ def _call(spec: ModelSpec, factory: Any, arguments: Mapping[str, Any]) -> nn.Mod
         taken = ", ".join(
             name
             for name in inspect.signature(factory).parameters
-            if name not in ("weights", "progress", "kwargs", "given")
+            if name not in ("weights", "progress", "kwargs", "given", *arguments)
         )
+        refused = dict(spec.arguments) or f"what it is called with ({', '.join(arguments)})"
         allowed = f"its arguments: {taken}" if taken else str(error)
-        raise ValueError(
-            f"{spec.architecture} does not take {dict(spec.arguments)}; {allowed}"
-        ) from None
+        raise ValueError(f"{spec.architecture} does not take {refused}; {allowed}") from None
+    except Exception as error:
+        if ":" in spec.architecture:  # not a fault of ours
+            raise _failed(spec.architecture, error) from error
+        raise
     if not isinstance(network, nn.Module):
         raise ValueError(
             f"{spec.architecture} must return a torch.nn.Module, it returned {type(network)}"

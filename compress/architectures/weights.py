@@ -82,6 +82,8 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         raw = torch.load(path, weights_only=True, map_location="cpu")
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run what is in it
+            reason = "it was not saved by torch.save, or holds more than tensors"
         raise ValueError(f"{path} cannot be read as weights: {reason}") from None
     state = raw.get("state_dict", raw) if isinstance(raw, dict) else raw
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

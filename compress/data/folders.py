@@ -48,7 +48,9 @@ def read_folders(root: Path) -> Folders:
         raise DataError(f"{layout}; found {', '.join(found) or 'no folders'}")
     class_names = tuple(sorted(path.name for path in (root / "train").iterdir() if path.is_dir()))
     if len(class_names) < 2:
-        raise DataError(f"{root}/train holds {len(class_names)} class folders, needs two or more")
+        raise DataError(
+            f"{root}/train holds {len(class_names)} folders of classes, it needs two or more"
+        )
     listed = {split: _list_split(root / split, class_names) for split in splits}
     everything = [path for files in listed.values() for path, _ in files]
     digest = _digest(root, everything)
@@ -66,7 +68,9 @@ def read_folders(root: Path) -> Folders:
         missing = set(range(len(class_names))) - {label for _, label in files}
         if split == "train" and missing:
             names = ", ".join(class_names[label] for label in sorted(missing))
-            raise DataError(f"{root}/train has no readable image of: {names}")
+            raise DataError(
+                f"{root}/train has no readable image of: {names}; add some or remove the folder"
+            )
         if not files:
             raise DataError(f"{root / split} has no readable image")
     return Folders(
@@ -76,7 +80,8 @@ def read_folders(root: Path) -> Folders:
 
 def unreadable_warning(folders: Folders) -> str:
     """Returns one line that counts and names the images left out."""
-    return f"{len(folders.unreadable)} unreadable images left out: {_named(folders.unreadable)}"
+    count = len(folders.unreadable)
+    return f"{count} unreadable image{'s' * (count > 1)} left out: {_named(folders.unreadable)}"
 
 
 def _named(paths: Sequence[Path]) -> str:

@@ -213,23 +213,8 @@ def _fingerprint(content: str, config: DataConfig, seed: int) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def check_calibration(split: Split, count: int) -> None:
-    """Raises ValueError if a split holds fewer images than calibration asks for."""
-    if count > len(split):
-        raise ValueError(
-            f"quantize.calib asks for {count} images, the training split has {len(split)}; "
-            f"use `compress quantize --calib {len(split)}` or "
-            f"`compress run ... --set quantize.calib={len(split)}`"
-        )
-
-
 def calibration_order(split: Split, count: int, *, seed: int) -> Tensor:
-    """Returns `count` random places in a split, int64.
-
-    Raises:
-        ValueError: the split holds fewer images.
-    """
-    check_calibration(split, count)
+    """Returns `count` random places in a split, int64; all if it holds fewer images."""
     return torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
 
 

@@ -70,13 +70,13 @@ def check_views(guidance: GuidanceConfig, train: TrainConfig) -> None:
     """Raises ValueError if the teacher's stored answers would not do."""
     if guidance.views and guidance.hints:
         raise ValueError(
-            "hints compare features, which are not stored; set guidance.views = 0 to ask the "
-            "teacher at every step"
+            "hints compare features, which are not stored; set guidance.views = 0 (--views 0) to "
+            "ask the teacher at every step"
         )
     if guidance.views and train.mixup:
         raise ValueError(
             "the teacher's stored answers (views > 0) are not to pictures that mixup blends; set "
-            "guidance.views = 0 to ask the teacher at every step"
+            "guidance.views = 0 (--views 0) to ask the teacher at every step"
         )
     if guidance.views and not guidance.fresh_views and train.first_size < 1:
         raise ValueError(

@@ -82,6 +82,11 @@ def _read_teacher(text: str) -> Teacher:
         path, weight = (Path(before), float(after)) if before else (Path(text), 1.0)
     except ValueError:  # an = in the path
         path, weight = Path(text), 1.0
+        if not path.exists():
+            raise ValueError(
+                f"--teacher {text}: there is no {path}, and {after!r} is not a number; it takes "
+                "PATH or PATH=WEIGHT"
+            ) from None
     if not weight > 0:
         raise ValueError(f"--teacher {text}: the weight must be positive, got {weight:g}")
     if path.suffix != ".onnx":
@@ -99,12 +104,8 @@ def _read_teacher(text: str) -> Teacher:
     )
 
 
-def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> Voice:
-    """Makes a teacher ready to be asked about a data set's pixels, of whatever size.
-
-    Raises:
-        ValueError: it knows other classes, or takes other channels.
-    """
+def check_teacher(teacher: Teacher, data: Data) -> None:
+    """Raises ValueError if a teacher knows other classes than the data's, or other channels."""
     if teacher.class_names != data.class_names:
         raise ValueError(
             f"the teacher {teacher.path} knows the classes {', '.join(teacher.class_names)}; the "
@@ -115,6 +116,15 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> Voice:
             f"the teacher {teacher.path} takes {teacher.preprocess.channels} channels, the data "
             f"has {data.preprocess.channels}"
         )
+
+
+def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> Voice:
+    """Makes a teacher ready to be asked about a data set's pixels, of whatever size.
+
+    Raises:
+        ValueError: see `check_teacher`.
+    """
+    check_teacher(teacher, data)
     side = teacher.preprocess.size
 
     # A network of the data's size sees images grow along with the student; a file cannot.

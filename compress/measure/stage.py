@@ -26,6 +26,7 @@ def measure_stage(
     data: Data,
     *,
     reference: Path | None,
+    before: Path | None,
     config: MeasureConfig,
     seconds: float,
     details: Mapping[str, Any],
@@ -37,6 +38,7 @@ def measure_stage(
         path: the stage's ONNX file.
         data: its test split is scored.
         reference: the teacher's ONNX file, run in turns with this one; None for the teacher.
+        before: the ONNX file of the stage that this one started from, if it is another one yet.
         config: threads and batch of the latency.
         seconds: the stage took.
         details: the stage's own facts.
@@ -44,6 +46,9 @@ def measure_stage(
     predicted = predict_split(path, data.test, title="scoring on the test split")
     files = [path] if reference is None else [reference, path]
     latency = measure_latency(files, threads=config.threads, batch=config.batch)[-1]
+    step = None
+    if before is not None:  # the teacher's ratios are minutes apart, and machines wander
+        step = measure_latency([before, path], threads=config.threads, batch=config.batch)[-1]
     description = checkpoint.description
     network = build_pruned(description)
     return StageReport(
@@ -54,6 +59,7 @@ def measure_stage(
         size_bytes=path.stat().st_size,
         **dataclasses.asdict(accuracy(predicted, data.test.labels.numpy())),
         **dataclasses.asdict(latency),
+        step_speedup_ci95=step.speedup_ci95 if step else None,
         operators=summarise(profile(path, threads=config.threads)),
         seconds=seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

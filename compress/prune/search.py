@@ -172,7 +172,7 @@ class Search:
             )
             say(
                 f"  widths proposed: {predicted:.3f} ms predicted, {measured.ms:.3f} ms measured, "
-                f"{limits['latency']:.3f} ms asked"
+                f"{limits['latency']:.3f} ms asked of this cut"
             )
             if CLOSE[0] <= worst <= CLOSE[1] or (is_least and worst > 1):
                 break
@@ -270,7 +270,7 @@ def _value(measured: Measured, name: str) -> float:
 
 def _message(measured: Measured, limits: Mapping[str, float]) -> str:
     found = (
-        f"{name} {_value(measured, name):.4g}{UNITS[name]} (asked for {limit:.4g})"
+        f"{name} {_value(measured, name):.4g}{UNITS[name]} (asked for {limit:.4g}{UNITS[name]})"
         for name, limit in limits.items()
         if _value(measured, name) > limit
     )

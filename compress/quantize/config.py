@@ -24,7 +24,12 @@ class QuantizeConfig:
         ),
     ] = "auto"
     calib: Annotated[
-        int, Field(ge=1, description="Training images that set the ranges of activations.")
+        int,
+        Field(
+            ge=1,
+            description="Training images that set the ranges of activations; all if there are "
+            "fewer.",
+        ),
     ] = 512
     observer: Annotated[
         Literal["minmax", "average", "percentile", "entropy", "mse", "auto"],

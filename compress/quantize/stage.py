@@ -67,7 +67,7 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     frozen = freeze(best.placed)
     details: dict[str, Any] = {
         "method": method,
-        "calibration_images": config.calib,
+        "calibration_images": min(config.calib, len(context.data.train)),
         "attempts": [dataclasses.asdict(attempt) for attempt in trials.attempts],
         "float_layers": list(best.plan.layout.float_layers),
         "reduced_layers": sorted(best.plan.reduced_layers),

@@ -51,6 +51,9 @@ class StageReport:
     speedup: float
     """How many times faster than the teacher's file, measured side by side."""
     speedup_ci95: tuple[float, float]
+    step_speedup_ci95: tuple[float, float] | None = None
+    """How many times faster than the file that the stage started from, side by side; None if that
+    is the teacher's file or this one."""
     n_runs: int
     operators: OperatorSummary
     batch: int

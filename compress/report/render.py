@@ -85,14 +85,18 @@ def run_markdown(report: RunReport) -> str:
         "points of top-1, bytes on disk, and the median ratio of latencies, both files run in "
         "turns in the same process.",
         "",
-        "| stage | latency p50 / p90 | times faster [95 % interval] | runs timed | stage took |",
-        "|---|---:|---:|---:|---:|",
+        "| stage | latency p50 / p90 | times faster [95 % interval] | than the stage before "
+        "| runs timed | stage took |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for stage in report.stages:
         low, high = stage.speedup_ci95
+        step = ""
+        if stage.step_speedup_ci95:
+            step = f"[{stage.step_speedup_ci95[0]:.2f}, {stage.step_speedup_ci95[1]:.2f}]"
         lines.append(
             f"| {stage.stage} | {stage.latency_ms_p50:.3f} / {stage.latency_ms_p90:.3f} ms "
-            f"| {stage.speedup:.2f} [{low:.2f}, {high:.2f}] | {stage.n_runs} "
+            f"| {stage.speedup:.2f} [{low:.2f}, {high:.2f}] | {step} | {stage.n_runs} "
             f"| {stage.seconds:.0f} s |"
         )
     lines += ["", *(f"- {remark}" for remark in report.remarks)]
@@ -116,12 +120,33 @@ def stage_markdown(report: StageReport) -> str:
     tables = []
     for name, value in report.details.items():
         title = name.replace("_", " ")
-        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        if name == "alone":
+            rows.append(("against the student alone", ablation_text(report)))
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
             tables += [f"## {title.capitalize()}", "", _records_table(value), ""]
         else:
             rows.append((title, _detail(value)))
     lines = [f"# {report.stage}", "", markdown_table(("", ""), rows), "", *tables]
     return "\n".join([*lines, f"Measured with {conditions(report)}.", ""])
+
+
+def ablation_text(stage: StageReport) -> str:
+    """Returns whether the teacher paid, of a distillation with its ablation (`Alone`)."""
+    alone = stage.details["alone"]
+    gain = stage.top1 - alone["top1"]
+    (low, high), (alone_low, alone_high) = stage.top1_ci95, alone["top1_ci95"]
+    verdict = "the teacher paid" if gain > 0 else "the teacher did not pay"
+    if low <= alone_high and alone_low <= high:
+        verdict = "whether the teacher paid is within the test's uncertainty"
+    return (
+        f"{verdict} ({gain:+.2f} points): with it {stage.top1:.2f} % in "
+        f"{_epochs(alone['guided_epochs'])} and {alone['guided_seconds']:.0f} s, alone "
+        f"{alone['top1']:.2f} % in {_epochs(alone['epochs'])} and {alone['seconds']:.0f} s"
+    )
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"
 
 
 def _records_table(records: Sequence[Mapping[str, object]]) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from compress.checkpoint import STAGES, load_checkpoint, write_json
 from compress.paths import atomic_write
@@ -19,7 +17,7 @@ from compress.report.data import (
     read_stage_report,
 )
 from compress.report.html import read_history, run_html
-from compress.report.render import operators_text, run_markdown
+from compress.report.render import ablation_text, operators_text, run_markdown
 
 GATES_WORTH_A_WORD = 20
 """Percent of the time."""
@@ -92,19 +90,6 @@ def _remarks_on_operators(stage: StageReport) -> list[str]:
     return remarks
 
 
-def _remark_on_the_teacher(stage: StageReport, alone: Mapping[str, Any]) -> str:
-    gain = stage.top1 - alone["top1"]
-    (low, high), (alone_low, alone_high) = stage.top1_ci95, alone["top1_ci95"]
-    verdict = "the teacher paid" if gain > 0 else "the teacher did not pay"
-    if low <= alone_high and alone_low <= high:
-        verdict = "whether the teacher paid is within the test's uncertainty"
-    return (
-        f"{verdict} ({gain:+.2f} points): with it {stage.top1:.2f} % in {alone['guided_epochs']} "
-        f"epochs and {alone['guided_seconds']:.0f} s, alone {alone['top1']:.2f} % in "
-        f"{alone['epochs']} epochs and {alone['seconds']:.0f} s"
-    )
-
-
 def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
     """What a reader should know: stages that did not pay, and ones made from older versions."""
     remarks = []
@@ -115,19 +100,19 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
                 f"{stage.stage} was made from an earlier version of the stage before it; "
                 "run it again"
             )
-        if stage.digest != before.digest and stage.speedup_ci95[1] < before.speedup_ci95[0]:
+        low, high = stage.step_speedup_ci95 or stage.speedup_ci95
+        if stage.parent == before.digest != stage.digest and high < 1:
             verdict = "did not pay on this machine"
             if stage.top1_ci95[0] > before.top1:  # a large student of small teachers
                 verdict = f"bought {stage.top1 - before.top1:.2f} points of top-1 with time"
             remarks.append(
-                f"{stage.stage} {verdict}: {stage.speedup:.1f}x the teacher's speed, "
-                f"{before.speedup:.1f}x before it"
+                f"{stage.stage} {verdict}: its file has {low:.2f} to {high:.2f} times the speed of "
+                "the one it started from"
             )
         if stage.top1_ci95[1] < before.top1:
             remarks.append(f"{stage.stage} cost {before.top1 - stage.top1:.2f} points of top-1")
-        alone = stage.details.get("alone")
-        if alone:
-            remarks.append(_remark_on_the_teacher(stage, alone))
+        if "alone" in stage.details:
+            remarks.append(ablation_text(stage))
     for stage in stages:
         remarks += [f"{stage.stage}: {finding}" for finding in stage.details.get("findings", [])]
     remarks += _remarks_on_operators(stages[-1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import fmean, stdev
 
 from compress.train.state import Epoch
@@ -141,14 +140,14 @@ def _not_converging(history: Sequence[Epoch], classes: int) -> Iterator[Finding]
 def _overfitting(history: Sequence[Epoch]) -> Iterator[Finding]:
     best = min(history, key=lambda row: row.validation_loss)
     last = history[-1]
-    gaps = [row.train_top1 - row.validation_top1 for row in (best, last)]
-    (growth,) = (after - before for before, after in pairwise(gaps))
-    if growth > GAP_GROWTH and last.validation_loss > LOSS_RISE * best.validation_loss:
+    then, now = (row.train_top1 - row.validation_top1 for row in (best, last))
+    ahead = now > max(0.0, then + GAP_GROWTH)
+    if ahead and last.validation_loss > LOSS_RISE * best.validation_loss:
         yield Finding(
             trouble="over-fitting",
             evidence=f"since epoch {best.epoch} the validation loss rose from "
             f"{best.validation_loss:.3f} to {last.validation_loss:.3f}, and training ran ahead "
-            f"of validation by {gaps[1]:.1f} points (then {gaps[0]:.1f})",
+            f"of validation by {now:.1f} points (then {then:.1f})",
             remedy="stop early (--patience 3), more weight decay, label smoothing or mixup, or a "
             "smaller network",
         )

@@ -224,6 +224,18 @@ def tiny(num_classes, width=4):
 
 def nothing(num_classes):
     return None
+
+
+def seven(num_classes):
+    return tiny(7)
+
+
+def dense(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, num_classes))
+
+
+def broken(num_classes):
+    raise RuntimeError("boom")
 """
 
 
@@ -253,7 +265,7 @@ def test_code_of_ones_own_needs_trust(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("no_such_module:tiny", "cannot import the network 'no_such_module:tiny'"),
         ("json:tiny", "cannot import the network 'json:tiny'"),
-        ("json:dumps", "does not take {}"),
+        ("json:dumps", r"does not take what it is called with \(num_classes\)"),
     ],
 )
 def test_wrong_code_is_explained(name: str, message: str) -> None:
@@ -263,3 +275,33 @@ def test_wrong_code_is_explained(name: str, message: str) -> None:
             build(spec_32(name))
     finally:
         _TRUSTED.reset(token)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("our_own:seven", r"returns a Tensor of shape \(1, 7\) .* must be a tensor of \(1, 3\)"),
+        (
+            "our_own:broken",
+            "'our_own:broken' cannot be made, RuntimeError: boom; `compress --debug",
+        ),
+        ("our_own:nothing", "must return a torch.nn.Module"),
+        ("our_typo:tiny", "'our_typo:tiny' cannot be made, SyntaxError"),
+    ],
+)
+def test_faults_in_code_of_ones_own_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    (tmp_path / "our_own.py").write_text(OWN_CODE.replace("Conv2d(3,", "Conv2d(1,"))
+    (tmp_path / "our_typo.py").write_text("def tiny(:")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    token = _TRUSTED.set(True)
+    try:
+        with pytest.raises(ValueError, match=message):
+            build(spec_32(name))
+        assert build(spec_32("our_own:dense"))(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+    finally:
+        _TRUSTED.reset(token)
+        for module in ("our_own", "our_typo"):
+            sys.modules.pop(module, None)

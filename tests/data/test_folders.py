@@ -96,7 +96,7 @@ def test_many_unreadable_images_are_an_error(pictures: Path) -> None:
         ([], "found no folders"),
         (["train/a", "train/b"], "found train"),
         (["blue", "green"], "found blue, green"),
-        (["train/a", "test/a"], "holds 1 class folders"),
+        (["train/a", "test/a"], "holds 1 folders of classes"),
         (["train/a", "train/b", "test/c"], "a class that train/ does not have"),
         (["train/a", "train/b", "test/a"], "no readable image of: a, b"),
     ],

@@ -127,6 +127,30 @@ def test_a_teacher_of_another_size_keeps_its_size_in_the_report(
     assert sizes == [16, 24]
 
 
+def test_a_teacher_of_other_data_is_refused_before_anything_is_made(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    small, out = finished_run / "1-distill", tmp_path / "run"
+    command = ["run", "resnet18", "--data", "fashion-mnist", "--teacher", str(small)]
+    result = CliRunner().invoke(main, [*command, "--out", str(out)])
+    assert result.exit_code == 2
+    assert f"the teacher {small} knows the classes 0, 1, 2" in result.output
+    assert not out.exists()
+    result = CliRunner().invoke(main, [*command[:-1], f"{small}=abc"])
+    assert "'abc' is not a number" in result.output
+
+
+def test_a_student_that_cannot_be_built_is_told_before_the_teacher_is_trained(
+    tmp_path: Path,
+) -> None:
+    card, out = tmp_path / "card.toml", tmp_path / "run"
+    card.write_text('[teacher]\narchitecture = "resnet18"\n[student]\narchitecture = "resnet118"\n')
+    result = CliRunner().invoke(main, ["run", str(card), "--data", "digits", "--out", str(out)])
+    assert result.exit_code == 2
+    assert "unknown architecture 'resnet118'; did you mean" in result.output
+    assert not out.exists()
+
+
 def test_a_single_stage_takes_several_teachers(run_copy: Path) -> None:
     """And hints from the first one's layers."""
     command = ["distill", "--in", str(run_copy / "0-teacher"), "--out", str(run_copy / "other")]
@@ -161,6 +185,9 @@ def test_the_ablation_trains_the_student_alone_for_the_same_time(run_copy: Path)
     assert alone["guided_seconds"] > 0
     assert f"alone {alone['top1']:.2f} %" in result.output
     assert not list(run_copy.rglob("training.pt"))
+    told = f"with it {report['top1']:.2f} % in {alone['guided_epochs']} epochs"
+    assert told in (run_copy / "1-distill" / "report.md").read_text()
+    assert result.output.count(told) == 2  # when the stage ends, and below the run's table
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,28 @@ def test_a_stage_that_does_not_pay_is_said(run_copy: Path) -> None:
     path = run_copy / "3-quantize"
     report = read_stage_report(path)
     slow = dataclasses.replace(
-        report, speedup=1.0, speedup_ci95=(0.9, 1.1), top1=50.0, top1_ci95=(45.0, 55.0)
+        report, step_speedup_ci95=(0.8, 0.9), top1=50.0, top1_ci95=(45.0, 55.0)
     )
     write_json(path / "report.json", slow)
     remarks = " ".join(collect(run_copy).remarks)
-    assert "quantize did not pay on this machine: 1.0x the teacher's speed" in remarks
+    assert "quantize did not pay on this machine: its file has 0.80 to 0.90 times" in remarks
     assert "quantize cost" in remarks
+
+
+def test_a_stage_is_compared_with_the_one_before_and_not_by_way_of_the_teacher(
+    run_copy: Path,
+) -> None:
+    """Ratios to the teacher, minutes apart, called a file slower that was 1.5 times faster."""
+    before, path = read_stage_report(run_copy / "1-distill"), run_copy / "2-prune"
+    assert before.step_speedup_ci95 is None  # it started from the teacher
+    report = read_stage_report(path)
+    assert report.step_speedup_ci95 is not None
+    low, high = (end * before.speedup_ci95[0] for end in (0.7, 0.8))
+    wandered = dataclasses.replace(
+        report, speedup=low, speedup_ci95=(low, high), step_speedup_ci95=(1.48, 1.57)
+    )
+    write_json(path / "report.json", wandered)
+    assert not any("prune did not pay" in remark for remark in collect(run_copy).remarks)
 
 
 def test_a_stage_that_is_slower_but_better_is_not_called_a_loss(run_copy: Path) -> None:
@@ -73,7 +89,7 @@ def test_a_stage_that_is_slower_but_better_is_not_called_a_loss(run_copy: Path) 
     )
     write_json(path / "report.json", better)
     remarks = " ".join(collect(run_copy).remarks)
-    assert "distill bought 2.00 points of top-1 with time: 0.2x the teacher's speed" in remarks
+    assert "distill bought 2.00 points of top-1 with time: its file has 0.20 to 0.30" in remarks
     assert "distill did not pay" not in remarks
 
 

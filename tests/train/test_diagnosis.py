@@ -67,6 +67,17 @@ def test_too_few_images_are_learnt_by_heart(digits: Data, tmp_path: Path) -> Non
     assert "over-fitting" in troubles(diagnose(history, 10))
 
 
+def test_a_network_that_is_better_on_validation_images_does_not_over_fit(
+    digits: Data, tmp_path: Path
+) -> None:
+    """A real history, with validation ahead of training all the time."""
+    first, *_, last = trained(digits, tmp_path, CONFIG)
+    best = replace(first, validation_loss=0.1, train_top1=80.0, validation_top1=99.0)
+    worse = replace(last, validation_loss=0.2, train_top1=95.0, validation_top1=96.0)
+    assert diagnose([best, worse], 10) == []
+    assert troubles(diagnose([best, replace(worse, train_top1=99.0)], 10)) == ["over-fitting"]
+
+
 def test_patience_stops_and_keeps_the_best(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build(student_spec(digits))
