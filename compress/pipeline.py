@@ -124,7 +124,10 @@ def run_stage(request: Request) -> Checkpoint:
             say(f"  measuring again: threads {wanted.threads}, batch {wanted.batch}")
             _measure(done, request, report.seconds, report.details)
         return done
-    say(f"[bold]{stage}[/]: {', '.join(changed_settings(request.config)) or 'default settings'}")
+    settings = ", ".join(changed_settings(request.config)) or "default settings"
+    if stage == "teacher" and request.teachers:
+        settings = f"{request.teachers[0].path}, as it is"
+    say(f"[bold]{stage}[/]: {settings}")
     if folder.exists():
         say(f"  will replace {folder}, made {difference(folder, request)}")
     earlier = _prepare(partial, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +65,10 @@ def read_folders(root: Path) -> Folders:
         for split, files in listed.items()
     }
     for split, files in readable.items():
-        missing = set(range(len(class_names))) - {label for _, label in files}
+        missing = _missing(class_names, files)
         if split == "train" and missing:
-            names = ", ".join(class_names[label] for label in sorted(missing))
             raise DataError(
-                f"{root}/train has no readable image of: {names}; add some or remove the folder"
+                f"{root}/train has no readable image of: {missing}; add some or remove the folder"
             )
         if not files:
             raise DataError(f"{root / split} has no readable image")
@@ -78,10 +77,19 @@ def read_folders(root: Path) -> Folders:
     )
 
 
-def unreadable_warning(folders: Folders) -> str:
-    """Returns one line that counts and names the images left out."""
-    count = len(folders.unreadable)
-    return f"{count} unreadable image{'s' * (count > 1)} left out: {_named(folders.unreadable)}"
+def folder_warnings(folders: Folders) -> Iterator[str]:
+    """Yields what is odd about folders that can be used all the same."""
+    if count := len(folders.unreadable):
+        yield f"{count} unreadable image{'s' * (count > 1)} left out: {_named(folders.unreadable)}"
+    for split, files in folders.files.items():
+        if missing := _missing(folders.class_names, files):
+            yield f"{split}/ has no image of: {missing}; its top-1 says nothing about them"
+
+
+def _missing(class_names: Sequence[str], files: Sequence[tuple[Path, int]]) -> str:
+    """Returns the classes that a split lacks, in words; empty if there are none."""
+    there = {label for _, label in files}
+    return ", ".join(name for label, name in enumerate(class_names) if label not in there)
 
 
 def _named(paths: Sequence[Path]) -> str:

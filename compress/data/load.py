@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compress.data.config import DataConfig
 from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
-from compress.data.folders import read_folders, unreadable_warning
+from compress.data.folders import folder_warnings, read_folders
 from compress.data.preprocess import Preprocess
 from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_split
 from compress.progress import say
@@ -163,8 +163,8 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
     folders = read_folders(root)
-    if folders.unreadable:
-        say(f"[yellow]warning[/]: {unreadable_warning(folders)}")
+    for warning in folder_warnings(folders):
+        say(f"[yellow]warning[/]: {warning}")
     size = config.size or FOLDER_SIZE
     preprocess = Preprocess(
         size=size,

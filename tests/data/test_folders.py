@@ -83,6 +83,15 @@ def test_a_few_unreadable_images_are_left_out_by_name(
         assert len(folders.files["train"]) == 39
 
 
+def test_a_class_without_test_images_is_told(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for picture in (pictures / "test" / "green").iterdir():
+        picture.unlink()
+    assert set(load(pictures).test.labels.tolist()) == {0}
+    assert "test/ has no image of: green; its top-1 says nothing" in capsys.readouterr().err
+
+
 def test_many_unreadable_images_are_an_error(pictures: Path) -> None:
     for path in (pictures / "train" / "blue").iterdir():
         path.write_bytes(b"no picture")
