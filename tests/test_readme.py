@@ -39,7 +39,7 @@ def test_the_page_of_a_card_s_distillation_is_rendered_from_its_file(file: Path)
     assert str(page.relative_to(ROOT)) in README
 
 
-@pytest.mark.parametrize("recipe", ["distill_from_small", "qat"])
+@pytest.mark.parametrize("recipe", ["distill_from_small", "ptq", "qat"])
 def test_the_result_in_a_recipe_s_header_is_that_of_its_file(recipe: str) -> None:
     (file,) = (ROOT / "bench/results").glob(f"*-{recipe}.json")
     header = (ROOT / f"pipelines/{recipe}.toml").read_text()
