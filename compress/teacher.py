@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 UNTRAINED = (
     "the teacher was never trained: zero epochs from random weights; name weights in the card, a "
-    "checkpoint with --teacher, or epochs with --set teacher.train.epochs=7"
+    "checkpoint with --teacher, or epochs with --set teacher.train.epochs=N"
 )
 
 

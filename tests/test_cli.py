@@ -162,6 +162,20 @@ def test_qat_trains_and_freezes(run_copy: Path, tmp_path: Path) -> None:
     assert report["top1"] > 90
 
 
+def test_a_teacher_of_random_weights_is_told(tmp_path: Path) -> None:
+    card, out = tmp_path / "card.toml", tmp_path / "run"
+    own = "{ width = 0.25, depths = [1, 1] }"
+    card.write_text(
+        f'[teacher]\narchitecture = "scaled_resnet"\narguments = {own}\n'
+        f'[student]\narchitecture = "scaled_resnet"\narguments = {own}\n'
+    )
+    command = ["run", card, "--data", "digits", "--pipeline", "ptq", "--until", "teacher"]
+    result = call(*command, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "the teacher was never trained" in " ".join(result.output.split())
+    assert "the teacher was never trained" in (out / "report.md").read_text()
+
+
 def test_calibration_takes_what_there_is(run_copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "int8"
     command = ["quantize", "--calib", "100000", "--method", "ptq", "--in", run_copy / "2-prune"]
