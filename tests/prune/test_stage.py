@@ -59,7 +59,7 @@ def test_an_impossible_budget_names_the_least_and_what_was_asked(run_copy: Path)
         result = prune(run_copy, "--latency-ratio", "0.05", "--steps", steps)
         assert result.exit_code == 2
         found = re.search(
-            r"cannot meet the budget; the least is latency 0\.\d+ ms \(asked for (.*?)\)",
+            r"cannot meet the budget; the least is latency 0\.\d+ ms \(asked for (.*?) ms\)",
             result.output,
         )
         assert found, result.output
