@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from compress.architectures.spec import ModelSpec
+from compress.errors import CheckpointError
 from compress.paths import atomic_write
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ MODEL_FILE = "model.onnx"
 """The network, as measured."""
 STAGES = ("teacher", "distill", "prune", "quantize", "export")
 """In their order; a folder `2-prune` holds the stage at place 2."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged, of another version or of the wrong stage."""
 
 
 @dataclass(frozen=True, kw_only=True)

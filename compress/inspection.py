@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from compress.errors import CompressError
 from compress.program import FOLDER, RUNS, starting
 from compress.trust import trust_option
 
@@ -164,13 +165,13 @@ def predict(model: Path, images: Sequence[Path], top: int) -> None:
         said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers)
         click.echo(f"{path}: {said}")
     if unreadable:
-        raise ValueError(f"{unreadable} of {len(images)} pictures could not be read")
+        raise CompressError(f"{unreadable} of {len(images)} pictures could not be read")
 
 
 def _counts(text: str, option: str) -> list[int]:
     counts = text.split(",")
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
-        raise ValueError(f"{option} takes positive whole numbers with commas, got {text!r}")
+        raise CompressError(f"{option} takes positive whole numbers with commas, got {text!r}")
     return [int(count) for count in counts]
 
 

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from compress.checkpoint import load_checkpoint
 from compress.context import Context
+from compress.errors import CompressError
 from compress.measure.host import describe_host
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.ptq import without_repairs
@@ -26,11 +27,11 @@ def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersR
         images: validation images to score.
 
     Raises:
-        ValueError: the checkpoint is quantised already.
+        CompressError: the checkpoint is quantised already.
     """
     checkpoint = load_checkpoint(folder)
     if checkpoint.description.quantized is not None:
-        raise ValueError(f"{folder} is quantised already; name the float checkpoint before it")
+        raise CompressError(f"{folder} is quantised already; name the float checkpoint before it")
     data, measure = data_of(checkpoint), measure_of(folder)
     with TemporaryDirectory() as scratch:
         context = Context(

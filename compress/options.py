@@ -43,7 +43,7 @@ def stage_config(stage: str, given: Mapping[str, Any]) -> Any:
     """Returns a stage's config from the options that were given; None counts as not given.
 
     Raises:
-        ValueError: a value is out of range.
+        CompressError: a value is out of range.
     """
     default = getattr(Recipe, stage)
     nested: dict[str, Any] = {}

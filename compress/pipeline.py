@@ -14,7 +14,6 @@ from compress.checkpoint import (
     MODEL_FILE,
     STAGES,
     Checkpoint,
-    CheckpointError,
     load_checkpoint,
     require_stage,
     write_checkpoint,
@@ -24,6 +23,7 @@ from compress.context import Context, Product
 from compress.data.load import Data, load_data
 from compress.distill import stage as distill
 from compress.distill.teachers import Teacher, check_teacher, checkpoint_teacher
+from compress.errors import CheckpointError
 from compress.export import stage as export
 from compress.export.onnx_file import export_onnx
 from compress.measure.config import MeasureConfig
@@ -72,7 +72,7 @@ def run_recipe(
         last: stop after this stage.
 
     Raises:
-        ValueError: a teacher does not fit the data, or the card's student cannot be built.
+        CompressError: a teacher does not fit the data, or the card's student cannot be built.
     """
     for teacher in teachers:
         check_teacher(teacher, data)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import tempfile
+import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,11 @@ from typing import Any
 import click
 
 from compress.allocator import keep_freed_memory
+from compress.errors import CompressError
+from compress.paths import cache_folder
 
+OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
+"""What torch says on CPU and GPU."""
 RUNS = Path("runs")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -20,6 +29,18 @@ class UserFault(click.ClickException):
     exit_code = 2
 
 
+class Bug(click.ClickException):
+    """A fault of ours: one line, exit code 1; the traceback is in a file."""
+
+    exit_code = 1
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C: one line, and the exit code that shells give it."""
+
+    exit_code = 130
+
+
 class Program(click.Group):
     """Turns the errors meant for users into one line each."""
 
@@ -28,14 +49,62 @@ class Program(click.Group):
         keep_freed_memory()
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            message = "interrupted; the same command continues where it stopped"
+            raise Interrupted(message) from None
+        except Exception as error:
             if ctx.params["debug"]:
                 raise
-            raise UserFault(str(error)) from None
-        except KeyboardInterrupt:
-            raise click.ClickException(
-                "interrupted; the same command continues where it stopped"
-            ) from None
+            raise _told(error) from None
+
+
+def _told(error: Exception) -> click.ClickException:
+    """Returns what the user is told of an error."""
+    if isinstance(error, CompressError):
+        return UserFault(_one_line(str(error)))
+    if isinstance(error, OSError):
+        return UserFault(_one_line(_system_fault(error)))
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        return UserFault(
+            "out of memory; take smaller batches (--set distill.train.batch_size=32) or smaller "
+            f"images (--set data.size=128) ({_one_line(str(error))[:200]})"
+        )
+    return Bug(
+        f"this is a bug in compress: {type(error).__name__}: {_one_line(str(error))[:300]}; the "
+        f"traceback is in {_write_traceback(error)}"
+    )
+
+
+def _system_fault(error: OSError) -> str:
+    """Returns what the system refused, and what to do about it."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+    what = f"{', '.join(names)}: {error.strerror or error}" if names else str(error)
+    remedies = {
+        errno.ENOSPC: "; free some space, then run the same command again: it continues",
+        errno.EDQUOT: "; free some space, then run the same command again: it continues",
+        errno.EACCES: "; choose a folder you may write to (--out, COMPRESS_CACHE)",
+        errno.EROFS: "; choose a folder you may write to (--out, COMPRESS_CACHE)",
+    }
+    return what + remedies.get(error.errno or 0, "")
+
+
+def _write_traceback(error: Exception) -> Path:
+    """Writes an error's traceback to a file of its own, and returns the file."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        (cache_folder() / "errors").mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(".txt", "compress-", cache_folder() / "errors")
+    except OSError:
+        handle, name = tempfile.mkstemp(".txt", "compress-")
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    return Path(name)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 class StageCommand(click.Command):

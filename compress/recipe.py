@@ -18,6 +18,7 @@ from compress.architectures.spec import WEIGHT_FILES
 from compress.checkpoint import STAGES
 from compress.data.config import DataConfig
 from compress.distill.stage import DistillConfig
+from compress.errors import CompressError
 from compress.export.stage import ExportConfig
 from compress.measure.config import MeasureConfig
 from compress.prune.stage import PruneConfig
@@ -87,18 +88,18 @@ def load_card(name: str) -> ModelCard:
     """Reads a model card by name, or from a .toml file by path.
 
     Raises:
-        ValueError: there is no such card, or something in it is wrong.
+        CompressError: there is no such card, or something in it is wrong.
     """
     raw = _read(name, files("compress.models"), "model")
     try:
         card = TypeAdapter(ModelCard).validate_python(raw)
     except ValidationError as error:
         problems = [_card_problem(problem) for problem in error.errors()]
-        raise ValueError(f"model {name}: {'; '.join(problems)}") from None
+        raise CompressError(f"model {name}: {'; '.join(problems)}") from None
     if card.teacher.weights.endswith(WEIGHT_FILES):  # a path beside the card
         weights = str(Path(name).parent.resolve() / card.teacher.weights)
         if not Path(weights).is_file():
-            raise ValueError(f"model {name}: there is no weights file {weights}")
+            raise CompressError(f"model {name}: there is no weights file {weights}")
         card = dataclasses.replace(card, teacher=dataclasses.replace(card.teacher, weights=weights))
     return card
 
@@ -114,14 +115,14 @@ def _card_problem(problem: ErrorDetails) -> str:
 
 
 def check_stages(recipe: Recipe, first: str | None, last: str | None) -> None:
-    """Raises ValueError unless stages to begin and to end with are the recipe's, in its order."""
+    """Raises CompressError unless the stages to begin and end with are the recipe's, in order."""
     for stage in (first, last):
         if stage is not None and stage not in recipe.stages:
-            raise ValueError(
+            raise CompressError(
                 f"the recipe has no stage {stage!r}; its stages: {', '.join(recipe.stages)}"
             )
     if first and last and recipe.stages.index(first) > recipe.stages.index(last):
-        raise ValueError(f"--from {first} comes after --until {last}")
+        raise CompressError(f"--from {first} comes after --until {last}")
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = None) -> Recipe:
@@ -133,16 +134,16 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = 
         seed: instead of the recipe's.
 
     Raises:
-        ValueError: there is no such recipe, or a setting is unknown or out of range.
+        CompressError: there is no such recipe, or a setting is unknown or out of range.
     """
     raw = _read(name, files("compress.pipelines"), "recipe")
     unknown = set(raw) - {field.name for field in dataclasses.fields(Recipe)}
     if unknown:
         bad = sorted(unknown)[0]
-        raise ValueError(f"recipe {name} has no section {bad!r}; {nearest(bad, SECTIONS)}")
+        raise CompressError(f"recipe {name} has no section {bad!r}; {nearest(bad, SECTIONS)}")
     stages = tuple(raw.get("stages", STAGES))
     if list(stages) != [stage for stage in STAGES if stage in stages] or "teacher" not in stages:
-        raise ValueError(
+        raise CompressError(
             f"recipe {name}: stages must be some of {', '.join(STAGES)}, in this order and with "
             f"teacher, got {', '.join(stages)}"
         )
@@ -176,11 +177,11 @@ def _override(recipe: Recipe, override: str) -> Recipe:
     dotted, equals, value = override.partition("=")
     section, *path = dotted.strip().split(".")
     if not equals or not path:
-        raise ValueError(f"--set takes section.key=value, got {override!r}")
+        raise CompressError(f"--set takes section.key=value, got {override!r}")
     if section not in SECTIONS:
-        raise ValueError(f"--set: no section {section!r}; {nearest(section, SECTIONS)}")
+        raise CompressError(f"--set: no section {section!r}; {nearest(section, SECTIONS)}")
     if section in STAGES and section not in recipe.stages:
-        raise ValueError(
+        raise CompressError(
             f"--set {override}: the recipe has no stage {section!r}; its stages: "
             f"{', '.join(recipe.stages)}"
         )
@@ -204,13 +205,13 @@ def _read(name: str, folder: Traversable, kind: str) -> Mapping[str, Any]:
     if name.endswith(".toml"):
         source = Path(name)
         if not source.is_file():
-            raise ValueError(
+            raise CompressError(
                 f"there is no file {name}; a {kind} that comes with the program is named without "
                 ".toml"
             )
     if not source.is_file():
-        raise ValueError(f"unknown {kind} {name!r}; {nearest(name, _names(folder))}")
+        raise CompressError(f"unknown {kind} {name!r}; {nearest(name, _names(folder))}")
     try:
         return tomllib.loads(source.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{kind} {name}: {error}") from None
+        raise CompressError(f"{kind} {name}: {error}") from None

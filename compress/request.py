@@ -12,13 +12,13 @@ from typing import Any
 
 from compress.checkpoint import (
     Checkpoint,
-    CheckpointError,
     Step,
     file_digest,
     load_checkpoint,
 )
 from compress.data.load import Data
 from compress.distill.teachers import Teacher
+from compress.errors import CheckpointError
 from compress.measure.config import MeasureConfig
 from compress.measure.host import library_versions
 from compress.recipe import ModelCard

@@ -6,7 +6,8 @@ from torch import nn
 
 from compress.architectures.build import Classifier, build
 from compress.architectures.resize import remove_blocks, resize
-from compress.checkpoint import Checkpoint, CheckpointError, Description, read_tensors
+from compress.checkpoint import Checkpoint, Description, read_tensors
+from compress.errors import CheckpointError
 
 
 def build_pruned(description: Description) -> Classifier:

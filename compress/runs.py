@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.checkpoint import DESCRIPTION, STAGES
+from compress.errors import CompressError
 
 
 def newest_run(runs: Path) -> Path:
     """Returns the run whose stages changed last.
 
     Raises:
-        ValueError: there is none.
+        CompressError: there is none.
     """
     made = {path.parent.parent: path.stat().st_mtime for path in _descriptions(runs)}
     if not made:
-        raise ValueError(f"there is no run under {runs}/; start one with `compress run resnet18`")
+        raise CompressError(
+            f"there is no run under {runs}/; start one with `compress run resnet18`"
+        )
     return max(made, key=lambda run: made[run])
 
 
@@ -23,14 +26,14 @@ def newest_stage_before(stage: str, runs: Path) -> Path:
     """Returns the folder of the last finished stage before `stage` in the newest run.
 
     Raises:
-        ValueError: the newest run has none.
+        CompressError: the newest run has none.
     """
     run = newest_run(runs)
     for place in reversed(range(STAGES.index(stage))):
         folder = run / f"{place}-{STAGES[place]}"
         if (folder / DESCRIPTION).is_file():
             return folder
-    raise ValueError(f"{run} has no finished stage before {stage}; give one with --in")
+    raise CompressError(f"{run} has no finished stage before {stage}; give one with --in")
 
 
 def _descriptions(runs: Path) -> list[Path]:

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from compress.errors import CompressError
+
 T = TypeVar("T")
 
 
@@ -111,7 +113,7 @@ def parse(default: T, given: Mapping[str, Any], *, section: str) -> T:
         section: name of the section, for messages.
 
     Raises:
-        ValueError: a name is unknown or a value is out of range; says what is allowed.
+        CompressError: a name is unknown or a value is out of range; says what is allowed.
     """
     known = {setting.path: setting for setting in settings_of(default)}
     _check_names(given, known, section)
@@ -126,7 +128,7 @@ def parse(default: T, given: Mapping[str, Any], *, section: str) -> T:
         else:  # a rule that the dataclass itself checks
             problem = first["msg"].removeprefix("Value error, ")
         name = ".".join((section, *path))
-        raise ValueError(f"{name} {problem}") from None
+        raise CompressError(f"{name} {problem}") from None
 
 
 def _check_names(
@@ -143,13 +145,13 @@ def _check_names(
         if below and isinstance(value, Mapping):
             _check_names(value, known, section, path)
         elif below:
-            raise ValueError(f"{section}.{'.'.join(path)} is a table of settings, got {value!r}")
+            raise CompressError(f"{section}.{'.'.join(path)} is a table of settings, got {value!r}")
         else:
             full = ".".join(_whole(path, value))
             leaves = {name[-1]: ".".join(name) for name in known}
             same_end = leaves.get(full.rpartition(".")[2])  # `lr` for `train.lr`
             hint = f"did you mean {same_end}?" if same_end else nearest(full, leaves.values())
-            raise ValueError(f"{section} has no setting {full!r}; {hint}")
+            raise CompressError(f"{section} has no setting {full!r}; {hint}")
 
 
 def _whole(path: tuple[str, ...], value: Any) -> tuple[str, ...]:

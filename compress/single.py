@@ -17,6 +17,7 @@ from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.data.preprocess import picture_to_pixels
 from compress.distill.teachers import read_teachers
+from compress.errors import CompressError
 from compress.export.onnx_file import read_facts
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
 from compress.measure.config import MeasureConfig
@@ -49,7 +50,7 @@ def run_single_stage(
         teachers: see `read_teachers`; none takes the teacher of the source's run.
 
     Raises:
-        ValueError: the source or the teacher cannot be found, or is of the wrong stage.
+        CompressError: the source or the teacher cannot be found, or is of the wrong stage.
     """
     if source is None:
         source = newest_stage_before(stage, RUNS)
@@ -65,7 +66,7 @@ def run_single_stage(
     if not teachers:
         teachers = [str(stage_folder(source.parent, "teacher"))]
         if not _is_checkpoint(Path(teachers[0])):
-            raise ValueError(f"there is no teacher in {teachers[0]}; name one with --teacher")
+            raise CompressError(f"there is no teacher in {teachers[0]}; name one with --teacher")
     folder = out or stage_folder(source.parent, stage)
     cards = [step.card for step in parent.description.lineage if step.card is not None]
     result = run_stage(
@@ -112,7 +113,7 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
         The file, its score, and the data set's name.
 
     Raises:
-        ValueError: no data set is known, or its classes are not the file's.
+        CompressError: no data set is known, or its classes are not the file's.
     """
     folder = model if model.is_dir() else model.parent
     checkpoint = load_checkpoint(folder) if model.is_dir() or _is_checkpoint(folder) else None
@@ -124,9 +125,9 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
     elif checkpoint is not None:
         loaded = data_of(checkpoint)
     else:
-        raise ValueError(f"{path} lies in no checkpoint; name the data set with --data")
+        raise CompressError(f"{path} lies in no checkpoint; name the data set with --data")
     if loaded.class_names != facts.class_names:
-        raise ValueError(
+        raise CompressError(
             f"{path} knows the classes {', '.join(facts.class_names)}; {loaded.name} has "
             f"{', '.join(loaded.class_names)}"
         )
@@ -201,7 +202,7 @@ def predict_images(
     """Yields each picture's most probable classes and their probabilities, or what is wrong.
 
     Raises:
-        ValueError: the file is not one of ours.
+        CompressError: the file is not one of ours.
     """
     facts = read_facts(model)
     session = open_session(model, threads=1)

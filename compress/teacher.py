@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from compress.errors import CompressError
 from compress.train.config import MUON, TrainConfig
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
     model = build(spec)
     left_out = load_weights(model.network, spec.architecture, weights)
     if left_out and not config.train.epochs:
-        raise ValueError(
+        raise CompressError(
             f"{weights} does not fit, and zero epochs train nothing: {', '.join(left_out)}; "
             "the card's stem (small or large), the number of classes or of channels differs"
         )

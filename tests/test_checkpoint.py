@@ -7,11 +7,11 @@ import torch
 from compress.checkpoint import (
     DESCRIPTION,
     TENSORS,
-    CheckpointError,
     load_checkpoint,
     require_stage,
     write_json,
 )
+from compress.errors import CheckpointError
 from compress.paths import atomic_write, replace_folder
 from compress.restore import load_model
 

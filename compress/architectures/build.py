@@ -11,6 +11,7 @@ from compress.architectures.attention import open_attention
 from compress.architectures.sources import OWN, construct
 from compress.architectures.spec import ModelSpec
 from compress.data.preprocess import Preprocess
+from compress.errors import CompressError
 
 SMALL_IMAGE = 64
 """Pixels; below this side a strided stem throws away too much."""
@@ -57,7 +58,7 @@ def build(spec: ModelSpec) -> Classifier:
     """Builds an untrained network from its spec.
 
     Raises:
-        ValueError: see `construct`; or the images are too small, or the logits too many or few.
+        CompressError: see `construct`; or the images are too small, or the logits too many or few.
     """
     network = construct(spec)
     if spec.architecture not in OWN:
@@ -129,7 +130,7 @@ def _try_forward(model: Classifier, spec: ModelSpec) -> None:
             logits = model.eval()(pixels)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise CompressError(
             f"{spec.architecture} cannot take {preprocess.size} px images ({reason}); "
             "choose another size, for example --set data.size=224"
         ) from None
@@ -137,7 +138,7 @@ def _try_forward(model: Classifier, spec: ModelSpec) -> None:
         model.train(was_training)
     shape, wanted = tuple(getattr(logits, "shape", ())), (1, len(spec.class_names))
     if shape != wanted:
-        raise ValueError(
+        raise CompressError(
             f"{spec.architecture} returns a {type(logits).__name__} of shape {shape} for one "
             f"image; it must be a tensor of {wanted}, a logit for each class of the data (a "
             "factory is called with num_classes)"

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress.errors import CompressError
+
 
 class PlainCNN(nn.Module):
     """3x3 convolutions, each followed by ReLU and 2x2 pooling, then one hidden dense layer.
@@ -35,7 +37,7 @@ class PlainCNN(nn.Module):
         super().__init__()
         side = size >> len(widths)
         if not widths or side < 1:
-            raise ValueError(
+            raise CompressError(
                 f"a plain CNN: {len(widths)} convolutions, each halving the side, do not fit "
                 f"{size} px images; widths must be 1 to {size.bit_length() - 1} counts"
             )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress.errors import CompressError
+
 STAGE_CHANNELS = (64, 128, 256, 512)
 """Channels of the four stages at width 1: ResNet-18's."""
 CHANNEL_MULTIPLE = 8
@@ -56,9 +58,11 @@ class ScaledResNet(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < width <= 4:
-            raise ValueError(f"scaled_resnet: width must be in (0, 4], got {width}")
+            raise CompressError(f"scaled_resnet: width must be in (0, 4], got {width}")
         if not 1 <= len(depths) <= 4 or min(depths) < 1:
-            raise ValueError(f"scaled_resnet: depths must be 1 to 4 positive counts, got {depths}")
+            raise CompressError(
+                f"scaled_resnet: depths must be 1 to 4 positive counts, got {depths}"
+            )
         widths = [
             max(CHANNEL_MULTIPLE, round(width * full / CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE)
             for full in STAGE_CHANNELS

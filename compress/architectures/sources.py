@@ -15,6 +15,7 @@ from torch import nn
 from compress.architectures.plain_cnn import PlainCNN
 from compress.architectures.scaled_resnet import ScaledResNet
 from compress.architectures.spec import ModelSpec
+from compress.errors import CompressError
 from compress.settings import nearest
 from compress.trust import is_trusted
 
@@ -30,7 +31,7 @@ def construct(spec: ModelSpec) -> nn.Module:
     """Builds a spec's network, which takes normalised images, as its source makes it.
 
     Raises:
-        ValueError: there is no such architecture, it does not take the arguments, timm is not
+        CompressError: there is no such architecture, it does not take the arguments, timm is not
             installed, or the user's code is not trusted.
     """
     name, preprocess = spec.architecture, spec.preprocess
@@ -60,7 +61,7 @@ def _from_torchvision(spec: ModelSpec, arguments: dict[str, Any]) -> nn.Module:
     name, size = spec.architecture, spec.preprocess.size
     if name not in torchvision_names():
         known = [*OWN, *torchvision_names()]
-        raise ValueError(
+        raise CompressError(
             f"unknown architecture {name!r}; {nearest(name, known)}; also timm:NAME, and "
             "package.module:factory with --trust"
         )
@@ -77,12 +78,12 @@ def import_timm() -> Any:
     """Returns the timm package.
 
     Raises:
-        ValueError: it is not installed.
+        CompressError: it is not installed.
     """
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError:
-        raise ValueError(
+        raise CompressError(
             "timm's models need timm: `.venv/bin/uv pip install timm` or `pip install timm`"
         ) from None
 
@@ -90,7 +91,7 @@ def import_timm() -> Any:
 def _from_timm(spec: ModelSpec, arguments: Mapping[str, Any]) -> nn.Module:
     timm, name = import_timm(), spec.architecture.removeprefix(TIMM)
     if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
+        raise CompressError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
     size = spec.preprocess.size
     try:  # transformers are built for one image size, and only they take it
         return timm.create_model(name, **{"img_size": size, **arguments, **spec.arguments})  # type: ignore[no-any-return]
@@ -101,7 +102,7 @@ def _from_timm(spec: ModelSpec, arguments: Mapping[str, Any]) -> nn.Module:
 def _factory(reference: str) -> Any:
     """Imports `package.module:factory`, also from the working folder."""
     if not is_trusted():
-        raise ValueError(
+        raise CompressError(
             f"the network {reference!r} is code outside of compress, which is imported only with "
             "--trust; add it if you trust that code"
         )
@@ -111,7 +112,7 @@ def _factory(reference: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
+        raise CompressError(
             f"cannot import the network {reference!r}: {error}; it is written "
             "package.module:factory and found from the working folder"
         ) from None
@@ -119,9 +120,9 @@ def _factory(reference: str) -> Any:
         raise _failed(reference, error) from error
 
 
-def _failed(reference: str, error: Exception) -> ValueError:
+def _failed(reference: str, error: Exception) -> CompressError:
     """Returns what to tell of an error in the user's code."""
-    return ValueError(
+    return CompressError(
         f"the network {reference!r} cannot be made, {type(error).__name__}: {error}; `compress "
         "--debug ...` shows where"
     )
@@ -138,13 +139,13 @@ def _call(spec: ModelSpec, factory: Any, arguments: Mapping[str, Any]) -> nn.Mod
         )
         refused = dict(spec.arguments) or f"what it is called with ({', '.join(arguments)})"
         allowed = f"its arguments: {taken}" if taken else str(error)
-        raise ValueError(f"{spec.architecture} does not take {refused}; {allowed}") from None
+        raise CompressError(f"{spec.architecture} does not take {refused}; {allowed}") from None
     except Exception as error:
         if ":" in spec.architecture:  # not a fault of ours
             raise _failed(spec.architecture, error) from error
         raise
     if not isinstance(network, nn.Module):
-        raise ValueError(
+        raise CompressError(
             f"{spec.architecture} must return a torch.nn.Module, it returned {type(network)}"
         )
     return network

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress.architectures.sources import TIMM, import_timm
 from compress.architectures.spec import WEIGHT_FILES
+from compress.errors import CompressError
 from compress.settings import nearest
 
 PRETRAINED = "pretrained"
@@ -38,7 +39,7 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
         The tensors that were not taken, with both shapes.
 
     Raises:
-        ValueError: there are no such weights, the file is damaged, or it is of another network.
+        CompressError: there are no such weights, the file is damaged, or it is of another network.
     """
     if not weights:
         return []
@@ -51,7 +52,7 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
     missing, foreign = sorted(set(own) - set(given)), sorted(set(given) - set(own))
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or foreign:
-        raise ValueError(
+        raise CompressError(
             f"{weights} holds another network's weights: it lacks {_some(missing)} and has "
             f"{_some(foreign)} too many"
         )
@@ -75,7 +76,7 @@ def _some(names: list[str]) -> str:
 
 def _read_file(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
-        raise ValueError(f"there is no weights file {path}")
+        raise CompressError(f"there is no weights file {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -84,10 +85,12 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         reason = str(error).splitlines()[0]
         if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run what is in it
             reason = "it was not saved by torch.save, or holds more than tensors"
-        raise ValueError(f"{path} cannot be read as weights: {reason}") from None
+        raise CompressError(f"{path} cannot be read as weights: {reason}") from None
     state = raw.get("state_dict", raw) if isinstance(raw, dict) else raw
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict; save it with torch.save(model.state_dict())")
+        raise CompressError(
+            f"{path} holds no state dict; save it with torch.save(model.state_dict())"
+        )
     return state
 
 
@@ -99,19 +102,19 @@ def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
     try:
         known = models.get_model_weights(architecture)
     except ValueError:
-        raise ValueError(f"torchvision has no weights for {architecture!r}") from None
+        raise CompressError(f"torchvision has no weights for {architecture!r}") from None
     if name not in known.__members__:
-        raise ValueError(f"unknown weights {name!r}; {nearest(name, known.__members__)}")
+        raise CompressError(f"unknown weights {name!r}; {nearest(name, known.__members__)}")
     try:
         return known[name].get_state_dict(progress=True)  # type: ignore[no-any-return]
     except OSError as error:
-        raise ValueError(_NOT_DOWNLOADED.format(name, architecture, error)) from None
+        raise CompressError(_NOT_DOWNLOADED.format(name, architecture, error)) from None
 
 
 def _download_from_timm(architecture: str, name: str) -> Mapping[str, Tensor]:
     if name != PRETRAINED:
-        raise ValueError(f"timm's weights are named {PRETRAINED!r}, got {name!r}")
+        raise CompressError(f"timm's weights are named {PRETRAINED!r}, got {name!r}")
     try:
         return import_timm().create_model(architecture, pretrained=True).state_dict()  # type: ignore[no-any-return]
     except (OSError, RuntimeError) as error:
-        raise ValueError(_NOT_DOWNLOADED.format(name, architecture, error)) from None
+        raise CompressError(_NOT_DOWNLOADED.format(name, architecture, error)) from None

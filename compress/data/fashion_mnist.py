@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from compress.data.errors import DataError
+from compress.errors import DataError
 from compress.paths import atomic_write, cache_folder
 
 CLASS_NAMES = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from compress.data.errors import DataError
+from compress.errors import DataError
 from compress.paths import atomic_write, cache_folder
 from compress.progress import track
 

@@ -17,6 +17,7 @@ from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
 from compress.data.folders import folder_warnings, read_folders
 from compress.data.preprocess import Preprocess
 from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_split
+from compress.errors import CompressError
 from compress.progress import say
 from compress.settings import nearest
 
@@ -57,12 +58,12 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
 
     Raises:
         DataError: the set cannot be had, or is not laid out as expected.
-        ValueError: there is no such data set.
+        CompressError: there is no such data set.
     """
     if name not in DATASETS and not name.startswith(FOLDER_PREFIX):
         folder = Path(name).expanduser().is_dir()
         hint = f"did you mean {FOLDER_PREFIX}{name}?" if folder else nearest(name, DATASETS)
-        raise ValueError(f"unknown data set {name!r}; {hint}")
+        raise CompressError(f"unknown data set {name!r}; {hint}")
     if name == "fashion-mnist":
         data = _fashion_mnist(config, seed)
     elif name == "digits":

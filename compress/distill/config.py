@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from compress.errors import CompressError
 from compress.train.config import TrainConfig
 
 
@@ -67,19 +68,19 @@ class GuidanceConfig:
 
 
 def check_views(guidance: GuidanceConfig, train: TrainConfig) -> None:
-    """Raises ValueError if the teacher's stored answers would not do."""
+    """Raises CompressError if the teacher's stored answers would not do."""
     if guidance.views and guidance.hints:
-        raise ValueError(
+        raise CompressError(
             "hints compare features, which are not stored; set guidance.views = 0 (--views 0) to "
             "ask the teacher at every step"
         )
     if guidance.views and train.mixup:
-        raise ValueError(
+        raise CompressError(
             "the teacher's stored answers (views > 0) are not to pictures that mixup blends; set "
             "guidance.views = 0 (--views 0) to ask the teacher at every step"
         )
     if guidance.views and not guidance.fresh_views and train.first_size < 1:
-        raise ValueError(
+        raise CompressError(
             "growing images (first_size < 1) are not the views that the teacher saw; leave "
             "guidance.fresh_views on, or set guidance.views = 0"
         )

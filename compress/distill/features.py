@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from compress.distill.losses import attention_transfer, feature_hint
+from compress.errors import CompressError
 from compress.settings import nearest
 
 
@@ -23,7 +24,7 @@ class Hinted(nn.Module):
         pixels: an example, uint8 `[N, C, H, W]`, that shows the features' widths.
 
     Raises:
-        ValueError: a layer does not exist, or gives no feature map.
+        CompressError: a layer does not exist, or gives no feature map.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Hinted(nn.Module):
         for (of_student, of_teacher), pair in zip(names, widths, strict=True):
             for name, features in zip((of_student, of_teacher), pair, strict=True):
                 if features.ndim != 4:
-                    raise ValueError(
+                    raise CompressError(
                         f"hints: layer {name!r} gives {features.ndim} dimensions, a feature map "
                         "has 4: [N, C, H, W]"
                     )
@@ -86,7 +87,7 @@ class Hinted(nn.Module):
         network = getattr(model, "network", model)
         known = dict(network.named_modules())
         if name not in known or not name:
-            raise ValueError(
+            raise CompressError(
                 f"hints: the {key[0]} has no layer {name!r}; {nearest(name, filter(None, known))}"
             )
 

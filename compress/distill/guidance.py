@@ -25,6 +25,7 @@ from compress.distill.losses import (
     standardized,
 )
 from compress.distill.teachers import Voice, mean_answer, open_teacher
+from compress.errors import CompressError
 from compress.paths import atomic_write
 from compress.progress import say, track
 from compress.train.config import TrainConfig
@@ -111,7 +112,7 @@ def train_guided(
 def _with_hints(model: nn.Module, voice: Voice, guidance: GuidanceConfig, data: Data) -> Hinted:
     """Returns the model with what compares its features with the first teacher's."""
     if voice.model is None:
-        raise ValueError("hints need a teacher whose layers can be seen: a checkpoint, not ONNX")
+        raise CompressError("hints need a teacher whose layers can be seen: a checkpoint, not ONNX")
     pixels = first_pixels(data.train, 2).to(training_device())
     model.to(pixels.device)
     return Hinted(model, voice.model, guidance.hints, guidance.hint_loss, pixels)
@@ -204,7 +205,7 @@ def guided_loss(
         schedule: what the loss will be used in.
 
     Raises:
-        ValueError: stored answers together with mixup, which blends pictures after the teacher
+        CompressError: stored answers together with mixup, which blends pictures after the teacher
             saw them.
     """
     check_views(guidance, schedule)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from compress.checkpoint import Checkpoint, file_digest, load_checkpoint
 from compress.data.load import Data, as_numpy
 from compress.data.preprocess import Preprocess
+from compress.errors import CompressError
 from compress.export.onnx_file import read_facts
 from compress.measure.host import allowed_cores
 from compress.measure.runtime import open_session, run_session
@@ -64,12 +65,12 @@ def read_teachers(texts: Sequence[str]) -> tuple[Teacher, ...]:
     """Reads teachers as the command line names them: `PATH` or `PATH=WEIGHT`.
 
     Raises:
-        ValueError: one is neither a checkpoint nor an ONNX file of ours, a weight is not
+        CompressError: one is neither a checkpoint nor an ONNX file of ours, a weight is not
             positive, or the first is no checkpoint.
     """
     teachers = tuple(_read_teacher(text) for text in texts)
     if teachers and teachers[0].checkpoint is None:
-        raise ValueError(
+        raise CompressError(
             f"the first --teacher must be a checkpoint folder, because the results are compared "
             f"with it; {teachers[0].path} is an ONNX file, name it after one"
         )
@@ -83,16 +84,16 @@ def _read_teacher(text: str) -> Teacher:
     except ValueError:  # an = in the path
         path, weight = Path(text), 1.0
         if not path.exists():
-            raise ValueError(
+            raise CompressError(
                 f"--teacher {text}: there is no {path}, and {after!r} is not a number; it takes "
                 "PATH or PATH=WEIGHT"
             ) from None
     if not weight > 0:
-        raise ValueError(f"--teacher {text}: the weight must be positive, got {weight:g}")
+        raise CompressError(f"--teacher {text}: the weight must be positive, got {weight:g}")
     if path.suffix != ".onnx":
         return checkpoint_teacher(load_checkpoint(path), weight=weight)
     if not path.is_file():
-        raise ValueError(f"--teacher {text}: there is no file {path}")
+        raise CompressError(f"--teacher {text}: there is no file {path}")
     facts = read_facts(path)
     return Teacher(
         path=path,
@@ -105,14 +106,14 @@ def _read_teacher(text: str) -> Teacher:
 
 
 def check_teacher(teacher: Teacher, data: Data) -> None:
-    """Raises ValueError if a teacher knows other classes than the data's, or other channels."""
+    """Raises CompressError if a teacher knows other classes than the data's, or other channels."""
     if teacher.class_names != data.class_names:
-        raise ValueError(
+        raise CompressError(
             f"the teacher {teacher.path} knows the classes {', '.join(teacher.class_names)}; the "
             f"data has {', '.join(data.class_names)}: its answers would teach wrong labels"
         )
     if teacher.preprocess.channels != data.preprocess.channels:
-        raise ValueError(
+        raise CompressError(
             f"the teacher {teacher.path} takes {teacher.preprocess.channels} channels, the data "
             f"has {data.preprocess.channels}"
         )
@@ -122,7 +123,7 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> Voice:
     """Makes a teacher ready to be asked about a data set's pixels, of whatever size.
 
     Raises:
-        ValueError: see `check_teacher`.
+        CompressError: see `check_teacher`.
     """
     check_teacher(teacher, data)
     side = teacher.preprocess.size

@@ -18,6 +18,7 @@ from torch import nn
 
 from compress.architectures.spec import ModelSpec
 from compress.data.preprocess import Preprocess
+from compress.errors import CompressError
 from compress.paths import atomic_write
 from compress.progress import waiting
 from compress.quantize.common import CONTRIB, OPSET
@@ -104,12 +105,12 @@ def read_facts(path: Path) -> OnnxFacts:
     """Reads the metadata of a file that `export_onnx` wrote.
 
     Raises:
-        ValueError: it is no ONNX file, or one of another origin.
+        CompressError: it is no ONNX file, or one of another origin.
     """
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception:  # protobuf's DecodeError has no importable public name
-        raise ValueError(f"{path} is not an ONNX file, or is damaged") from None
+        raise CompressError(f"{path} is not an ONNX file, or is damaged") from None
     raw = {entry.key: entry.value for entry in proto.metadata_props}
     try:
         facts = {name: json.loads(raw[name]) for name in OnnxFacts.__dataclass_fields__}
@@ -123,7 +124,7 @@ def read_facts(path: Path) -> OnnxFacts:
             stage=facts["stage"],
         )
     except (KeyError, TypeError, json.JSONDecodeError):
-        raise ValueError(
+        raise CompressError(
             f"{path} was not written by compress: its metadata lacks classes and preprocessing"
         ) from None
 

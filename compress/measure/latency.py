@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from compress.errors import CompressError
 from compress.measure.runtime import open_session
 from compress.progress import track
 
@@ -109,15 +110,15 @@ def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[s
     """Returns random input of a file's own type and shape; unknown dimensions but the batch are 1.
 
     Raises:
-        ValueError: the file's batch is fixed to another size, or its input type is unknown.
+        CompressError: the file's batch is fixed to another size, or its input type is unknown.
     """
     generator = np.random.default_rng(0)
     feed = {}
     for put in session.get_inputs():
         if put.type not in NUMPY_TYPES:
-            raise ValueError(f"{path}: cannot time an input of type {put.type}")
+            raise CompressError(f"{path}: cannot time an input of type {put.type}")
         if isinstance(put.shape[0], int) and put.shape[0] != batch:
-            raise ValueError(f"{path} takes batches of {put.shape[0]} only, asked for {batch}")
+            raise CompressError(f"{path} takes batches of {put.shape[0]} only, asked for {batch}")
         shape = [batch, *(size if isinstance(size, int) else 1 for size in put.shape[1:])]
         feed[put.name] = generator.integers(0, 256, shape).astype(NUMPY_TYPES[put.type])
     return feed

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from compress.errors import CompressError
 from compress.export.onnx_file import INPUT, OUTPUT
 
 
@@ -14,7 +15,7 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
     """Opens a file for CPU inference.
 
     Raises:
-        ValueError: ONNX Runtime cannot load it.
+        CompressError: ONNX Runtime cannot load it.
     """
     try:
         return ort.InferenceSession(
@@ -22,7 +23,7 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
         )
     except Exception as error:  # ONNX Runtime raises its own types for every fault of the file
         reason = str(error).splitlines()[0]
-        raise ValueError(f"ONNX Runtime cannot load {path}: {reason}") from None
+        raise CompressError(f"ONNX Runtime cannot load {path}: {reason}") from None
 
 
 def session_options(*, threads: int) -> ort.SessionOptions:

@@ -16,6 +16,7 @@ from torch import Tensor
 from compress.architectures.build import Classifier, example_input
 from compress.architectures.resize import remove_blocks
 from compress.checkpoint import Checkpoint
+from compress.errors import CompressError
 from compress.progress import say, waiting
 from compress.prune.allocation import (
     Allocator,
@@ -47,7 +48,7 @@ BYTES = {"int8": 1, "float": 4}
 UNITS = {"latency": " ms", "MACs": "", "size": " bytes"}
 
 
-class UnmetBudgetError(ValueError):
+class UnmetBudgetError(CompressError):
     """No pruned network is fast (or small) enough; the message says what the least is."""
 
 

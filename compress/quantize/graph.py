@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.architectures.build import Classifier, Normalize
+from compress.errors import CompressError
 from compress.quantize.layer import Layer
 
 aten = torch.ops.aten
@@ -29,7 +30,7 @@ def trace(model: Classifier) -> fx.GraphModule:
         model: takes pixels.
 
     Raises:
-        ValueError: the network depends on its data in a way that cannot be traced.
+        CompressError: the network depends on its data in a way that cannot be traced.
     """
     model = copy.deepcopy(model).eval().requires_grad_()
     normalize = model.normalize
@@ -45,7 +46,7 @@ def trace(model: Classifier) -> fx.GraphModule:
             exported = program.run_decompositions({}).module(check_guards=False)
     except (RuntimeError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{type(model.network).__name__} cannot be traced: {reason}") from error
+        raise CompressError(f"{type(model.network).__name__} cannot be traced: {reason}") from error
     assert isinstance(exported, fx.GraphModule)
     # A fresh graph: the exported one checks its inputs and refuses train() and eval().
     graph = fx.Graph()

@@ -97,7 +97,7 @@ def prepare(model: Classifier) -> fx.GraphModule:
         model: takes pixels; its BatchNorms are folded into the layers before them.
 
     Raises:
-        ValueError: the network cannot be traced.
+        CompressError: the network cannot be traced.
     """
     traced = trace(model)
     rewrite(traced)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from compress.errors import CompressError
 from compress.measure.host import Host
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ def read_stage_report(folder: Path) -> StageReport:
     """Reads the report in a stage's folder.
 
     Raises:
-        ValueError: it is missing or damaged.
+        CompressError: it is missing or damaged.
     """
     return _read(folder / REPORT_JSON, StageReport)
 
@@ -95,7 +96,7 @@ def read_run_report(path: Path) -> RunReport:
     """Reads a run's report file.
 
     Raises:
-        ValueError: it is missing or damaged.
+        CompressError: it is missing or damaged.
     """
     return _read(path, RunReport)
 
@@ -104,4 +105,4 @@ def _read(path: Path, kind: type[T]) -> T:
     try:
         return TypeAdapter(kind).validate_python(json.loads(path.read_text()))
     except (OSError, json.JSONDecodeError, ValidationError):
-        raise ValueError(f"{path} is missing or damaged; make it anew") from None
+        raise CompressError(f"{path} is missing or damaged; make it anew") from None

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 from compress.checkpoint import STAGES, load_checkpoint, write_json
+from compress.errors import CompressError
 from compress.paths import atomic_write
 from compress.report.data import (
     HISTORY,
@@ -27,7 +28,7 @@ def write_run_report(run: Path) -> RunReport:
     """Reads the reports of a run's stages and writes the run's own beside them.
 
     Raises:
-        ValueError: the folder holds no finished stage.
+        CompressError: the folder holds no finished stage.
     """
     report = collect(run)
     write_json(run / REPORT_JSON, report)
@@ -47,11 +48,11 @@ def collect(run: Path) -> RunReport:
     """Puts the run's report together from its stages'."""
     folders = finished_stages(run)
     if not folders and (run / REPORT_MD).is_file():
-        raise ValueError(
+        raise CompressError(
             f"{run} is one stage's folder, not a run's; its report is {run / REPORT_MD}"
         )
     if not folders:
-        raise ValueError(f"{run} holds no finished stage; start one with `compress run`")
+        raise CompressError(f"{run} holds no finished stage; start one with `compress run`")
     reports = {stage: read_stage_report(folder) for stage, folder in folders.items()}
     stages = tuple(reports.values())
     last = stages[-1]

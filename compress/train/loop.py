@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from compress.data.load import Data
 from compress.data.splits import View
+from compress.errors import CompressError
 from compress.progress import say, track, waiting
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import diagnose
@@ -46,7 +47,7 @@ LINES = 20
 """At most so many epochs are told on the terminal; history.jsonl has all."""
 
 
-class NonFiniteLossError(ValueError):
+class NonFiniteLossError(CompressError):
     """Training diverged; the message says when and what to try."""
 
 

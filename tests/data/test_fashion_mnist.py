@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from compress.data import fashion_mnist
-from compress.data.errors import DataError
 from compress.data.fashion_mnist import SHA256, read_fashion_mnist
+from compress.errors import DataError
 from compress.paths import cache_folder
 
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from compress.data.config import DataConfig
-from compress.data.errors import DataError
 from compress.data.folders import read_folders
 from compress.data.load import Data, load_data
 from compress.data.splits import FolderSplit, View
+from compress.errors import DataError
 
 
 def write_pictures(root: Path, splits: dict[str, int], classes: tuple[str, ...]) -> None:
