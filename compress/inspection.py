@@ -160,7 +160,7 @@ def predict(model: Path, images: Sequence[Path], top: int) -> None:
     for path, answers in predict_images(model, images, top):
         if isinstance(answers, str):
             unreadable += 1
-            click.echo(f"{path}: {answers}", err=True)
+            click.echo(answers, err=True)
             continue
         said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers)
         click.echo(f"{path}: {said}")

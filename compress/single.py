@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
 from compress.data.config import DataConfig
+from compress.data.image import read_image
 from compress.data.load import Data, load_data
 from compress.data.preprocess import picture_to_pixels
 from compress.distill.teachers import read_teachers
-from compress.errors import CompressError
+from compress.errors import CompressError, DataError
 from compress.export.onnx_file import read_facts
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
 from compress.measure.config import MeasureConfig
@@ -208,11 +208,11 @@ def predict_images(
     session = open_session(model, threads=1)
     for path in images:
         try:
-            with Image.open(path) as picture:
-                pixels = picture_to_pixels(picture, facts.preprocess)
-        except (OSError, SyntaxError) as error:
-            yield path, f"cannot be read as a picture ({error})"
+            picture = read_image(path, facts.preprocess.mode)
+        except DataError as error:
+            yield path, str(error)
             continue
+        pixels = picture_to_pixels(picture, facts.preprocess)
         logits = run_session(session, pixels[None])[0].astype(np.float64)
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()

@@ -283,7 +283,7 @@ def test_predict_names_the_class(finished_run: Path, tmp_path: Path) -> None:
     broken.write_text("no picture")
     result = call("predict", finished_run / report["ship"], broken, paths[0])
     assert result.exit_code == 2
-    assert "broken.png: cannot be read as a picture" in result.output
+    assert "broken.png cannot be read as an image" in result.output
     assert "0.png: " in result.output
     assert "1 of 2 pictures could not be read" in result.output
 

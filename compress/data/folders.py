@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from compress.data.image import read_image
 from compress.errors import DataError
 from compress.paths import atomic_write, cache_folder
 from compress.progress import track
@@ -132,8 +133,7 @@ def _unreadable(files: Sequence[Path], cache: Path) -> list[Path]:
 
 def _is_readable(path: Path) -> bool:
     try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, SyntaxError, ValueError):  # what Pillow's decoders raise on damaged files
+        read_image(path, "RGB")
+    except DataError:
         return False
     return True

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from compress.data.image import Mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class Preprocess:
     std: tuple[float, ...]
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         """Pillow's name of the colour mode."""
         return "L" if self.channels == 1 else "RGB"
 
@@ -46,14 +48,14 @@ def picture_to_pixels(picture: Image.Image, spec: Preprocess) -> np.ndarray:
     """Returns the network's input for one picture.
 
     Args:
-        picture: any mode and size; EXIF orientation is applied.
+        picture: upright, of the spec's mode (see `read_image`), of any size.
         spec: the network's transform spec.
 
     Returns:
         uint8 `[channels, size, size]`.
     """
-    upright = ImageOps.exif_transpose(picture).convert(spec.mode)
-    resized = resize_short_side(upright, spec.resize)
+    assert picture.mode == spec.mode
+    resized = resize_short_side(picture, spec.resize)
     left = (resized.width - spec.size) // 2
     top = (resized.height - spec.size) // 2
     crop = resized.crop((left, top, left + spec.size, top + spec.size))

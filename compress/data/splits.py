@@ -16,11 +16,11 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from compress.data.image import read_image
 from compress.data.preprocess import Preprocess, channels_first, picture_to_pixels
 
 
@@ -162,14 +162,13 @@ class FolderSplit:
 
     def pixels(self, index: int, view: View | None) -> Tensor:
         """Returns one image as uint8 `[channels, size, size]`."""
-        with Image.open(self.files[index]) as picture:
-            if view is None:
-                return torch.from_numpy(picture_to_pixels(picture, self.preprocess))
-            upright = ImageOps.exif_transpose(picture).convert(self.preprocess.mode)
+        picture = read_image(self.files[index], self.preprocess.mode)
+        if view is None:
+            return torch.from_numpy(picture_to_pixels(picture, self.preprocess))
         # torchvision draws from the global generator: seed it, and leave it as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(view.generator(index).initial_seed())
-            return torch.from_numpy(channels_first(self._augmentation()(upright)))
+            return torch.from_numpy(channels_first(self._augmentation()(picture)))
 
     def _augmentation(self) -> v2.Compose:
         crop = v2.RandomResizedCrop(self.preprocess.size, scale=(self.min_scale, 1.0))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from compress.data.image import read_image
 from compress.data.preprocess import Preprocess, picture_to_pixels
 
 GREY = Preprocess(size=4, resize=4, channels=1, mean=(0.5,), std=(0.5,))
@@ -15,10 +16,9 @@ def test_a_picture_of_the_right_size_passes_unchanged() -> None:
     assert np.array_equal(picture_to_pixels(Image.fromarray(array), GREY), array[None])
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK", "1", "I;16"])
 @pytest.mark.parametrize("size", [(20, 30), (30, 20), (3, 5), (8, 8)])
-def test_any_mode_and_size_becomes_the_networks_input(mode: str, size: tuple[int, int]) -> None:
-    pixels = picture_to_pixels(Image.new(mode, size), COLOUR)
+def test_any_size_becomes_the_networks_input(size: tuple[int, int]) -> None:
+    pixels = picture_to_pixels(Image.new("RGB", size), COLOUR)
     assert pixels.shape == (3, 8, 8)
     assert pixels.dtype == np.uint8
 
@@ -38,7 +38,6 @@ def test_the_camera_orientation_is_applied(tmp_path: Path) -> None:
     path = tmp_path / "turned.png"
     Image.fromarray(array).save(path, exif=exif)
     spec = Preprocess(size=8, resize=8, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
-    with Image.open(path) as picture:
-        pixels = picture_to_pixels(picture, spec)
+    pixels = picture_to_pixels(read_image(path, spec.mode), spec)
     assert (pixels[:, 4:] == 255).all()
     assert (pixels[:, :4] == 0).all()
