@@ -279,13 +279,31 @@ def test_predict_names_the_class(finished_run: Path, tmp_path: Path) -> None:
     answers = [line.split(": ")[1][0] for line in result.output.splitlines()]
     right = sum(answer == str(digit) for digit, answer in enumerate(answers))
     assert right >= 9
-    broken = tmp_path / "broken.png"
-    broken.write_text("no picture")
-    result = call("predict", finished_run / report["ship"], broken, paths[0])
+
+
+def test_predict_tells_each_bad_picture_in_a_line_and_goes_on(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    good = tmp_path / "good.png"
+    Image.new("L", (16, 16), 99).save(good)
+    long = tmp_path / "long.png"
+    Image.new("L", (1, 60_000), 99).save(long)
+    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:50])
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    Image.new("F", (16, 16)).save(tmp_path / "float.tif")
+    names = ("broken.png", "empty.png", "cut.png", "bomb.png", "float.tif", "absent.png")
+    bad = [tmp_path / name for name in names]
+    report = json.loads((finished_run / "report.json").read_text())
+    result = call("predict", finished_run / report["ship"], good, *bad, long)
     assert result.exit_code == 2
-    assert "broken.png cannot be read as an image" in result.output
-    assert "0.png: " in result.output
-    assert "1 of 2 pictures could not be read" in result.output
+    lines = result.output.splitlines()
+    assert lines[0].startswith(f"{good}: ")
+    for path, line in zip(bad, lines[1:-2], strict=True):
+        assert line.startswith(f"{path} ")
+    assert lines[-2].startswith(f"{long}: ")
+    assert "6 of 8 pictures could not be read" in lines[-1]
 
 
 @pytest.mark.parametrize(

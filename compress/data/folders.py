@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from compress.data.image import read_image
+from compress.data.image import range_warning, read_image
 from compress.errors import DataError
 from compress.paths import atomic_write, cache_folder
 from compress.progress import track
@@ -85,6 +85,8 @@ def folder_warnings(folders: Folders) -> Iterator[str]:
     for split, files in folders.files.items():
         if missing := _missing(folders.class_names, files):
             yield f"{split}/ has no image of: {missing}; its top-1 says nothing about them"
+    if warning := range_warning([path for path, _ in folders.files["train"]]):
+        yield warning
 
 
 def _missing(class_names: Sequence[str], files: Sequence[tuple[Path, int]]) -> str:

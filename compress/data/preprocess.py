@@ -35,8 +35,20 @@ class Preprocess:
         return "L" if self.channels == 1 else "RGB"
 
 
+MAX_ASPECT = 16
+"""Long to short side, of what is resized: a picture of 1 x 60,000 would take gigabytes at 256."""
+
+
 def resize_short_side(picture: Image.Image, side: int) -> Image.Image:
-    """Returns the picture with its shorter side `side` pixels long, aspect kept."""
+    """Returns the picture with its shorter side `side` pixels long, aspect kept.
+
+    Of a picture longer than `MAX_ASPECT` times its short side the middle is kept, so long.
+    """
+    width, height = picture.size
+    longest = MAX_ASPECT * min(width, height)
+    if max(width, height) > longest:
+        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+        picture = picture.crop((left, top, min(width, left + longest), min(height, top + longest)))
     scale = side / min(picture.size)
     if scale == 1:
         return picture

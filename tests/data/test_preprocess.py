@@ -5,7 +5,12 @@ import pytest
 from PIL import Image
 
 from compress.data.image import read_image
-from compress.data.preprocess import Preprocess, picture_to_pixels
+from compress.data.preprocess import (
+    MAX_ASPECT,
+    Preprocess,
+    picture_to_pixels,
+    resize_short_side,
+)
 
 GREY = Preprocess(size=4, resize=4, channels=1, mean=(0.5,), std=(0.5,))
 COLOUR = Preprocess(size=8, resize=10, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -41,3 +46,27 @@ def test_the_camera_orientation_is_applied(tmp_path: Path) -> None:
     pixels = picture_to_pixels(read_image(path, spec.mode), spec)
     assert (pixels[:, 4:] == 255).all()
     assert (pixels[:, :4] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (3, 50_001)])
+def test_an_extremely_long_picture_stays_small(size: tuple[int, int]) -> None:
+    assert resize_short_side(Image.new("L", size), 256).size in {(256, 4096), (4096, 256)}
+    array = np.zeros(size[::-1], np.uint8)
+    middle = tuple(slice(length // 2 - 8, length // 2 + 8) if length > 3 else slice(None)
+                   for length in array.shape)  # fmt: skip
+    array[middle] = 200
+    pixels = picture_to_pixels(Image.fromarray(array), GREY)
+    assert pixels.shape == (1, 4, 4)
+    assert (pixels == 200).all()
+
+
+@pytest.mark.parametrize("size", [(30, 20), (33, 33 * MAX_ASPECT), (MAX_ASPECT * 5, 5), (501, 97)])
+def test_an_ordinary_picture_is_resized_as_a_whole(size: tuple[int, int]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    picture = Image.fromarray(array)
+    scale = 10 / min(size)
+    width, height = round(size[0] * scale), round(size[1] * scale)
+    whole = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    top, left = (height - 8) // 2, (width - 8) // 2
+    expected = whole[top : top + 8, left : left + 8].transpose(2, 0, 1)
+    assert np.array_equal(picture_to_pixels(picture, COLOUR), expected)

@@ -1,7 +1,13 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from compress.data.load import Data
+from compress.data.config import DataConfig
+from compress.data.load import Data, load_data
 from compress.data.splits import TensorSplit, View, shifted_crop, stratified_split
 
 
@@ -58,3 +64,51 @@ def test_the_three_splits_share_no_image(digits: Data) -> None:
     assert len(digits.validation) > 100
     for split in splits:
         assert set(split.labels.tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_16_bit_images_are_trained_on_and_scored_in_their_grays(
+    tmp_path: Path, suffix: str
+) -> None:
+    by_hand = {"dark": (257 * 40, 40), "bright": (257 * 200 + 128, 200)}  # 16 bits, 8 bits
+    for split in ("train", "val", "test"):
+        for name, (wide, _) in by_hand.items():
+            (tmp_path / split / name).mkdir(parents=True)
+            gray = np.full((32, 32), wide, np.uint16)
+            Image.fromarray(gray).save(tmp_path / split / name / f"0.{suffix}")
+    data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16, workers=0), seed=0)
+    assert data.class_names == ("bright", "dark")
+    for view in (None, View(seed=0, number=0)):
+        images = next(iter(data.train.batches(2, view=view))).images
+        assert (images[0] == 200).all()
+        assert (images[1] == 40).all()
+
+
+def test_scored_and_trained_images_are_turned_alike(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    half = np.zeros((32, 32, 3), np.uint8)
+    half[:16] = 255
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(half).save(tmp_path / split / name / f"{number}.png", exif=exif)
+    config = DataConfig(size=16, workers=0, flip="off", min_scale=1.0)
+    data = load_data(f"imagefolder:{tmp_path}", config, seed=0)
+    for view in (None, View(seed=0, number=0)):
+        images = next(iter(data.train.batches(1, view=view))).images
+        assert (images[..., :4] == 0).all()  # the top is on the right now
+        assert (images[..., -4:] == 255).all()
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (1, 1)])
+def test_odd_sizes_are_trained_on(tmp_path: Path, size: tuple[int, int]) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(2):
+                Image.new("L", size, 99).save(tmp_path / split / name / f"{number}.png")
+    data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16, workers=0), seed=0)
+    for view in (None, View(seed=0, number=0)):
+        assert (next(iter(data.train.batches(2, view=view))).images == 99).all()
