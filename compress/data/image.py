@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 import io
 import multiprocessing
+import stat
 import threading
 import warnings
 from collections.abc import Sequence
@@ -118,16 +119,17 @@ def _histogram(path: Path) -> np.ndarray:
 def _content(path: Path) -> bytes:
     """Returns a file's bytes: in memory no decoder can ask for more of them than there are."""
     try:
-        if not path.is_file():  # a device or a pipe would be read for ever
-            raise DataError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-        if path.stat().st_size > MAX_BYTES:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # a device or a pipe would be read for ever
+            raise DataError(f"{path} is not a file; name an image file")
+        if facts.st_size > MAX_BYTES:
             limit = f"{MAX_BYTES / 2**30:.0f} GB"
             raise DataError(f"{path} has more than {limit}, too much for one image; shrink it")
         content = path.read_bytes()
     except OSError as error:
         if error.errno in OUR_SHORTAGE:
             raise
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if not content:
         raise DataError(f"{path} is empty; remove it")
     return content

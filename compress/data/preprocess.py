@@ -14,7 +14,7 @@ from compress.data.image import Mode
 class Preprocess:
     """How a picture becomes the network's input.
 
-    A picture is decoded, converted to 1 or 3 channels, its short side resized to `resize`
+    A picture is decoded to 1 or 3 channels (see `image.py`), its short side resized to `resize`
     (bilinear, antialiased), and the centre `size` x `size` cropped: these are the *pixels*,
     uint8 `[channels, size, size]`. Normalising them, `(pixel / 255 - mean) / std`, is the first
     step of every network and lies inside the exported graph.

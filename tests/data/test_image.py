@@ -288,7 +288,7 @@ def test_what_is_no_image_is_told_in_a_line(tmp_path: Path) -> None:
         "folder.png": "is not a file",
         "pipe.png": "is not a file",
         "cut.png": "cannot be read as an image",
-        "absent.png": "does not exist",
+        "absent.png": "cannot be read: No such file",
     }
     for name, part in expected.items():
         with pytest.raises(DataError) as caught:
