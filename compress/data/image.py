@@ -100,8 +100,8 @@ def range_warning(paths: Sequence[Path]) -> str | None:
     sample = [paths[place * len(paths) // count] for place in range(count)]
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
         shares = np.cumsum(sum(pool.map(_histogram, sample), np.zeros(256)))
-    low, high = np.searchsorted(shares / shares[-1], (OUTLIERS, 1 - OUTLIERS))
-    if high - low >= NARROW:
+    low, high = np.searchsorted(shares, (OUTLIERS * shares[-1], (1 - OUTLIERS) * shares[-1]))
+    if not shares[-1] or high - low >= NARROW:
         return None
     return (
         f"the {count} training images looked at use only {low} to {high} of the values 0..255; if "
@@ -110,8 +110,11 @@ def range_warning(paths: Sequence[Path]) -> str | None:
 
 
 def _histogram(path: Path) -> np.ndarray:
-    """Returns the pixels at each value, float64 `[256]`, in shares of the image."""
-    counts = np.array(read_image(path, "RGB").histogram(), np.float64).reshape(3, 256)
+    """Returns the share of pixels at each value, float64 `[256]`; zeros if it cannot be read."""
+    try:
+        counts = np.array(read_image(path, "RGB").histogram(), np.float64).reshape(3, 256)
+    except DataError:  # the check of the folders tells it
+        return np.zeros(256)
     shares: np.ndarray = counts.sum(0) / counts.sum()
     return shares
 

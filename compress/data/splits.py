@@ -8,7 +8,7 @@ can be stored and reused, and an interrupted run continues exactly as an undistu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 
 from compress.data.image import read_image
 from compress.data.preprocess import Preprocess, channels_first, picture_to_pixels
+from compress.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,7 @@ class FolderSplit:
         pictures = _Pictures(self, order, view)
         few = len(order) <= 2 * batch_size  # not worth starting processes for
         loader = DataLoader(pictures, batch_size, num_workers=0 if few else self.workers)
-        for (images,), index in zip(loader, order.split(batch_size), strict=True):
+        for (images,), index in zip(_in_words(loader), order.split(batch_size), strict=True):
             yield Batch(images=images, labels=self.labels[index], index=index)
 
     def pixels(self, index: int, view: View | None) -> Tensor:
@@ -173,6 +174,14 @@ class FolderSplit:
     def _augmentation(self) -> v2.Compose:
         crop = v2.RandomResizedCrop(self.preprocess.size, scale=(self.min_scale, 1.0))
         return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)])
+
+
+def _in_words(loader: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
+    """Yields a loader's batches; of a worker's error only its own message is kept."""
+    try:
+        yield from loader
+    except DataError as error:  # torch puts the worker's traceback before it
+        raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
 
 
 class _Pictures(Dataset[tuple[Tensor]]):

@@ -397,6 +397,7 @@ def test_images_that_use_little_of_their_range_are_told(tmp_path: Path) -> None:
             values[0, 0] = 65535  # a dead pixel
             paths.append(tmp_path / f"{name}-{number}.png")
             Image.fromarray(values).save(paths[-1])
+        paths[0].write_text("no picture")
         warning = range_warning(paths)
         assert (warning is None) == (name == "full")
         if warning is not None:

@@ -9,6 +9,7 @@ from PIL import Image
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.data.splits import TensorSplit, View, shifted_crop, stratified_split
+from compress.errors import DataError
 
 
 def test_the_stratified_split_takes_the_same_share_of_each_class() -> None:
@@ -112,3 +113,19 @@ def test_odd_sizes_are_trained_on(tmp_path: Path, size: tuple[int, int]) -> None
     data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16, workers=0), seed=0)
     for view in (None, View(seed=0, number=0)):
         assert (next(iter(data.train.batches(2, view=view))).images == 99).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_damaged_after_the_check_is_told_in_a_line(tmp_path: Path, workers: int) -> None:
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(10):
+                Image.new("L", (20, 20), 99).save(tmp_path / split / name / f"{number}.png")
+    data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16, workers=workers), seed=0)
+    damaged = tmp_path / "train" / "a" / "3.png"
+    damaged.write_text("no picture")
+    with pytest.raises(DataError) as caught:
+        list(data.train.batches(4))
+    assert str(caught.value).startswith(f"{damaged} is damaged")
+    assert "\n" not in str(caught.value)
