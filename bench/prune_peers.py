@@ -43,10 +43,11 @@ from compress.measure.cost import count_macs, count_parameters
 from compress.measure.host import Host, describe_host
 from compress.measure.latency import measure_latency
 from compress.progress import say
+from compress.prune.batchnorm import reestimate_batchnorm
 from compress.prune.importance import Criterion
 from compress.prune.probe import export_to_time
 from compress.prune.search import SCORING_BATCH, SCORING_IMAGES, Search
-from compress.prune.stage import PruneConfig, reestimate_batchnorm
+from compress.prune.stage import PruneConfig
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.placement import freeze, prepare
 from compress.quantize.ptq import Calibration

@@ -70,7 +70,7 @@ def torchvision_spec(name: str, data: Data, **arguments: object) -> ModelSpec:
 
 def settled(spec: ModelSpec, split: Split, *, seed: int = 0) -> Classifier:
     """An untrained network whose BatchNorm statistics are those of real images."""
-    from compress.prune.stage import reestimate_batchnorm
+    from compress.prune.batchnorm import reestimate_batchnorm
 
     torch.manual_seed(seed)
     model = build(spec)

@@ -241,8 +241,7 @@ class Search:
     def _batches(self, model: Classifier) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields training images, normalised, and their labels."""
         split = self._context.data.train
-        generator = torch.Generator().manual_seed(self._context.seed)
-        order = torch.randperm(len(split), generator=generator)[:SCORING_IMAGES]
+        order = scoring_order(len(split), seed=self._context.seed)
         for batch in split.batches(SCORING_BATCH, order=order):
             yield model.normalize(batch.images), batch.labels
 
@@ -261,6 +260,16 @@ class Search:
         keep_channels(trial.network, problem.groups, kept)
         remove_blocks(trial.network, sorted(choice.removed))
         return trial, (*self.removed, *sorted(choice.removed))
+
+
+def scoring_order(n_images: int, *, seed: int) -> Tensor:
+    """Returns the places of the images that importances are estimated on, int64, in whole batches.
+
+    The gradient of a last batch of a few would be mostly noise, which counts squared.
+    """
+    order = torch.randperm(n_images, generator=torch.Generator().manual_seed(seed))
+    whole = min(SCORING_IMAGES, n_images) // SCORING_BATCH * SCORING_BATCH
+    return order[: whole or n_images]
 
 
 def _value(measured: Measured, name: str) -> float:

@@ -14,6 +14,7 @@ from compress.distill.guidance import train_guided
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
 from compress.train.config import TrainConfig
+from compress.train.schedule import batch_size_for, steps_of_epoch
 
 if TYPE_CHECKING:
     from compress.context import Context
@@ -33,7 +34,8 @@ def train_sparse(model: Classifier, config: PruneConfig, context: Context) -> No
     """Trains a model in place with the growing penalty, and the teacher's help."""
     groups = find_groups(model.network.eval(), example_input(model)).groups
     schedule = dataclasses.replace(SCHEDULE, epochs=config.sparse_epochs)
-    steps = schedule.epochs * (len(context.data.train) // schedule.batch_size)
+    n_images = len(context.data.train)
+    steps = schedule.epochs * steps_of_epoch(n_images, batch_size_for(schedule, n_images))
     inside = dataclasses.replace(context, folder=context.folder / "sparse")
     inside.folder.mkdir(exist_ok=True)
     penalty = growing_penalty(model.network, groups, steps)

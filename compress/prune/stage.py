@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from compress.architectures.build import Classifier
     from compress.checkpoint import Checkpoint
     from compress.context import Context, Product
-    from compress.data.splits import Split
-
-BATCHNORM_IMAGES = 4096
-"""Training images that re-estimate BatchNorm's statistics; more change nothing."""
-BATCHNORM_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +167,7 @@ def _recover(model: Classifier, config: PruneConfig, context: Context, number: i
     """Re-estimates BatchNorm and trains, briefly unless it is the last cut."""
     from compress.distill.guidance import train_guided
     from compress.progress import waiting
+    from compress.prune.batchnorm import reestimate_batchnorm
     from compress.train.evaluate import evaluate
 
     validation = context.data.validation
@@ -191,18 +187,6 @@ def _recover(model: Classifier, config: PruneConfig, context: Context, number: i
         top1_batchnorm=reestimated,
         top1_trained=guided.validation_top1 or reestimated,
     )
-
-
-def reestimate_batchnorm(model: nn.Module, split: Split) -> None:
-    """Replaces BatchNorm's running statistics by those of plain training images, in place."""
-    import torch
-    from torch.optim.swa_utils import update_bn
-
-    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-    batches = split.batches(BATCHNORM_BATCH, order=chosen[:BATCHNORM_IMAGES])
-    with torch.no_grad():
-        update_bn((batch.images for batch in batches), model)
-    model.eval()
 
 
 def _limits(config: PruneConfig) -> tuple[float, ...]:

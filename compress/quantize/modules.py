@@ -38,8 +38,8 @@ class ActivationQuantizer(nn.Module):
     nothing: no operator for them is exported.
 
     Args:
-        lowest: smaller inputs become this.
-        highest: larger inputs become this.
+        lowest: smaller inputs become this; not above 0, for 0 is always a level.
+        highest: larger inputs become this; not below 0.
         gain: the clipped input is multiplied by it.
     """
 
@@ -49,6 +49,7 @@ class ActivationQuantizer(nn.Module):
         self, *, lowest: float = -math.inf, highest: float = math.inf, gain: float = 1.0
     ) -> None:
         super().__init__()
+        assert lowest <= 0 <= highest
         self.lowest, self.highest, self.gain = lowest, highest, gain
         self.mode: Mode = "round"
         self.statistics: Statistics | None = None
@@ -104,8 +105,21 @@ class ActivationQuantizer(nn.Module):
         return dampened(self._bounded_scale(), x[0].numel() * QMAX_ACTIVATION)
 
     def _bounded_scale(self) -> Tensor:
-        # A larger scale would let the levels pass the activation's bound.
-        return torch.clamp(self.scale, TINIEST_SCALE, self.highest * self.gain / QMAX_ACTIVATION)
+        """A larger scale would let the levels pass the activation's bounds.
+
+        Zero is a level. Between two bounds the outermost levels may therefore lie half a step
+        beyond them: what `set_range` chose is always allowed.
+        """
+        lowest, highest = self.lowest * self.gain, self.highest * self.gain
+        slack = 0.5 if lowest < 0 < highest else 0.0
+        below = float(self.zero_point)
+        above = QMAX_ACTIVATION - below
+        largest = (highest - lowest) / QMAX_ACTIVATION
+        if above > slack:
+            largest = min(largest, highest / (above - slack))
+        if below > slack:
+            largest = min(largest, -lowest / (below - slack))
+        return torch.clamp(self.scale, TINIEST_SCALE, max(largest, TINIEST_SCALE))
 
 
 class PixelInput(nn.Module):

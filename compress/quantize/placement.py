@@ -83,9 +83,10 @@ class Clip:
 NO_CLIP, HARD_SIGMOID = Clip(), Clip(lowest=0, highest=6, gain=1 / 6)
 HARD_SIGMOID_SHIFT = 3.0
 """`HardSigmoid(x) = clip(x + 3, 0, 6) / 6`."""
+HARDTANH_BOUNDS = (-1.0, 1.0)
+"""Where the graph does not say them."""
 CLIPS: Mapping[object, Clip] = {
     aten.relu.default: Clip(lowest=0),
-    aten.hardtanh.default: Clip(lowest=-1, highest=1),
     aten.hardsigmoid.default: HARD_SIGMOID,
 }
 
@@ -201,7 +202,7 @@ class _Placer:
             self._quantize(node)
         elif node.target in INT8 and self._pays(node) and _has_tensors_only(node):
             self._quantize_operator(node)
-        elif node.target in MOVES | set(CLIPS) and node.args[0] in self.source:
+        elif (node.target in MOVES or _clip_of(node)) and node.args[0] in self.source:
             source = self.source[node.args[0]]  # type: ignore[index]
             if shape_of(node) is None or _is_output(node):
                 self.source[node] = source  # a list of tensors, each to be quantised
@@ -213,9 +214,8 @@ class _Placer:
         return layer is not None and str(node.target) not in self.float_layers
 
     def _demands(self, node: fx.Node) -> bool:
-        passes_on = node.target in INT8 | MOVES | set(CLIPS)
-        passes_on = passes_on or self._is_silu(node)
-        return self._is_int8_layer(node) or (passes_on and node in self.demanded)
+        passes_on = node.target in INT8 | MOVES or _clip_of(node) or self._is_silu(node)
+        return self._is_int8_layer(node) or (bool(passes_on) and node in self.demanded)
 
     def _is_silu(self, node: fx.Node) -> bool:
         """SiLU computes in float, but between int8 operators all its readers want levels."""
@@ -311,10 +311,15 @@ class _Placer:
 
 
 def _clip_of(node: fx.Node | None) -> Clip | None:
-    """Returns what an activation function clips to, None for any other node."""
-    if node is not None and node.target is aten.hardtanh.default and len(node.args) == 3:
-        _, lowest, highest = node.args  # Relu6 is one with 0 and 6
-        return Clip(lowest=float(lowest), highest=float(highest))  # type: ignore[arg-type]
+    """Returns what an activation function clips to, None for any other node.
+
+    One that does not let zero pass is none: zero is always a level, so a quantizer cannot clip it.
+    """
+    if node is not None and node.target is aten.hardtanh.default:
+        given = [float(value) for value in node.args[1:]]  # type: ignore[arg-type]
+        lowest, highest = [*given, *HARDTANH_BOUNDS[len(given) :]]  # Relu6 is one with 0 and 6
+        clip = Clip(lowest=lowest, highest=highest)
+        return clip if clip.lowest <= 0 <= clip.highest else None
     return CLIPS.get(node.target) if node is not None else None
 
 

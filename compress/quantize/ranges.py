@@ -13,7 +13,7 @@ Observer = Literal["minmax", "average", "percentile", "entropy", "mse"]
 BINS = 2048
 LEVELS = 256
 MOMENTUM = 0.1
-"""Weight of a new batch in the moving average."""
+"""Weight of a new batch in the moving average; of one with fewer values than others, less."""
 PERCENTILE = 99.99
 SAMPLE = 200_000
 """Values of a batch that a histogram counts, about."""
@@ -34,6 +34,7 @@ class Statistics:
     def __init__(self, *, histogram: bool) -> None:
         self.low = self.high = 0.0
         self.average: tuple[float, float] | None = None
+        self.most_values = 0
         self.counts = np.zeros(BINS) if histogram else None
         self.start = self.width = 0.0
 
@@ -45,9 +46,11 @@ class Statistics:
         if self.average is None:
             self.average = (lowest, highest)
         before = self.average
+        self.most_values = max(self.most_values, len(x))
+        weight = MOMENTUM * len(x) / self.most_values
         self.average = (
-            before[0] + MOMENTUM * (lowest - before[0]),
-            before[1] + MOMENTUM * (highest - before[1]),
+            before[0] + weight * (lowest - before[0]),
+            before[1] + weight * (highest - before[1]),
         )
         if self.counts is not None:
             self._count(x)

@@ -39,8 +39,11 @@ def batch_size_for(config: TrainConfig, n_images: int) -> int:
 
 
 def images_of_epoch(epoch: int, epochs: int, share: float, n_images: int) -> int:
-    """Returns how many images an epoch shows: all in the first and the last one."""
-    return n_images if epoch in (0, epochs - 1) else max(1, round(share * n_images))
+    """Returns how many images an epoch shows: all in the first and the last one.
+
+    Never one alone, which BatchNorm could not normalize.
+    """
+    return n_images if epoch in (0, epochs - 1) else min(n_images, max(2, round(share * n_images)))
 
 
 def epoch_lengths(
@@ -101,9 +104,9 @@ def epochs_to_run(config: TrainConfig, steps: int) -> int:
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """Linear warm-up, then half a cosine down to zero (SGDR, arXiv 1608.03983, equation 5)."""
-    warmup = config.warmup * steps
+    warmup = config.warmup * steps  # seldom whole: the last step of it is the peak, not more
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return config.lr * min(1.0, (step + 1) / warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
+from compress.prune.search import scoring_order
 
 WEIGHTS = torch.tensor([1.0, -3.0, 2.0])
 READS = torch.tensor([[1.0, 0.5, -2.0], [0.0, 0.5, 1.0]])
@@ -117,3 +118,12 @@ def test_random_follows_its_seed() -> None:
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("n_images", "scored"), [(5, 5), (32, 32), (33, 32), (1023, 992), (9999, 1024)]
+)
+def test_importances_are_estimated_on_whole_batches(n_images: int, scored: int) -> None:
+    order = scoring_order(n_images, seed=0)
+    assert len(order.unique()) == len(order) == scored
+    assert order.max() < n_images

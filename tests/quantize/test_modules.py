@@ -88,6 +88,35 @@ def test_a_learned_scale_cannot_pass_the_activations_bound() -> None:
     assert module(torch.tensor([[100.0]])).item() == pytest.approx(6.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("gain", [1 / 6, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "bounds",
+    [(-1, 1), (-2, 0.5), (-0.5, 2), (0, 6), (0, 1), (-1, 0), (-6, 0), (-1e-4, 6), (-6, 1e-4)],
+)
+def test_freezing_keeps_what_was_calibrated_and_bounds_what_was_learned(
+    bounds: tuple[float, float], gain: float
+) -> None:
+    """Hardtanh(-1, 1) had half its range after it."""
+    low, high = bounds
+    x = torch.linspace(2 * low - 1, 2 * high + 1, 1001)
+    clipped = torch.clamp(x, low, high) * gain
+    for share in (0.1, 0.5, 1.0, 2.0):  # of the bounds; images may reach less, or more
+        for ends in ((share * low, share * high), (low, share * high), (share * low, high)):
+            module = ActivationQuantizer(lowest=low, highest=high, gain=gain)
+            module.set_range(ends[0] * gain, ends[1] * gain)
+            before, scale = module(x), module.scale.clone()
+            module.freeze()
+            assert torch.allclose(module.scale, scale, rtol=1e-6)
+            assert torch.allclose(module(x), before, atol=1e-5)
+            if share >= 1:
+                assert (before - clipped).abs().max() <= 0.51 * scale
+            module.scale.data *= 5
+            module.freeze()
+            half = 0.51 * float(module.scale) * (low < 0 < high) + 1e-5
+            assert low * gain - half <= module(x).min()
+            assert module(x).max() <= high * gain + half
+
+
 def test_mse_scales_are_no_worse_than_the_largest_weight() -> None:
     torch.manual_seed(0)
     weight = torch.randn(8, 64)

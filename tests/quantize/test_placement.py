@@ -107,7 +107,7 @@ def briefly_trained(spec: ModelSpec, data: Data) -> Classifier:
 
 
 def settled_model(model: Classifier, data: Data) -> Classifier:
-    from compress.prune.stage import reestimate_batchnorm
+    from compress.prune.batchnorm import reestimate_batchnorm
 
     reestimate_batchnorm(model, data.train)
     return model.eval()
@@ -205,6 +205,56 @@ def test_what_has_no_integer_kernel_is_a_float_island(digits: Data, tmp_path: Pa
         expected = quantized(pixels).numpy()
         assert np.abs(model(pixels).numpy() - expected).mean() < 0.05 * expected.std()
     assert np.abs(run_file(path, pixels) - expected).max() < 0.05 * expected.std()
+
+
+BOUNDS = [
+    (-1.0, 1.0), (-2.0, 0.5), (-0.5, 2.0), (0.0, 6.0), (0.0, 1.0), (-1.0, 0.0), (-6.0, 0.0),
+    (-3.0, -1.0), (1.0, 2.0), (-0.001, 6.0), (-6.0, 0.001), (-2.0, 1.0), (-1.0, 5.0),
+]  # fmt: skip
+
+
+class _Clipped(nn.Module):
+    """Two convolutions, a clipping activation after each."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.first.weight.data *= 8  # so that both bounds are reached
+        self.activation, self.head = activation, nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.activation(self.first(x))
+        x = self.activation(self.second(x))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [*(nn.Hardtanh(*bounds) for bounds in BOUNDS), nn.Hardsigmoid(), nn.ReLU()],
+    ids=str,
+)
+@pytest.mark.parametrize("learned", [False, True])
+def test_whatever_an_activation_clips_to_the_file_is_the_simulation_and_near_float(
+    digits: Data, tmp_path: Path, activation: nn.Module, learned: bool
+) -> None:
+    """Hardtanh(-1, 1) clipped at 0.5 once it was frozen."""
+    spec = student_spec(digits)
+    torch.manual_seed(0)
+    model = Classifier(build(spec).normalize, _Clipped(activation)).eval()
+    found = calibration(model, digits)
+    placed = found.quantize(fitting_this_chip(PLAN, found))
+    if learned:  # as if training had let the levels grow
+        for quantizer in quantizers_of(placed).values():
+            if quantizer.highest < float("inf"):
+                quantizer.scale.data *= 3
+    frozen = freeze(placed)
+    export_onnx(frozen, spec, tmp_path / "int8.onnx", digest="", stage="quantize")
+    pixels = next(iter(digits.test.batches(200))).images
+    with torch.no_grad():
+        simulated, exact = frozen(pixels), model(pixels)
+    got = torch.from_numpy(run_file(tmp_path / "int8.onnx", pixels))
+    assert (got - simulated).abs().mean() < 0.02 * exact.std()
+    assert (got - exact).abs().mean() < 0.06 * exact.std()
 
 
 def test_named_layers_stay_in_float(digits: Data, tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ def test_minmax_and_moving_average() -> None:
     assert choose_range(statistics, "average") == pytest.approx((-1.2, 2.2))
 
 
+def test_a_last_batch_of_a_few_values_weighs_less_in_the_average() -> None:
+    """One image left over drew the average as far as a whole batch."""
+    whole, rest = torch.linspace(-1, 2, 100), torch.zeros(1)
+    low, high = choose_range(seen(whole, whole, rest), "average")
+    assert (low, high) == pytest.approx((-0.999, 1.998))
+
+
 def test_percentile_is_numpys() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200_000, generator=generator)

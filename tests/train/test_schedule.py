@@ -25,6 +25,19 @@ def test_the_learning_rate_rises_then_follows_a_cosine() -> None:
     assert rates[99] < 0.001
 
 
+def test_warming_up_never_passes_the_peak() -> None:
+    """Of a warm-up of 0.6 steps the first step had 1.7 times the peak."""
+    for hundredths in range(100):
+        config = TrainConfig(lr=0.4, warmup=hundredths / 100)
+        for steps in range(1, 301):
+            rates = [learning_rate(step, steps, config) for step in range(steps)]
+            top = rates.index(max(rates))
+            assert 0 < rates[top] <= config.lr, (hundredths, steps)
+            assert rates[: top + 1] == sorted(rates[: top + 1])
+            assert rates[top:] == sorted(rates[top:], reverse=True)
+            assert rates[top] > 0.9 * config.lr or steps * (1 - config.warmup) < 10
+
+
 def test_image_sizes_grow_to_the_full_one() -> None:
     assert [image_size(epoch, 4, 0.5, 28) for epoch in range(4)] == [16, 24, 28, 28]
     assert [image_size(epoch, 4, 1.0, 28) for epoch in range(4)] == [28] * 4
@@ -57,6 +70,13 @@ def test_a_last_batch_of_a_few_images_is_left_out(images: int, batch: int, steps
 
 def test_the_first_and_the_last_epoch_show_all_images() -> None:
     assert [images_of_epoch(epoch, 4, 0.3, 50) for epoch in range(4)] == [50, 15, 15, 50]
+
+
+def test_no_epoch_shows_one_image_alone() -> None:
+    """Its batch could not be normalized where the map is 1x1."""
+    for n_images in range(2, 20):
+        for share in (0.01, 0.3, 0.5, 1.0):
+            assert all(2 <= images_of_epoch(e, 4, share, n_images) <= n_images for e in range(4))
 
 
 def test_hard_images_come_each_epoch_and_easy_ones_by_lot() -> None:
