@@ -19,10 +19,12 @@ from compress.paths import atomic_write
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 4
+FORMAT = 5
 TENSORS, DESCRIPTION = "model.safetensors", "checkpoint.json"
 MODEL_FILE = "model.onnx"
 """The network, as measured."""
+IDENTITY = ("format", "spec", "shapes", "removed", "quantized", "tensors")
+"""What two checkpoints of the same network have in common, whoever made them."""
 STAGES = ("teacher", "distill", "prune", "quantize", "export")
 """In their order; a folder `2-prune` holds the stage at place 2."""
 
@@ -44,9 +46,12 @@ class Step:
     """The data set's name, as the user gave it."""
     data_config: Mapping[str, Any]
     data_fingerprint: str
+    split_fingerprint: str
+    """Which images were trained on; see `Data.split_fingerprint`."""
     measure: Mapping[str, int]
     """How latency was measured, where it decides the result; else empty."""
-    versions: Mapping[str, str]
+    environment: Mapping[str, str]
+    """Library versions, threads and device: with others the same settings give other numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +79,10 @@ class Description:
     quantized: QuantizedLayout | None = None
     """For an int8 network: its tensors are those of the modules placed over the float one."""
     lineage: tuple[Step, ...]
-    digest: str
+    tensors: str
     """SHA-256 of the tensors file."""
+    checksum: str = ""
+    """SHA-256 of all else in this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +104,13 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its tensors: its identity."""
-        return self.description.digest
+        """SHA-256 of all that it computes with: its identity.
+
+        That is its tensors and how they are used: architecture, arguments, stem, activation, code
+        of the user's, preprocessing, classes, widths and quantized layout; not how it was made.
+        """
+        facts = dataclasses.asdict(self.description)
+        return _json_digest({name: facts[name] for name in IDENTITY})
 
     @property
     def key(self) -> str:
@@ -112,14 +124,16 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], **facts: Any) 
     Args:
         folder: a folder that is not yet in its final place.
         tensors: the network's state.
-        facts: fields of `Description` but the digest.
+        facts: fields of `Description` but its checksums.
     """
     from safetensors.torch import save_file
 
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(folder / TENSORS) as partial:
         save_file(packed, partial)
-    description = Description(digest=file_digest(folder / TENSORS), **facts)
+    description = Description(tensors=file_digest(folder / TENSORS), **facts)
+    checksum = _checksum(json.loads(to_json(description)))
+    description = dataclasses.replace(description, checksum=checksum)
     write_json(folder / DESCRIPTION, description)
     return Checkpoint(folder=folder, description=description)
 
@@ -138,17 +152,20 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         hint = f"; it is a run, take one of its stages: {', '.join(stages)}" if stages else ""
         raise CheckpointError(f"{folder} is no checkpoint: it has no {DESCRIPTION}{hint}")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.get("format") != FORMAT:
             raise CheckpointError(
                 f"{folder} has checkpoint format {raw.get('format')!r}, this program reads "
                 f"{FORMAT}; make it anew"
             )
         description = TypeAdapter(Description).validate_python(raw)
+        damaged = description.checksum != _checksum(raw)
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValidationError):
-        raise CheckpointError(f"{path} is damaged; make the stage anew") from None
+        damaged = True
+    if damaged:
+        raise CheckpointError(f"{path} is damaged or was edited; make the stage anew")
     tensors = folder / TENSORS
-    if not tensors.is_file() or file_digest(tensors) != description.digest:
+    if not tensors.is_file() or file_digest(tensors) != description.tensors:
         raise CheckpointError(
             f"{tensors} is missing, truncated or changed: its checksum differs from "
             f"{DESCRIPTION}; make the stage anew"
@@ -178,6 +195,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _checksum(raw: Mapping[str, Any]) -> str:
+    return _json_digest({name: value for name, value in raw.items() if name != "checksum"})
+
+
+def _json_digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def to_json(value: Any) -> str:
     """Returns readable JSON of a dataclass or of plain data."""
     plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
@@ -187,4 +212,4 @@ def to_json(value: Any) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Writes a dataclass or plain data as readable JSON, atomically."""
     with atomic_write(path) as partial:
-        partial.write_text(to_json(value))
+        partial.write_text(to_json(value), encoding="utf-8")

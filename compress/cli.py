@@ -91,12 +91,15 @@ def run(
         from compress.data.load import load_data
         from compress.distill.teachers import read_teachers
         from compress.pipeline import run_recipe
+        from compress.run_folder import claim_run, owned_run
         from compress.terminal import print_report
 
-    given = read_teachers(teachers)
-    loaded = load_data(data, recipe.data, seed=recipe.seed)
     folder = out or RUNS / run_name(model, data, pipeline)
-    report = run_recipe(card, recipe, loaded, folder, teachers=given, first=first, last=last)
+    with owned_run(folder):
+        given = read_teachers(teachers)
+        loaded = load_data(data, recipe.data, seed=recipe.seed)
+        claim_run(folder, model=model, pipeline=pipeline, data=loaded)
+        report = run_recipe(card, recipe, loaded, folder, teachers=given, first=first, last=last)
     print_report(report, folder)
 
 
@@ -123,24 +126,28 @@ def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
     config = stage_config("teacher", settings)
     with starting():
         from compress.data.load import load_data
-        from compress.pipeline import run_stage, stage_folder
+        from compress.pipeline import run_stage
         from compress.request import Request
+        from compress.run_folder import claim_run, owned_run, stage_folder
 
     folder = out or RUNS / run_name(model, data, DEFAULT_PIPELINE)
-    loaded = load_data(data, recipe.data, seed=recipe.seed)
-    checkpoint = run_stage(
-        Request(
-            stage="teacher",
-            config=config,
-            folder=stage_folder(folder, "teacher"),
-            card=card,
-            parent=None,
-            teachers=(),
-            data=loaded,
-            measure=recipe.measure,
-            seed=recipe.seed,
+    with owned_run(folder):
+        loaded = load_data(data, recipe.data, seed=recipe.seed)
+        claim_run(folder, model=model, pipeline=DEFAULT_PIPELINE, data=loaded)
+        checkpoint = run_stage(
+            Request(
+                stage="teacher",
+                config=config,
+                folder=stage_folder(folder, "teacher"),
+                run=folder,
+                card=card,
+                parent=None,
+                teachers=(),
+                data=loaded,
+                measure=recipe.measure,
+                seed=recipe.seed,
+            )
         )
-    )
     click.echo(checkpoint.folder)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from compress.architectures.build import SMALL_IMAGE, build
+from compress.architectures.sources import user_code
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import (
     MODEL_FILE,
@@ -23,12 +23,12 @@ from compress.context import Context, Product
 from compress.data.load import Data, load_data
 from compress.distill import stage as distill
 from compress.distill.teachers import Teacher, check_teacher, checkpoint_teacher
-from compress.errors import CheckpointError
+from compress.errors import CheckpointError, CompressError
 from compress.export import stage as export
 from compress.export.onnx_file import export_onnx
 from compress.measure.config import MeasureConfig
 from compress.measure.stage import measure_stage
-from compress.paths import atomic_write, replace_folder
+from compress.paths import write_text
 from compress.progress import say
 from compress.prune import stage as prune
 from compress.quantize import stage as quantize
@@ -44,10 +44,24 @@ from compress.report.data import (
 from compress.report.html import figures_html
 from compress.report.render import ablation_text, stage_markdown
 from compress.report.run import write_run_report
-from compress.request import Request, changed_settings, difference, lineage_of, new_step, stage_key
-from compress.train.state import STATE
-
-KEY_FILE, CLOCK_FILE, STORE = "key", "seconds", "teacher-answers"
+from compress.request import (
+    Request,
+    changed_settings,
+    difference,
+    lineage_of,
+    new_step,
+    split_warnings,
+    stage_key,
+)
+from compress.run_folder import (
+    STORE,
+    begin,
+    check_target,
+    partial_folder,
+    put_in_place,
+    recover,
+    stage_folder,
+)
 
 
 def run_recipe(
@@ -72,8 +86,12 @@ def run_recipe(
         last: stop after this stage.
 
     Raises:
-        CompressError: a teacher does not fit the data, or the card's student cannot be built.
+        CompressError: a teacher does not fit the data, the card's student cannot be built, or a
+            stage's folder holds what is not ours.
     """
+    for stage in recipe.stages:
+        recover(stage_folder(folder, stage))
+        check_target(stage_folder(folder, stage))
     for teacher in teachers:
         check_teacher(teacher, data)
     if "distill" in recipe.stages:
@@ -88,6 +106,7 @@ def run_recipe(
                 stage=stage,
                 config=getattr(recipe, stage),
                 folder=stage_folder(folder, stage),
+                run=folder,
                 card=card,
                 parent=parent,
                 teachers=teachers,
@@ -111,32 +130,24 @@ def run_stage(request: Request) -> Checkpoint:
     Everything is written into `<folder>.partial` and moved when complete: a checkpoint folder
     that exists is finished, and a cut-off one is continued if it was made for the same key.
     """
-    stage, folder = request.stage, request.folder
-    key, partial = stage_key(request), folder.with_name(f"{folder.name}.partial")
-    done = None if request.again else _finished(folder, key)
-    if done is None and (partial / REPORT_MD).is_file() and _finished(partial, key):
-        done = _put_in_place(partial, folder)  # killed in the last moment
+    folder, key = request.folder, stage_key(request)
+    recover(folder)
+    check_target(folder)
+    done = _done_before(request, key)
     if done is not None:
-        report = read_stage_report(folder)
-        say(f"[bold]{stage}[/]: done before, top-1 {report.top1:.2f} %")
-        if _measured_otherwise(report, request.measure):
-            wanted = request.measure
-            say(f"  measuring again: threads {wanted.threads}, batch {wanted.batch}")
-            _measure(done, request, report.seconds, report.details)
         return done
-    settings = ", ".join(changed_settings(request.config)) or "default settings"
-    if stage == "teacher" and request.teachers:
-        settings = f"{request.teachers[0].path}, as it is"
-    say(f"[bold]{stage}[/]: {settings}")
-    if folder.exists():
-        say(f"  will replace {folder}, made {difference(folder, request)}")
-    earlier = _prepare(partial, key)
+    _announce(request)
+    warnings = split_warnings(request)
+    for warning in warnings:
+        say(f"  [yellow]warning[/]: {warning}")
+    earlier = begin(folder, key)
+    partial = partial_folder(folder)
     context = Context(
         data=request.data,
         measure=request.measure,
         seed=request.seed,
         folder=partial,
-        store=folder.parent / STORE,
+        store=(request.run or partial) / STORE,
         teachers=request.teachers,
     )
     started = time.perf_counter()
@@ -145,12 +156,12 @@ def run_stage(request: Request) -> Checkpoint:
     checkpoint = write_checkpoint(
         partial,
         product.model.state_dict(),
-        stage=stage,
+        stage=request.stage,
         spec=product.spec,
         shapes=dict(product.shapes),
         removed=product.removed,
         quantized=product.quantized,
-        lineage=(*lineage_of(request.parent), new_step(request, key)),
+        lineage=(*lineage_of(request), new_step(request, key)),
     )
     if "ship" not in product.details:  # the export stage has written its own files
         export_onnx(
@@ -158,15 +169,40 @@ def run_stage(request: Request) -> Checkpoint:
             product.spec,
             partial / MODEL_FILE,
             digest=checkpoint.digest,
-            stage=stage,
+            stage=request.stage,
         )
-    _measure(checkpoint, request, seconds, product.details)
-    return _put_in_place(partial, folder)
+    findings = [*warnings, *product.details.get("findings", ())]
+    details = {**product.details, "findings": findings} if findings else product.details
+    _measure(checkpoint, request, seconds, details)
+    put_in_place(folder)
+    return load_checkpoint(folder)
 
 
-def stage_folder(run: Path, stage: str) -> Path:
-    """Returns the folder of a stage's checkpoint in a run: `0-teacher`, `1-distill`, ..."""
-    return run / f"{STAGES.index(stage)}-{stage}"
+def _done_before(request: Request, key: str) -> Checkpoint | None:
+    """Returns the stage's checkpoint if it was made for the same key, measured as asked."""
+    folder = request.folder
+    done = None if request.again else _finished(folder, key)
+    if done is None and not request.again and _finished(partial_folder(folder), key):
+        put_in_place(folder)  # killed in the last moment
+        done = load_checkpoint(folder)
+    if done is None:
+        return None
+    report = read_stage_report(folder)
+    say(f"[bold]{request.stage}[/]: done before, top-1 {report.top1:.2f} %")
+    if _measured_otherwise(report, request.measure):
+        wanted = request.measure
+        say(f"  measuring again: threads {wanted.threads}, batch {wanted.batch}")
+        _measure(done, request, report.seconds, report.details)
+    return done
+
+
+def _announce(request: Request) -> None:
+    settings = ", ".join(changed_settings(request.config)) or "default settings"
+    if request.stage == "teacher" and request.teachers:
+        settings = f"{request.teachers[0].path}, as it is"
+    say(f"[bold]{request.stage}[/]: {settings}")
+    if request.folder.exists() and any(request.folder.iterdir()):
+        say(f"  will replace {request.folder}, made {difference(request.folder, request)}")
 
 
 def model_spec(network: Network, data: Data) -> ModelSpec:
@@ -179,6 +215,7 @@ def model_spec(network: Network, data: Data) -> ModelSpec:
         arguments=network.arguments,
         stem=stem,
         activation=network.activation,
+        code=user_code(network.architecture),
         class_names=data.class_names,
         preprocess=data.preprocess,
     )
@@ -236,44 +273,16 @@ def _run(request: Request, context: Context) -> Product:
 
 
 def _finished(folder: Path, key: str) -> Checkpoint | None:
-    if not folder.is_dir():
+    """Returns the checkpoint in a folder if it is complete and was made for a key."""
+    if not (folder / REPORT_MD).is_file():  # written last
         return None
     try:
         checkpoint = load_checkpoint(folder)
-    except CheckpointError as error:
+        read_stage_report(folder)
+    except CompressError as error:
         say(f"  [yellow]{error}[/]")
         return None
     return checkpoint if checkpoint.key == key else None
-
-
-def _put_in_place(partial: Path, folder: Path) -> Checkpoint:
-    """Turns a complete working folder into the stage's checkpoint."""
-    replace_folder(partial, folder)
-    for state in folder.rglob(STATE):  # pruning trains in folders of its own
-        state.unlink()
-    for name in (KEY_FILE, CLOCK_FILE):
-        (folder / name).unlink(missing_ok=True)
-    return load_checkpoint(folder)
-
-
-def _prepare(partial: Path, key: str) -> float:
-    """Empties the working folder unless it was left by a run with the same key.
-
-    Returns:
-        Seconds that the stage was worked on before, up to the last file that was written.
-    """
-    key_file, clock = partial / KEY_FILE, partial / CLOCK_FILE
-    if not key_file.is_file() or key_file.read_text() != key:
-        if partial.is_dir():
-            say(f"  dropping {partial}: it was begun with other settings, networks or code")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        clock.write_text("0")
-        key_file.write_text(key)
-    last_sign = max(path.stat().st_mtime for path in partial.rglob("*"))
-    seconds = float(clock.read_text()) + last_sign - clock.stat().st_mtime
-    clock.write_text(str(seconds))
-    return seconds
 
 
 def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: Any) -> None:
@@ -296,9 +305,8 @@ def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: 
     )
     write_json(folder / REPORT_JSON, report)
     if figures := figures_html(report):
-        (folder / REPORT_HTML).write_text(figures)
-    with atomic_write(folder / REPORT_MD) as partial:
-        partial.write_text(stage_markdown(report))
+        write_text(folder / REPORT_HTML, figures)
+    write_text(folder / REPORT_MD, stage_markdown(report))
     faster = f", {report.speedup:.1f}x faster than the teacher" if reference else ""
     say(f"  top-1 {report.top1:.2f} %, {report.latency_ms_p50:.3f} ms{faster}")
     if "alone" in details:

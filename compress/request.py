@@ -10,29 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from compress.architectures.sources import TIMM, user_code
 from compress.checkpoint import (
     Checkpoint,
     Step,
     file_digest,
     load_checkpoint,
 )
+from compress.code_digest import Code, code_of, library_versions
 from compress.data.load import Data
+from compress.distill.guidance import training_device
 from compress.distill.teachers import Teacher
 from compress.errors import CheckpointError
 from compress.measure.config import MeasureConfig
-from compress.measure.host import library_versions
+from compress.measure.host import LIBRARIES
 from compress.recipe import ModelCard
 from compress.settings import settings_of
 
-SOURCES = {
-    "teacher": ("teacher.py", "train", "architectures"),
-    "distill": ("distill", "train", "architectures"),
-    "prune": ("prune", "quantize", "distill", "train"),  # int8 files are timed
-    "quantize": ("quantize", "distill", "train"),
-    "export": ("export", "quantize"),  # quantised modules write their own operators
-}
-"""Code that decides a stage's result: when it changes, the stage runs again."""
-
+ROLES = {"teacher": "teacher", "distill": "student"}
+"""Which network of the card a stage makes; the others take their input's."""
 TIMED = ("prune", "quantize", "export")
 """Stages whose result is decided by latency; in the others it is only reported."""
 
@@ -45,6 +43,8 @@ class Request:
     config: Any
     folder: Path
     """Where its checkpoint shall be."""
+    run: Path | None
+    """The run's folder; None for a checkpoint outside of one."""
     card: ModelCard | None
     """Names the networks; only teacher and distill need it."""
     parent: Checkpoint | None
@@ -68,15 +68,46 @@ def stage_key(request: Request) -> str:
         "teachers": [(teacher.digest, teacher.weight) for teacher in request.teachers],
         "data": request.data.fingerprint,
         "seed": request.seed,
-        "code": _code_digest(request.stage),
+        "code": _code(request.stage).digest,
+        "environment": _environment(request),
         "measure": _measure(request),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def lineage_of(parent: Checkpoint | None) -> tuple[Step, ...]:
-    """Returns the steps that led to a checkpoint; none before the teacher."""
-    return parent.description.lineage if parent else ()
+def lineage_of(request: Request) -> tuple[Step, ...]:
+    """Returns the steps that led to what a stage starts from; none before a new teacher."""
+    if request.parent is not None:
+        return request.parent.description.lineage
+    given = request.teachers[0].checkpoint if request.teachers else None
+    return given.description.lineage if given is not None else ()
+
+
+def split_warnings(request: Request) -> list[str]:
+    """Says which teachers may have been trained on this run's validation images.
+
+    On those is decided what is pruned, what is int8 and which file ships; whoever knows them by
+    heart is judged too well.
+    """
+    data, warnings = request.data, []
+    for teacher in request.teachers:
+        if teacher.path.parent == request.run:
+            continue  # it was said when it was taken
+        steps = teacher.checkpoint.description.lineage if teacher.checkpoint is not None else ()
+        others = [step for step in steps if step.split_fingerprint != data.split_fingerprint]
+        if teacher.checkpoint is None:
+            warnings.append(
+                f"{teacher.path} does not say which images it was trained on: it may have seen "
+                "this run's validation images, on which decisions are made"
+            )
+        elif others:
+            step = others[-1]
+            warnings.append(
+                f"{teacher.path} was trained on another split ({step.data}, seed {step.seed}, "
+                f"validation = {step.data_config.get('validation')}): it may have seen this run's "
+                "validation images, on which decisions are made"
+            )
+    return warnings
 
 
 def new_step(request: Request, key: str) -> Step:
@@ -91,8 +122,9 @@ def new_step(request: Request, key: str) -> Step:
         data=request.data.name,
         data_config=dataclasses.asdict(request.data.config),
         data_fingerprint=request.data.fingerprint,
+        split_fingerprint=request.data.split_fingerprint,
         measure=_measure(request),
-        versions=library_versions(),
+        environment=_environment(request),
     )
 
 
@@ -119,6 +151,8 @@ def difference(folder: Path, request: Request) -> str:
         ("", _flat(old.config), _flat(new.config)),
         ("data.", _flat(old.data_config), _flat(new.data_config)),
         ("measure.", old.measure, new.measure),
+        ("", _network(old.card, request), _network(new.card, request)),
+        ("", old.environment, new.environment),
         ("", {"data": old.data, "seed": old.seed}, {"data": new.data, "seed": new.seed}),
     )
     changes = [
@@ -144,24 +178,41 @@ def _measure(request: Request) -> dict[str, int]:
     return dataclasses.asdict(request.measure) if request.stage in TIMED else {}
 
 
-def _code_digest(stage: str) -> str:
-    package, digest = Path(__file__).parent, hashlib.sha256()
-    for source in SOURCES[stage]:
-        place = package / source
-        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+def _code(stage: str) -> Code:
+    """Returns the code that decides a stage's result, as far as imports tell."""
+    module = "compress.teacher" if stage == "teacher" else f"compress.{stage}.stage"
+    return code_of(module, Path(__file__).parents[1])
+
+
+def _environment(request: Request) -> dict[str, str]:
+    """Returns what else decides a stage's numbers, to the last bit."""
+    libraries = library_versions(_code(request.stage).libraries)
+    spec = request.parent.spec.architecture if request.parent is not None else ""
+    card = request.card
+    networks = [spec, *((card.teacher.architecture, card.student.architecture) if card else ())]
+    if any(name.startswith(TIMM) for name in networks):
+        libraries |= library_versions(("timm",))
+    return {
+        **{name: libraries[name] for name in (*LIBRARIES, "timm") if name in libraries},
+        "threads": str(torch.get_num_threads()),
+        "device": training_device().type,
+    }
+
+
+def _network(card: Mapping[str, Any] | None, request: Request) -> dict[str, Any]:
+    """Returns what a card says about the network that a stage makes."""
+    role = ROLES.get(request.stage)
+    taken = request.stage == "teacher" and request.teachers
+    return _flat(card[role], f"{role}.") if card is not None and role and not taken else {}
 
 
 def _networks(request: Request) -> Any:
     """What the card says that decides this stage's result."""
-    network = None
-    if request.card is not None and not (request.stage == "teacher" and request.teachers):
-        network = {"teacher": request.card.teacher, "distill": request.card.student}.get(
-            request.stage
-        )
-    if network is None:
+    card = dataclasses.asdict(request.card) if request.card else None
+    network = _network(card, request)
+    if not network or request.card is None:
         return None
-    weights = Path(network.weights)
-    content = file_digest(weights) if weights.is_file() else None
-    return {**dataclasses.asdict(network), "weights_content": content}
+    weights = Path(request.card.teacher.weights)
+    content = file_digest(weights) if request.stage == "teacher" and weights.is_file() else None
+    code = user_code(network[f"{ROLES[request.stage]}.architecture"])
+    return {**network, "weights_content": content, "code": code}

@@ -24,13 +24,21 @@ from compress.measure.config import MeasureConfig
 from compress.measure.host import Host, describe_host
 from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
-from compress.pipeline import find_origin, run_stage, stage_folder
+from compress.pipeline import find_origin, run_stage
 from compress.progress import say
 from compress.recipe import ModelCard
 from compress.report.data import read_stage_report
 from compress.report.render import size_text
 from compress.report.run import write_run_report
 from compress.request import Request
+from compress.run_folder import (
+    check_target,
+    is_run,
+    owned_folder,
+    owned_run,
+    recover,
+    stage_folder,
+)
 from compress.runs import newest_stage_before
 from compress.settings import parse
 
@@ -50,7 +58,8 @@ def run_single_stage(
         teachers: see `read_teachers`; none takes the teacher of the source's run.
 
     Raises:
-        CompressError: the source or the teacher cannot be found, or is of the wrong stage.
+        CompressError: the source or the teacher cannot be found or is of the wrong stage, or the
+            folder of the result holds what is not ours.
     """
     if source is None:
         source = newest_stage_before(stage, RUNS)
@@ -68,22 +77,36 @@ def run_single_stage(
         if not _is_checkpoint(Path(teachers[0])):
             raise CompressError(f"there is no teacher in {teachers[0]}; name one with --teacher")
     folder = out or stage_folder(source.parent, stage)
-    cards = [step.card for step in parent.description.lineage if step.card is not None]
-    result = run_stage(
-        Request(
-            stage=stage,
-            config=config,
-            folder=folder,
-            card=_card(cards[-1]) if cards else None,
-            parent=parent,
-            teachers=read_teachers(teachers),
-            data=data_of(parent),
-            measure=measure_of(source),
-            seed=parent.description.lineage[-1].seed,
+    run = folder.parent if is_run(folder.parent) else None
+    if run is not None and folder != stage_folder(run, stage):
+        run = None
+    with owned_folder(folder) if run is None else owned_run(run):
+        recover(folder)
+        check_target(folder)
+        given = read_teachers(teachers)
+        for taken in (source, *(teacher.path for teacher in given)):
+            if taken.resolve() == folder.resolve():
+                raise CompressError(
+                    f"{folder} is what the stage starts from and would be replaced; choose another "
+                    "folder with --out"
+                )
+        cards = [step.card for step in parent.description.lineage if step.card is not None]
+        result = run_stage(
+            Request(
+                stage=stage,
+                config=config,
+                folder=folder,
+                run=run,
+                card=_card(cards[-1]) if cards else None,
+                parent=parent,
+                teachers=given,
+                data=data_of(parent),
+                measure=measure_of(source),
+                seed=parent.description.lineage[-1].seed,
+            )
         )
-    )
-    if out is None:
-        write_run_report(folder.parent)
+        if run is not None:
+            write_run_report(run)
     return result
 
 
@@ -93,11 +116,11 @@ def measure_of(folder: Path) -> MeasureConfig:
     return MeasureConfig(threads=report.threads, batch=report.batch)
 
 
-def data_of(checkpoint: Checkpoint) -> Data:
-    """Loads the data set that a checkpoint was made with."""
+def data_of(checkpoint: Checkpoint, name: str | None = None) -> Data:
+    """Loads the data set that a checkpoint was made with, or another split the same way."""
     step = checkpoint.description.lineage[-1]
     config = parse(DataConfig(), step.data_config, section="data")
-    return load_data(step.data, config, seed=step.seed)
+    return load_data(name or step.data, config, seed=step.seed)
 
 
 def _card(raw: Any) -> ModelCard:
@@ -119,11 +142,15 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
     checkpoint = load_checkpoint(folder) if model.is_dir() or _is_checkpoint(folder) else None
     path = folder / read_stage_report(folder).file if model.is_dir() else model
     facts = read_facts(path)
-    if data is not None:
-        config = DataConfig(size=facts.preprocess.size)
-        loaded = load_data(data, config, seed=0)
-    elif checkpoint is not None:
-        loaded = data_of(checkpoint)
+    if checkpoint is None and split == "validation":
+        raise CompressError(
+            f"{path} lies in no checkpoint, so nothing says which images it was trained on; name "
+            "the checkpoint's folder, or score the test split"
+        )
+    if checkpoint is not None:  # its own split: other images may have been trained on
+        loaded = data_of(checkpoint, data)
+    elif data is not None:
+        loaded = load_data(data, DataConfig(size=facts.preprocess.size), seed=0)
     else:
         raise CompressError(f"{path} lies in no checkpoint; name the data set with --data")
     if loaded.class_names != facts.class_names:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from compress.architectures.build import Classifier, build
 from compress.architectures.spec import ModelSpec
@@ -104,3 +106,18 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "runs" / finished_run.name
     shutil.copytree(finished_run, copy)
     return copy
+
+
+@pytest.fixture(scope="session")
+def digit_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some digits as image files: 12 training and 4 test images a class."""
+    root = tmp_path_factory.mktemp("digits") / "photos"
+    digits = load_digits()
+    for label in range(10):
+        chosen = (digits.target == label).nonzero()[0][:16]
+        for place, number in enumerate(chosen):
+            folder = root / ("train" if place < 12 else "test") / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = (digits.images[number] * (255 / 16)).round().astype("uint8")
+            Image.fromarray(pixels).resize((32, 32)).save(folder / f"{number}.png")
+    return root

@@ -12,7 +12,7 @@ from compress.checkpoint import (
     write_json,
 )
 from compress.errors import CheckpointError
-from compress.paths import atomic_write, replace_folder
+from compress.paths import atomic_write
 from compress.restore import load_model
 
 STAGE_FOLDERS = ("0-teacher", "1-distill", "2-prune", "3-quantize", "4-export")
@@ -81,13 +81,3 @@ def test_a_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
         partial.write_text("half")
         raise KeyError
     assert path.read_text() == "old"
-
-
-def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
-    new, old = tmp_path / "new", tmp_path / "old"
-    for folder, text in ((new, "new"), (old, "old")):
-        folder.mkdir()
-        (folder / "file").write_text(text)
-    replace_folder(new, old)
-    assert [path.name for path in tmp_path.iterdir()] == ["old"]
-    assert (old / "file").read_text() == "new"

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from compress.checkpoint import STAGES, load_checkpoint
 from compress.cli import main
-from compress.pipeline import CLOCK_FILE, _prepare, stage_folder
 from compress.report.data import read_stage_report
+from compress.run_folder import WORK_FILE, begin, stage_folder
 from tests.conftest import RUN_SETTINGS
 
 # Golden results of the run in conftest.py: least top-1 in percent, most bytes, most parameters.
@@ -116,18 +116,17 @@ def test_a_stage_killed_in_its_last_moment_is_not_run_again(run_copy: Path) -> N
 
 def test_the_time_before_a_stage_was_killed_is_counted(tmp_path: Path) -> None:
     """Up to the last file that it wrote; what lies between two attempts is not."""
-    partial = tmp_path / "0-teacher.partial"
-    assert _prepare(partial, "key") == pytest.approx(0, abs=0.1)
-    state = partial / "steps" / "training.pt"
+    folder, partial = tmp_path / "0-teacher", tmp_path / "0-teacher.partial"
+    assert begin(folder, "key") == pytest.approx(0, abs=0.1)
+    state = partial / "cut-1" / "training.pt"
     state.parent.mkdir()
     state.touch()
-    os.utime(partial / CLOCK_FILE, (1000, 1000))
-    for path in (partial / "key", state.parent):
+    for path in (partial / WORK_FILE, state.parent):
         os.utime(path, (1000, 1000))
     os.utime(state, (1030, 1030))
-    assert _prepare(partial, "key") == pytest.approx(30, abs=0.1)
-    assert _prepare(partial, "key") == pytest.approx(30, abs=0.1), "nothing was done in between"
-    assert _prepare(partial, "another key") == pytest.approx(0, abs=0.1)
+    assert begin(folder, "key") == pytest.approx(30, abs=0.1)
+    assert begin(folder, "key") == pytest.approx(30, abs=0.1), "nothing was done in between"
+    assert begin(folder, "another key") == pytest.approx(0, abs=0.1)
 
 
 def test_other_settings_of_a_stage_redo_it_and_what_follows(run_copy: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from compress.architectures.plain_cnn import PlainCNN
 from compress.architectures.scaled_resnet import ScaledResNet
 from compress.architectures.spec import ModelSpec
+from compress.code_digest import code_of
 from compress.errors import CompressError
 from compress.settings import nearest
 from compress.trust import is_trusted
@@ -118,6 +119,24 @@ def _factory(reference: str) -> Any:
         ) from None
     except Exception as error:
         raise _failed(reference, error) from error
+
+
+def user_code(architecture: str) -> str:
+    """Returns the SHA-256 of the code that a `package.module:factory` is made of, else nothing.
+
+    Raises:
+        CompressError: it is not trusted, or cannot be imported.
+    """
+    if architecture.startswith(TIMM) or ":" not in architecture:
+        return ""
+    _factory(architecture)
+    name = architecture.partition(":")[0]
+    top = sys.modules[name.partition(".")[0]]
+    places = [top.__file__] if top.__file__ else list(top.__path__)  # a folder without __init__.py
+    place = Path(str(places[0]))
+    is_package = place.is_dir() or place.name == "__init__.py"
+    root = place.parent if place.is_dir() or not is_package else place.parent.parent
+    return code_of(name, root).digest
 
 
 def _failed(reference: str, error: Exception) -> CompressError:

@@ -25,5 +25,7 @@ class ModelSpec:
     """`small`: the first convolution does not stride, for images under 64 px."""
     activation: Literal["own", "relu"] = "own"
     """`relu`: in place of HardSwish, SiLU and GELU."""
+    code: str = ""
+    """SHA-256 of the user's code that a `package.module:factory` is made of; else empty."""
     class_names: tuple[str, ...]
     preprocess: Preprocess

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
@@ -66,7 +67,7 @@ def read_fashion_mnist() -> dict[str, np.ndarray]:
     for source, folder in sources.items():
         try:
             return _read_verified(folder())
-        except (OSError, EOFError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, EOFError, zlib.error, DataError, subprocess.SubprocessError) as error:
             tried.append(f"{source} ({_reason(error)})")
     raise DataError(
         "Fashion-MNIST could not be had. Tried, in this order: "

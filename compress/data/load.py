@@ -46,6 +46,8 @@ class Data:
     test: Split
     fingerprint: str
     """Changes whenever any image, label, split or augmentation setting does."""
+    split_fingerprint: str
+    """Changes with the images and which of them are trained on, not with size or augmentation."""
 
 
 def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
@@ -148,6 +150,7 @@ def _in_memory(
         validation=split(images[held_out], labels[held_out]),
         test=split(*test),
         fingerprint=_fingerprint(content, config, seed),
+        split_fingerprint=_split_fingerprint(content, _split_rule(config, seed)),
     )
 
 
@@ -185,6 +188,7 @@ def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
             workers=config.workers,
         )
 
+    split_rule = _split_rule(config, seed)
     train, held_out = folders.files["train"], folders.files.get("val")
     if held_out is None or "test" not in folders.files:  # one of them is missing: split off train
         kept, taken = stratified_split(
@@ -194,6 +198,7 @@ def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
         train, held_out = [train[i] for i in kept], [train[i] for i in taken]
     else:
         test = folders.files["test"]
+        split_rule = "the folder's own"
     assert held_out is not None
     assert test is not None
     return Data(
@@ -205,6 +210,7 @@ def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
         validation=split(held_out),
         test=split(test),
         fingerprint=_fingerprint(folders.digest, config, seed),
+        split_fingerprint=_split_fingerprint(folders.digest, split_rule),
     )
 
 
@@ -212,6 +218,14 @@ def _fingerprint(content: str, config: DataConfig, seed: int) -> str:
     facts = {**dataclasses.asdict(config), "seed": seed, "content": content}
     del facts["workers"]  # how many processes decode changes no image
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _split_rule(config: DataConfig, seed: int) -> str:
+    return f"validation = {config.validation}, seed {seed}"
+
+
+def _split_fingerprint(content: str, rule: str) -> str:
+    return hashlib.sha256(f"{content} {rule}".encode()).hexdigest()[:32]
 
 
 def calibration_order(split: Split, count: int, *, seed: int) -> Tensor:

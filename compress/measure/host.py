@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-LIBRARIES = ("torch", "torchvision", "torch-pruning", "onnx", "onnxruntime")
+LIBRARIES = (
+    *("torch", "torchvision", "torch-pruning", "onnx", "onnxruntime"),
+    *("numpy", "pillow", "scipy", "accelerate"),
+)
+"""Those that compute what is reported."""
 ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 """Instruction sets that decide how fast int8 and bf16 run."""
 

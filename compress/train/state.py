@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from compress.paths import atomic_write
+from compress.paths import read_checked, write_checked, write_text
 from compress.progress import say
 from compress.report.data import HISTORY
 from compress.train.precision import Precision
@@ -51,20 +52,20 @@ def save(
 ) -> None:
     """Writes all that `restore` needs, and the history as lines for people and plots."""
     rows = [asdict(row) for row in history]
-    with atomic_write(folder / STATE) as partial:
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average.state_dict() if average is not None else None,
-                "losses": losses,
-                "history": rows,
-                "best": best,
-            },
-            partial,
-        )
-    with atomic_write(folder / HISTORY) as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    packed = io.BytesIO()
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average.state_dict() if average is not None else None,
+            "losses": losses,
+            "history": rows,
+            "best": best,
+        },
+        packed,
+    )
+    write_checked(folder / STATE, packed.getvalue())
+    write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def restore(
@@ -80,9 +81,12 @@ def restore(
         The epochs behind it, none if nothing was saved; and the best state so far, if one is kept.
     """
     path = folder / STATE
-    if not path.is_file():
+    packed = read_checked(path)
+    if packed is None:
+        if path.is_file():
+            say(f"  {path} is damaged: this training starts anew")
         return [], None
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    state = torch.load(io.BytesIO(packed), weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if average is not None:
