@@ -73,11 +73,19 @@ def owned_run(run: Path) -> Iterator[None]:
             f"{run} is not empty and no run of compress ({_some(_content(run))}); choose another "
             "folder with --out"
         )
-    with _locked(run, run / LOCK, run / OWNER):
-        remove_unfinished(run)
-        yield
-    with suppress(OSError):  # something was written: it stays
-        run.rmdir()
+    made = [place for place in (run, *run.parents) if not place.exists()]
+    try:
+        with _locked(run, run / LOCK, run / OWNER):
+            remove_unfinished(run)
+            try:
+                yield
+            finally:
+                if _content(run) == {RUN_FILE}:  # a mistake that was found before anything was made
+                    (run / RUN_FILE).unlink()
+    finally:
+        with suppress(OSError):  # not empty: it stays
+            for place in made:
+                place.rmdir()
 
 
 @contextmanager

@@ -105,7 +105,8 @@ def test_a_stage_killed_in_its_last_moment_is_not_run_again(run_copy: Path) -> N
     """Complete, but still in its working folder: it is put in place as it is."""
     folder = stage_folder(run_copy, "quantize")
     digest = load_checkpoint(folder).digest
-    folder.rename(folder.with_name(f"{folder.name}.partial"))
+    partial = folder.rename(folder.with_name(f"{folder.name}.partial"))
+    (partial / WORK_FILE).write_text('{"key": "any", "seconds": 1}')
     settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
     command = ["run", "resnet18", "--data", "digits", "--out", str(run_copy), *settings]
     result = CliRunner().invoke(main, command)
