@@ -1,0 +1,208 @@
+"""What makes a stage run again: all that decides its result."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import compress
+from compress.checkpoint import DESCRIPTION, load_checkpoint, write_checkpoint
+from compress.cli import main
+from compress.code_digest import code_of
+from compress.data.load import Data
+from compress.errors import CheckpointError
+from compress.measure.config import MeasureConfig
+from compress.recipe import load_card
+from compress.report.data import read_stage_report
+from compress.request import Request, stage_key
+from compress.teacher import TeacherConfig
+from tests.conftest import saved, student_spec
+
+PACKAGE = Path(compress.__file__).parent
+CARD = """
+[teacher]
+architecture = "{teacher}"
+{more}
+[student]
+architecture = "simple_cnn"
+"""
+UNTRAINED = ("--set", "teacher.train.epochs=0")
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("activation", "relu"), ("stem", "large"), ("code", "other"), ("arguments", {"width": 0.5})],
+)
+def test_the_same_tensors_used_otherwise_are_another_network(
+    digits: Data, tmp_path: Path, field: str, value: object
+) -> None:
+    """Stored teacher logits and finished stages are found by this digest."""
+    first = saved(tmp_path / "first", student_spec(digits), digits)
+    spec = dataclasses.replace(first.spec, **{field: value})  # type: ignore[arg-type]
+    tensors = {"weight": torch.zeros(3)}
+    digests = set()
+    for name, one in (("a", first.spec), ("b", spec), ("c", first.spec)):
+        (tmp_path / name).mkdir()
+        facts = {"stage": name, "spec": one, "lineage": ()}
+        written = write_checkpoint(tmp_path / name, tensors, **facts)
+        assert load_checkpoint(tmp_path / name).digest == written.digest
+        digests.add(written.digest)
+    assert len(digests) == 2  # which stage made it does not matter
+
+
+def test_a_card_with_another_activation_ships_another_network(tmp_path: Path) -> None:
+    """Untrained, its tensors stay the same; the stages after it must run again all the same."""
+    card, out = tmp_path / "card.toml", tmp_path / "run"
+    command = ["run", card, "--data", "digits", "--pipeline", "ptq", "--out", out, *UNTRAINED]
+    command += ["--set", "data.size=32", "--set", "quantize.method=ptq", "--until", "quantize"]
+    activations = ("own", "relu")
+    for activation in activations:
+        card.write_text(
+            CARD.format(teacher="mobilenet_v3_small", more=f'activation = "{activation}"')
+        )
+        result = call(*command)
+        assert result.exit_code == 0, result.output
+        assert "done before" not in result.output
+        assert load_checkpoint(out / "3-quantize").spec.activation == activation
+    assert "made with teacher.activation = own" in " ".join(result.output.split())
+
+
+def test_other_code_of_the_users_makes_the_stages_anew(tmp_path: Path) -> None:
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "layers.py").write_text("from torch.nn import ReLU as Act\n")
+    (tmp_path / "nets" / "net.py").write_text(
+        "from torch import nn\nfrom nets.layers import Act\n"
+        "def make(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3, 2), Act(),\n"
+        "        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))\n"
+    )
+    (tmp_path / "card.toml").write_text(CARD.format(teacher="nets.net:make", more=""))
+    command = [sys.executable, "-m", "compress", "run", "card.toml", "--data", "digits", "--trust"]
+    command += ["--out", "run", "--until", "quantize", "--pipeline", "ptq", *UNTRAINED]
+
+    def run() -> str:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "done before" not in run()
+    assert run().count("done before") == 2
+    (tmp_path / "nets" / "layers.py").write_text("from torch.nn import Hardtanh as Act\n")
+    assert "done before" not in run()
+
+
+def test_an_edited_description_is_refused(run_copy: Path) -> None:
+    path = run_copy / "3-quantize" / DESCRIPTION
+    raw = json.loads(path.read_text())
+    raw["spec"]["class_names"].reverse()
+    path.write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="damaged or was edited"):
+        load_checkpoint(run_copy / "3-quantize")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["data/splits.py", "data/preprocess.py", "measure/latency.py", "architectures/resize.py"],
+)
+def test_a_stage_depends_on_all_code_that_it_imports(tmp_path: Path, source: str) -> None:
+    copy = tmp_path / "compress"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / source).write_text((copy / source).read_text() + "\n# another version\n")
+    before = code_of("compress.quantize.stage", PACKAGE.parent)
+    assert code_of("compress.quantize.stage", tmp_path).digest != before.digest
+    assert {"torch", "numpy", "onnxruntime"} <= set(before.libraries)
+
+
+def test_code_that_nothing_imports_does_not_matter(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("def run():\n    from . import b\n")
+    (package / "b.py").write_text("import json, numpy.linalg\n")
+    (package / "c.py").write_text("")
+    digests = []
+    for name in ("c", "b", "__init__"):
+        code_of.cache_clear()
+        (package / f"{name}.py").write_text(f"{(package / f'{name}.py').read_text()}# more\n")
+        code = code_of("package.a", tmp_path)
+        digests.append(code.digest)
+        assert code.libraries == ("numpy",)
+    assert len(set(digests)) == 3
+    code_of.cache_clear()
+    (package / "c.py").write_text("x = 1")
+    assert code_of("package.a", tmp_path).digest == digests[-1]
+
+
+def test_the_key_knows_threads_and_versions(digits: Data, tmp_path: Path) -> None:
+    request = Request(
+        stage="teacher",
+        config=TeacherConfig(),
+        folder=tmp_path,
+        run=None,
+        card=load_card("resnet18"),
+        parent=None,
+        teachers=(),
+        data=digits,
+        measure=MeasureConfig(),
+        seed=0,
+    )
+    threads, keys = torch.get_num_threads(), set()
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            keys.add(stage_key(request))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(keys) == 2
+
+
+@pytest.fixture(scope="module")
+def other_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that was trained on other images than a run with the default settings."""
+    out = tmp_path_factory.mktemp("other") / "run"
+    command = ["run", "simple_cnn", "--data", "digits", "--seed", 3, "--until", "teacher"]
+    command += ["--set", "data.validation=0.2", "--set", "teacher.train.epochs=1", "--out", out]
+    result = call(*command, "--set", "teacher.train.min_steps=0")
+    assert result.exit_code == 0, result.output
+    return out / "0-teacher"
+
+
+def test_the_validation_split_is_the_checkpoints_own(other_split: Path) -> None:
+    for data in ((), ("--data", "digits")):
+        result = call("evaluate", other_split, "--split", "validation", *data)
+        assert result.exit_code == 0, result.output
+        assert "on 287 validation images" in " ".join(result.output.split())
+
+
+def test_a_file_alone_has_no_validation_split(other_split: Path, tmp_path: Path) -> None:
+    file = shutil.copy(other_split / "model.onnx", tmp_path)
+    result = call("evaluate", file, "--split", "validation", "--data", "digits")
+    assert result.exit_code == 2
+    assert "which images it was trained on" in result.output
+    assert call("evaluate", file, "--data", "digits").exit_code == 0
+
+
+def test_a_teacher_that_may_have_seen_the_validation_images_is_told(
+    other_split: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["run", "simple_cnn", "--data", "digits", "--until", "teacher", "--out", out]
+    result = call(*command, "--teacher", other_split)
+    assert result.exit_code == 0, result.output
+    said = "was trained on another split (digits, seed 3, validation = 0.2)"
+    assert said in " ".join(result.output.split())
+    assert said in (out / "report.md").read_text()
+    (finding,) = read_stage_report(out / "0-teacher").details["findings"]
+    assert said in finding
+    same = call(*command[:-1], tmp_path / "same", "--teacher", out / "0-teacher")
+    assert said in " ".join(same.output.split()), "it is handed on with what it was taken from"
