@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from compress.data.image import range_warning, read_image
 from compress.errors import DataError
-from compress.paths import atomic_write, cache_folder
+from compress.paths import cache_folder, write_text
 from compress.progress import track
 
 MAX_UNREADABLE = 0.1
@@ -31,7 +33,7 @@ class Folders:
     """By split (`train`, and `val` or `test` or both): path and class index."""
     unreadable: tuple[Path, ...]
     digest: str
-    """Of all paths, sizes and modification times."""
+    """Of all paths, sizes and modification times, and of which images are left out."""
 
 
 def read_folders(root: Path) -> Folders:
@@ -54,15 +56,18 @@ def read_folders(root: Path) -> Folders:
         )
     listed = {split: _list_split(root / split, class_names) for split in splits}
     everything = [path for files in listed.values() for path, _ in files]
-    digest = _digest(root, everything)
-    unreadable = _unreadable(everything, cache_folder() / "folders" / f"{digest}.json")
+    listing = _digest(root, everything)
+    left_out = _unreadable(root, everything, cache_folder() / "folders" / f"{listing}.json")
+    digest = hashlib.sha256(json.dumps([listing, left_out]).encode()).hexdigest()[:32]
+    unreadable = [root / name for name in left_out]
     if len(unreadable) > MAX_UNREADABLE * len(everything):
         raise DataError(
             f"{len(unreadable)} of {len(everything)} images under {root} cannot be read, "
             f"{_named(unreadable)}; repair or remove them"
         )
+    bad = set(unreadable)
     readable = {
-        split: [(path, label) for path, label in files if path not in unreadable]
+        split: [(path, label) for path, label in files if path not in bad]
         for split, files in listed.items()
     }
     for split, files in readable.items():
@@ -118,18 +123,26 @@ def _digest(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         stat = path.stat()
-        digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path.relative_to(root)))
+        digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 
-def _unreadable(files: Sequence[Path], cache: Path) -> list[Path]:
-    if cache.is_file():
-        return [Path(name) for name in json.loads(cache.read_text())]
+def _unreadable(root: Path, files: Sequence[Path], cache: Path) -> list[str]:
+    """Returns the images that cannot be read, by their paths below the root.
+
+    Args:
+        root: of the data set; it may have been moved since the cache was written.
+        files: all images below it.
+        cache: remembers the answer for a listing.
+    """
+    with suppress(OSError, ValueError, TypeError):  # none yet, or damaged: look again
+        return [str(name) for name in json.loads(cache.read_text(encoding="utf-8"))["unreadable"]]
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
         checks = track(pool.map(_is_readable, files), "checking images", total=len(files))
-        unreadable = [path for path, good in zip(files, checks, strict=True) if not good]
-    with atomic_write(cache) as partial:
-        partial.write_text(json.dumps([str(path) for path in unreadable]))
+        pairs = zip(files, checks, strict=True)
+        unreadable = [str(path.relative_to(root)) for path, good in pairs if not good]
+    write_text(cache, json.dumps({"unreadable": unreadable}))
     return unreadable
 
 

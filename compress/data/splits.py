@@ -215,3 +215,27 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
         count = max(round(share * len(members)), int(len(members) > 1))
         taken[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
+
+
+def stratified_sample(labels: Tensor, count: int, *, seed: int) -> Tensor:
+    """Draws images at random, of each class in proportion to its size.
+
+    The first images of a folder are all of the first classes.
+
+    Args:
+        labels: int64 `[n]`.
+        count: of images; all if there are fewer.
+        seed: fixes the draw.
+
+    Returns:
+        Sorted int64 `[min(count, n)]`, places in `labels`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    turn = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        places = torch.randperm(len(members), generator=generator)
+        # The n-th image of a class is taken when about n / its size of all images are.
+        jitter = torch.rand((), generator=generator, dtype=torch.float64)
+        turn[members[places]] = (torch.arange(len(members)) + jitter) / len(members)
+    return turn.argsort(stable=True)[:count].sort().values

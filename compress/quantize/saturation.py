@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from compress.data.splits import Split
+from compress.data.splits import Split, stratified_sample
 from compress.quantize.layer import Layer
 from compress.quantize.modules import QMAX_ACTIVATION, ActivationQuantizer, PixelInput
 from compress.quantize.placement import freeze, layers_of
@@ -48,9 +48,9 @@ def find_saturation(frozen: fx.GraphModule, split: Split, n_images: int) -> Satu
     Args:
         frozen: the int8 network.
         split: labelled images.
-        n_images: how many of them to look at, the first ones.
+        n_images: how many of them to look at, drawn from all classes.
     """
-    order = torch.arange(min(n_images, len(split)))
+    order = stratified_sample(split.labels, n_images, seed=0)
 
     def top1() -> float:
         correct = 0

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.data.splits import Split
+from compress.data.splits import Split, stratified_sample
 from compress.train.precision import Precision, autocast
 
 CPU = torch.device("cpu")
@@ -29,10 +29,11 @@ def evaluate(
         split: labelled images.
         device: what computes.
         precision: of its arithmetic.
-        images: score only so many, the first ones.
+        images: score only so many, drawn from all classes.
     """
     model.eval()
-    loss, correct, order = 0.0, 0, torch.arange(len(split))[:images]
+    count = len(split) if images is None else images
+    loss, correct, order = 0.0, 0, stratified_sample(split.labels, count, seed=0)
     for batch in split.batches(EVALUATION_BATCH, order=order):
         pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
         with autocast(precision, device):

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from compress.data.folders import read_folders
 from compress.data.load import Data, load_data
 from compress.data.splits import FolderSplit, View
 from compress.errors import DataError
+from compress.paths import cache_folder
 
 
 def write_pictures(root: Path, splits: dict[str, int], classes: tuple[str, ...]) -> None:
@@ -81,6 +83,39 @@ def test_a_few_unreadable_images_are_left_out_by_name(
         folders = read_folders(pictures)
         assert folders.unreadable == (broken, truncated)
         assert len(folders.files["train"]) == 39
+
+
+def test_unreadable_images_stay_out_after_the_folder_is_moved(pictures: Path) -> None:
+    broken = pictures / "train" / "blue" / "9.jpg"
+    broken.write_bytes(b"no picture")
+    before = read_folders(pictures)
+    moved = pictures.rename(pictures.parent / "elsewhere")
+    after = read_folders(moved)
+    assert after.unreadable == (moved / "train" / "blue" / "9.jpg",)
+    assert len(after.files["train"]) == 39
+    assert after.digest == before.digest
+
+
+def test_the_digest_says_which_images_are_left_out(pictures: Path) -> None:
+    """Stored teacher logits are found by it: another image less would shift all after it."""
+    listed, digests = pictures / "train" / "blue" / "0.png", []
+    times, good = listed.stat(), listed.read_bytes()
+    for content in (good, bytes(len(good)), good):  # the same size and time
+        listed.write_bytes(content)
+        os.utime(listed, ns=(times.st_atime_ns, times.st_mtime_ns))
+        for remembered in (cache_folder() / "folders").glob("*.json"):
+            remembered.unlink()
+        digests.append(read_folders(pictures).digest)
+    assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"unreadable": 3}'])
+def test_a_damaged_cache_is_made_again(pictures: Path, content: str) -> None:
+    (pictures / "train" / "blue" / "broken.png").write_bytes(b"no picture")
+    before = read_folders(pictures)
+    for remembered in (cache_folder() / "folders").glob("*.json"):
+        remembered.write_text(content)
+    assert read_folders(pictures) == before
 
 
 def test_a_class_without_test_images_is_told(

@@ -8,7 +8,13 @@ from PIL import Image
 
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
-from compress.data.splits import TensorSplit, View, shifted_crop, stratified_split
+from compress.data.splits import (
+    TensorSplit,
+    View,
+    shifted_crop,
+    stratified_sample,
+    stratified_split,
+)
 from compress.errors import DataError
 
 
@@ -129,3 +135,17 @@ def test_an_image_damaged_after_the_check_is_told_in_a_line(tmp_path: Path, work
         list(data.train.batches(4))
     assert str(caught.value).startswith(f"{damaged} is damaged")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [1, 10, 60, 200, 1000, 5000])
+def test_a_sample_has_each_class_in_proportion(count: int) -> None:
+    """The labels of a folder come in the order of its classes."""
+    labels = torch.arange(10).repeat_interleave(torch.tensor([100] * 8 + [20, 180]))
+    sample = stratified_sample(labels, count, seed=0)
+    assert len(sample) == min(count, 1000) == len(sample.unique())
+    found = torch.bincount(labels[sample], minlength=10)
+    expected = torch.bincount(labels) * len(sample) / 1000
+    assert (found - expected).abs().max() <= 1
+    assert torch.equal(sample, stratified_sample(labels, count, seed=0))
+    if 1 < count < 1000:
+        assert not torch.equal(sample, stratified_sample(labels, count, seed=1))

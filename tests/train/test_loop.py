@@ -1,14 +1,19 @@
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.architectures.build import Classifier, build
 from compress.data.load import Data
+from compress.data.splits import TensorSplit
+from compress.paths import read_checked
 from compress.train.config import MUON, TrainConfig
+from compress.train.evaluate import evaluate
 from compress.train.loop import (
     NonFiniteLossError,
     TrainBatch,
@@ -122,7 +127,9 @@ def test_zero_epochs_leave_the_network_alone(digits: Data, tmp_path: Path) -> No
 
 def test_the_saved_state_is_plain_data(digits: Data, tmp_path: Path) -> None:
     run(digits, tmp_path, replace(SHORT, epochs=1))
-    state = torch.load(tmp_path / STATE, weights_only=True)
+    packed = read_checked(tmp_path / STATE)
+    assert packed is not None
+    state = torch.load(io.BytesIO(packed), weights_only=True)
     assert sorted(state) == ["average", "best", "history", "losses", "model", "optimizer"]
 
 
@@ -173,3 +180,18 @@ def test_an_average_forgets_no_faster_than_its_decay() -> None:
         nn.init.constant_(model.weight, weight)
         average.update_parameters(model)
     assert next(average.module.parameters()).item() == pytest.approx(0.5)
+
+
+def test_few_images_are_scored_of_all_classes(digits: Data) -> None:
+    """A folder lists its images class by class: the first ones are all of the first."""
+    assert isinstance(digits.validation, TensorSplit)
+    order = digits.validation.labels.argsort(stable=True)
+    images, labels = digits.validation.images[order], digits.validation.labels[order]
+    ordered = replace(digits.validation, images=images, labels=labels)
+
+    class FirstClass(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return F.one_hot(torch.zeros(len(pixels), dtype=torch.int64), 10).float()
+
+    _, top1 = evaluate(FirstClass(), ordered, images=20)
+    assert top1 == pytest.approx(10, abs=5)
