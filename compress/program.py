@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import tempfile
+import threading
 import traceback
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -19,6 +23,7 @@ from compress.paths import cache_folder
 
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 """What torch says on CPU and GPU."""
+INSIST_AFTER_S = 2.0
 RUNS = Path("runs")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -48,7 +53,8 @@ class Program(click.Group):
         """Runs the command; with --debug its errors keep their tracebacks."""
         keep_freed_memory()
         try:
-            return super().invoke(ctx)
+            with _insistent_interrupts():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
@@ -58,6 +64,35 @@ class Program(click.Group):
             if ctx.params["debug"]:
                 raise
             raise _told(error) from None
+
+
+@contextmanager
+def _insistent_interrupts() -> Iterator[None]:
+    """Within, Ctrl-C is raised again and again until it is heard.
+
+    Where a library calls back into Python from its own code (a destructor, a hook of autograd),
+    Python prints a KeyboardInterrupt and goes on as if nothing had happened.
+    """
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, INSIST_AFTER_S)
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)
+    }
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _told(error: Exception) -> click.ClickException:
