@@ -44,6 +44,8 @@ LIFE_S, GROWTH = 1.5, 1.25
 """Longest life at first; it grows while a stage sees no end, and starts anew with the next one."""
 INTERRUPT_EVERY = 8
 """One death in so many is a Ctrl-C."""
+HEARD_S = 60
+"""Within so many seconds a process ends."""
 DISKS_MIB = (1, 4, 16, 30, 46, 60, 100, 300)
 """Sizes of a disk that fills, one after the other."""
 STRANGER = "notes.txt"
@@ -152,7 +154,10 @@ def torment(victim: Victim, random_: random.Random, deaths: Counter[str], most: 
         if code is None:
             interrupt = (deaths["kill"] + deaths["interrupt"]) % INTERRUPT_EVERY == 0
             os.kill(child, signal.SIGINT if interrupt else signal.SIGKILL)
-            code = ended(child, 60)
+            code = ended(child, HEARD_S)
+            if code is None:  # it goes on as if nothing had happened
+                os.kill(child, signal.SIGKILL)
+                ended(child, HEARD_S)
             victim.look()
             if interrupt and code not in (0, 130):
                 victim.wrong_exits += 1
