@@ -31,7 +31,8 @@ from compress.cli import main as compress_main
 from compress.measure.host import Host, describe_host
 from compress.pipeline import run_recipe  # noqa: F401 -- imported once, before the forks
 from compress.progress import say
-from compress.run_folder import is_run, stage_folder
+from compress.run_folder import stage_folder
+from compress.runs import is_run
 
 RESULTS = Path(__file__).parent / "results" / "torture.json"
 SETTINGS = (

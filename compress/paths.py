@@ -46,9 +46,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
         if full and not isinstance(error, OSError):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        if isinstance(error, OSError) and error.filename == str(partial):
-            error.filename = str(path)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
             error.filename = str(path)
         raise
     sync(path.parent)

@@ -59,7 +59,6 @@ from compress.run_folder import (
     check_target,
     partial_folder,
     put_in_place,
-    recover,
     stage_folder,
 )
 
@@ -90,7 +89,6 @@ def run_recipe(
             stage's folder holds what is not ours.
     """
     for stage in recipe.stages:
-        recover(stage_folder(folder, stage))
         check_target(stage_folder(folder, stage))
     for teacher in teachers:
         check_teacher(teacher, data)
@@ -131,7 +129,6 @@ def run_stage(request: Request) -> Checkpoint:
     that exists is finished, and a cut-off one is continued if it was made for the same key.
     """
     folder, key = request.folder, stage_key(request)
-    recover(folder)
     check_target(folder)
     done = _done_before(request, key)
     if done is not None:

@@ -24,6 +24,7 @@ from compress.paths import cache_folder
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 """What torch says on CPU and GPU."""
 INSIST_AFTER_S = 2.0
+"""Seconds after which Ctrl-C is raised again."""
 RUNS = Path("runs")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 

@@ -12,20 +12,20 @@ from typing import Any
 
 import torch
 
-from compress.architectures.sources import TIMM, user_code
+from compress.architectures.sources import TIMM, import_timm, user_code
 from compress.checkpoint import (
     Checkpoint,
     Step,
     file_digest,
     load_checkpoint,
 )
-from compress.code_digest import Code, code_of, library_versions
+from compress.code_digest import code_digest
 from compress.data.load import Data
 from compress.distill.guidance import training_device
 from compress.distill.teachers import Teacher
 from compress.errors import CheckpointError
 from compress.measure.config import MeasureConfig
-from compress.measure.host import LIBRARIES
+from compress.measure.host import library_versions
 from compress.recipe import ModelCard
 from compress.settings import settings_of
 
@@ -68,7 +68,7 @@ def stage_key(request: Request) -> str:
         "teachers": [(teacher.digest, teacher.weight) for teacher in request.teachers],
         "data": request.data.fingerprint,
         "seed": request.seed,
-        "code": _code(request.stage).digest,
+        "code": _code(request.stage),
         "environment": _environment(request),
         "measure": _measure(request),
     }
@@ -151,7 +151,7 @@ def difference(folder: Path, request: Request) -> str:
         ("", _flat(old.config), _flat(new.config)),
         ("data.", _flat(old.data_config), _flat(new.data_config)),
         ("measure.", old.measure, new.measure),
-        ("", _network(old.card, request), _network(new.card, request)),
+        ("network.", _flat(_network(old.card, request)), _flat(_network(new.card, request))),
         ("", old.environment, new.environment),
         ("", {"data": old.data, "seed": old.seed}, {"data": new.data, "seed": new.seed}),
     )
@@ -166,9 +166,9 @@ def difference(folder: Path, request: Request) -> str:
     return "from another input" if old.parent != new.parent else "with other networks or code"
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(config: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in config.items():
+    for name, value in (config or {}).items():
         below = isinstance(value, Mapping)
         flat |= _flat(value, f"{prefix}{name}.") if below else {f"{prefix}{name}": value}
     return flat
@@ -178,41 +178,37 @@ def _measure(request: Request) -> dict[str, int]:
     return dataclasses.asdict(request.measure) if request.stage in TIMED else {}
 
 
-def _code(stage: str) -> Code:
-    """Returns the code that decides a stage's result, as far as imports tell."""
+def _code(stage: str) -> str:
+    """Returns the digest of the code that decides a stage's result, as far as imports tell."""
     module = "compress.teacher" if stage == "teacher" else f"compress.{stage}.stage"
-    return code_of(module, Path(__file__).parents[1])
+    return code_digest(module, Path(__file__).parents[1])
 
 
 def _environment(request: Request) -> dict[str, str]:
     """Returns what else decides a stage's numbers, to the last bit."""
-    libraries = library_versions(_code(request.stage).libraries)
-    spec = request.parent.spec.architecture if request.parent is not None else ""
     card = request.card
-    networks = [spec, *((card.teacher.architecture, card.student.architecture) if card else ())]
-    if any(name.startswith(TIMM) for name in networks):
-        libraries |= library_versions(("timm",))
+    networks = [request.parent.spec.architecture] if request.parent else []
+    networks += [card.teacher.architecture, card.student.architecture] if card else []
+    uses_timm = any(name.startswith(TIMM) for name in networks)
     return {
-        **{name: libraries[name] for name in (*LIBRARIES, "timm") if name in libraries},
+        **library_versions(),
+        **({"timm": import_timm().__version__} if uses_timm else {}),
         "threads": str(torch.get_num_threads()),
         "device": training_device().type,
     }
 
 
-def _network(card: Mapping[str, Any] | None, request: Request) -> dict[str, Any]:
-    """Returns what a card says about the network that a stage makes."""
-    role = ROLES.get(request.stage)
+def _network(card: Mapping[str, Any] | None, request: Request) -> Any:
+    """Returns what a card says about the network that a stage makes, None if it makes none."""
     taken = request.stage == "teacher" and request.teachers
-    return _flat(card[role], f"{role}.") if card is not None and role and not taken else {}
+    return None if card is None or taken else card.get(ROLES.get(request.stage, ""))
 
 
 def _networks(request: Request) -> Any:
     """What the card says that decides this stage's result."""
-    card = dataclasses.asdict(request.card) if request.card else None
-    network = _network(card, request)
-    if not network or request.card is None:
+    network = _network(dataclasses.asdict(request.card) if request.card else None, request)
+    if network is None:
         return None
-    weights = Path(request.card.teacher.weights)
-    content = file_digest(weights) if request.stage == "teacher" and weights.is_file() else None
-    code = user_code(network[f"{ROLES[request.stage]}.architecture"])
-    return {**network, "weights_content": content, "code": code}
+    weights = Path(network["weights"])
+    content = file_digest(weights) if weights.is_file() else None
+    return {**network, "weights_content": content, "code": user_code(network["architecture"])}

@@ -6,12 +6,23 @@ from torch import nn
 
 from compress.architectures.build import Classifier, build
 from compress.architectures.resize import remove_blocks, resize
+from compress.architectures.sources import user_code
 from compress.checkpoint import Checkpoint, Description, read_tensors
 from compress.errors import CheckpointError
 
 
 def build_pruned(description: Description) -> Classifier:
-    """Builds the float network of a checkpoint, pruned as it was, without its tensors."""
+    """Builds the float network of a checkpoint, pruned as it was, without its tensors.
+
+    Raises:
+        CheckpointError: the user's code is not what it was when the checkpoint was made.
+    """
+    if user_code(description.spec.architecture) != description.spec.code:
+        raise CheckpointError(
+            f"the code of {description.spec.architecture} has changed since the checkpoint was "
+            "made, so it may compute something else; bring the old code back, or make the stage "
+            "anew"
+        )
     classifier = build(description.spec)
     remove_blocks(classifier.network, description.removed)
     resize(classifier.network, description.shapes)

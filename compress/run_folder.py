@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -27,10 +28,9 @@ from compress.paths import UNFINISHED, remove_unfinished, sync, write_text
 from compress.progress import say
 from compress.report.data import HISTORY, REPORT_HTML, REPORT_JSON, REPORT_MD
 from compress.report.layers import LAYERS_HTML, LAYERS_JSON
+from compress.runs import RUN_FILE, is_run
 from compress.train.state import STATE
 
-RUN_FILE = "run.json"
-"""What a run is of; its presence makes a folder a run's."""
 LOCK, OWNER = ".lock", ".owner.json"
 """Held by the process that works on the run, and who that is."""
 STORE = "teacher-answers"
@@ -54,11 +54,6 @@ NAMED = 3
 def stage_folder(run: Path, stage: str) -> Path:
     """Returns the folder of a stage's checkpoint in a run: `0-teacher`, `1-distill`, ..."""
     return run / f"{STAGES.index(stage)}-{stage}"
-
-
-def is_run(folder: Path) -> bool:
-    """Tells whether a folder is a run's."""
-    return (folder / RUN_FILE).is_file()
 
 
 @contextmanager
@@ -185,40 +180,40 @@ def _named_file(name: str) -> dict[str, str]:
 def check_target(folder: Path) -> None:
     """Makes sure that a stage may be written to a folder, before anything runs.
 
+    A stage whose replacement was cut off between two renames is brought back.
+
     Raises:
         CompressError: the folder, or a sibling that is needed on the way, holds what is not ours.
     """
-    signs = {folder: DESCRIPTION, _partial(folder): WORK_FILE, _retired(folder): DESCRIPTION}
-    for place, sign in signs.items():
+    partial, retired = partial_folder(folder), _retired(folder)
+    for place in (folder, partial, retired):
         if not place.exists() and not place.is_symlink():
             continue
         if place.is_symlink() or not place.is_dir():
             raise CompressError(f"{place} is no folder; choose another place with --out")
-        foreign = _foreign(place)
-        if not foreign and _content(place) and not (place / sign).is_file():
-            foreign = sorted(_content(place))
+        signed = _read_work(place) is not None if place == partial else _is_described(place)
+        foreign = _foreign(place) if signed else _content(place)
         if foreign:
             raise CompressError(
                 f"{place} holds what compress did not write ({_some(foreign)}), and would be "
                 "replaced; move that away, or choose another folder with --out"
             )
+    if retired.is_dir():
+        if folder.exists():
+            _remove(retired)
+        else:
+            retired.rename(folder)
+            say(f"  {folder} is back: its replacement was cut off")
 
 
-def recover(folder: Path) -> None:
-    """Brings back a stage whose replacement was cut off between two renames."""
-    retired = _retired(folder)
-    if not retired.is_dir():
-        return
-    if folder.exists():
-        _remove(retired)
-    else:
-        retired.rename(folder)
-        say(f"  {folder} is back: its replacement was cut off")
-
-
-def partial_folder(folder: Path) -> Path:
-    """Returns where a stage is worked on before it is put in place."""
-    return _partial(folder)
+def _is_described(folder: Path) -> bool:
+    """Tells whether a folder is a checkpoint, or was one before it was damaged."""
+    try:
+        return "lineage" in json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (ValueError, TypeError):
+        return (folder / TENSORS).is_file()
 
 
 def begin(folder: Path, key: str) -> float:
@@ -227,9 +222,9 @@ def begin(folder: Path, key: str) -> float:
     Returns:
         Seconds that the stage was worked on before, up to the last file that was written.
     """
-    partial = _partial(folder)
+    partial = partial_folder(folder)
     work = partial / WORK_FILE
-    before = _read_work(work)
+    before = _read_work(partial)
     if before is None or before[0] != key:
         if partial.is_dir() and _content(partial):
             say(f"  dropping {partial}: it was begun with other settings, networks or code")
@@ -244,9 +239,10 @@ def begin(folder: Path, key: str) -> float:
     return before[1]
 
 
-def _read_work(work: Path) -> tuple[str, float] | None:
+def _read_work(partial: Path) -> tuple[str, float] | None:
+    """Returns a working folder's key and seconds; None if it is none of ours."""
     try:
-        raw = json.loads(work.read_text(encoding="utf-8"))
+        raw = json.loads((partial / WORK_FILE).read_text(encoding="utf-8"))
         return str(raw["key"]), float(raw["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -254,9 +250,11 @@ def _read_work(work: Path) -> tuple[str, float] | None:
 
 def put_in_place(folder: Path) -> None:
     """Turns a stage's complete working folder into its checkpoint."""
-    partial, retired = _partial(folder), _retired(folder)
-    for path in [*partial.rglob(STATE), *partial.glob(f"{STORE}/*")]:  # pruning trains in folders
+    partial, retired = partial_folder(folder), _retired(folder)
+    for path in partial.rglob(STATE):  # pruning trains in folders of its own
         path.unlink()
+    if (partial / STORE).is_dir():  # outside of a run nobody shares it
+        shutil.rmtree(partial / STORE)
     remove_unfinished(partial)
     foreign = _foreign(partial)
     assert not foreign, f"stage files without an entry in STAGE_FILES: {foreign}"
@@ -269,7 +267,8 @@ def put_in_place(folder: Path) -> None:
     _remove(retired)
 
 
-def _partial(folder: Path) -> Path:
+def partial_folder(folder: Path) -> Path:
+    """Returns where a stage is worked on before it is put in place."""
     return folder.with_name(f"{folder.name}.partial")
 
 

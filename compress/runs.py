@@ -7,6 +7,14 @@ from pathlib import Path
 from compress.checkpoint import DESCRIPTION, STAGES
 from compress.errors import CompressError
 
+RUN_FILE = "run.json"
+"""What a run is of; its presence makes a folder a run's."""
+
+
+def is_run(folder: Path) -> bool:
+    """Tells whether a folder is a run's."""
+    return (folder / RUN_FILE).is_file()
+
 
 def newest_run(runs: Path) -> Path:
     """Returns the run whose stages changed last.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +32,8 @@ from compress.report.data import read_stage_report
 from compress.report.render import size_text
 from compress.report.run import write_run_report
 from compress.request import Request
-from compress.run_folder import (
-    check_target,
-    is_run,
-    owned_folder,
-    owned_run,
-    recover,
-    stage_folder,
-)
-from compress.runs import newest_stage_before
+from compress.run_folder import check_target, owned_folder, owned_run, stage_folder
+from compress.runs import is_run, newest_stage_before
 from compress.settings import parse
 
 RUNS = Path("runs")
@@ -81,7 +75,6 @@ def run_single_stage(
     if run is not None and folder != stage_folder(run, stage):
         run = None
     with owned_folder(folder) if run is None else owned_run(run):
-        recover(folder)
         check_target(folder)
         given = read_teachers(teachers)
         for taken in (source, *(teacher.path for teacher in given)):
@@ -116,11 +109,11 @@ def measure_of(folder: Path) -> MeasureConfig:
     return MeasureConfig(threads=report.threads, batch=report.batch)
 
 
-def data_of(checkpoint: Checkpoint, name: str | None = None) -> Data:
-    """Loads the data set that a checkpoint was made with, or another split the same way."""
+def data_of(checkpoint: Checkpoint) -> Data:
+    """Loads the data set that a checkpoint was made with."""
     step = checkpoint.description.lineage[-1]
     config = parse(DataConfig(), step.data_config, section="data")
-    return load_data(name or step.data, config, seed=step.seed)
+    return load_data(step.data, config, seed=step.seed)
 
 
 def _card(raw: Any) -> ModelCard:
@@ -147,12 +140,14 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
             f"{path} lies in no checkpoint, so nothing says which images it was trained on; name "
             "the checkpoint's folder, or score the test split"
         )
-    if checkpoint is not None:  # its own split: other images may have been trained on
-        loaded = data_of(checkpoint, data)
-    elif data is not None:
-        loaded = load_data(data, DataConfig(size=facts.preprocess.size), seed=0)
-    else:
+    name, config, seed = data, DataConfig(), 0
+    if checkpoint is not None:  # its own split: of another, images may have been trained on
+        step = checkpoint.description.lineage[-1]
+        name, seed = data or step.data, step.seed
+        config = parse(config, step.data_config, section="data")
+    if name is None:
         raise CompressError(f"{path} lies in no checkpoint; name the data set with --data")
+    loaded = load_data(name, dataclasses.replace(config, size=facts.preprocess.size), seed=seed)
     if loaded.class_names != facts.class_names:
         raise CompressError(
             f"{path} knows the classes {', '.join(facts.class_names)}; {loaded.name} has "

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 import compress
 from compress.checkpoint import DESCRIPTION, load_checkpoint, write_checkpoint
 from compress.cli import main
-from compress.code_digest import code_of
+from compress.code_digest import code_digest
 from compress.data.load import Data
 from compress.errors import CheckpointError
 from compress.measure.config import MeasureConfig
@@ -74,7 +74,7 @@ def test_a_card_with_another_activation_ships_another_network(tmp_path: Path) ->
         assert result.exit_code == 0, result.output
         assert "done before" not in result.output
         assert load_checkpoint(out / "3-quantize").spec.activation == activation
-    assert "made with teacher.activation = own" in " ".join(result.output.split())
+    assert "made with network.activation = own" in " ".join(result.output.split())
 
 
 def test_other_code_of_the_users_makes_the_stages_anew(tmp_path: Path) -> None:
@@ -98,6 +98,10 @@ def test_other_code_of_the_users_makes_the_stages_anew(tmp_path: Path) -> None:
     assert "done before" not in run()
     assert run().count("done before") == 2
     (tmp_path / "nets" / "layers.py").write_text("from torch.nn import Hardtanh as Act\n")
+    export = [sys.executable, "-m", "compress", "export", "--in", "run/3-quantize", "--trust"]
+    refused = subprocess.run(export, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2, refused.stderr
+    assert "nets.net:make has changed since" in refused.stderr
     assert "done before" not in run()
 
 
@@ -118,29 +122,38 @@ def test_a_stage_depends_on_all_code_that_it_imports(tmp_path: Path, source: str
     copy = tmp_path / "compress"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / source).write_text((copy / source).read_text() + "\n# another version\n")
-    before = code_of("compress.quantize.stage", PACKAGE.parent)
-    assert code_of("compress.quantize.stage", tmp_path).digest != before.digest
-    assert {"torch", "numpy", "onnxruntime"} <= set(before.libraries)
+    module = "compress.quantize.stage"
+    assert code_digest(module, tmp_path) != code_digest(module, PACKAGE.parent)
 
 
-def test_code_that_nothing_imports_does_not_matter(tmp_path: Path) -> None:
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "a.py").write_text("def run():\n    from . import b\n")
-    (package / "b.py").write_text("import json, numpy.linalg\n")
-    (package / "c.py").write_text("")
+@pytest.mark.parametrize(
+    ("changed", "matters"),
+    [
+        *(("a.py", True), ("b.py", True), ("__init__.py", True), ("deep/d.py", True)),
+        *(("deep/e.py", True), ("deep/__init__.py", True), ("unused.py", False)),
+    ],
+)
+def test_imports_are_followed_however_they_are_written(
+    tmp_path: Path, changed: str, matters: bool
+) -> None:
+    sources = {
+        "__init__.py": "",
+        "a.py": "import json, numpy.linalg\ndef run():\n    from .b import name\n",
+        "b.py": "from .deep.d import name\n",
+        "deep/__init__.py": "from . import e\n",
+        "deep/d.py": "from ..b import name\n",
+        "deep/e.py": "",
+        "unused.py": "import package.a\n",
+    }
     digests = []
-    for name in ("c", "b", "__init__"):
-        code_of.cache_clear()
-        (package / f"{name}.py").write_text(f"{(package / f'{name}.py').read_text()}# more\n")
-        code = code_of("package.a", tmp_path)
-        digests.append(code.digest)
-        assert code.libraries == ("numpy",)
-    assert len(set(digests)) == 3
-    code_of.cache_clear()
-    (package / "c.py").write_text("x = 1")
-    assert code_of("package.a", tmp_path).digest == digests[-1]
+    for more in ("", "# more\n"):
+        root = tmp_path / f"version {len(more)}"
+        for name, source in sources.items():
+            file = root / "package" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(source + more * (name == changed))
+        digests.append(code_digest("package.a", root))
+    assert (digests[0] != digests[1]) == matters
 
 
 def test_the_key_knows_threads_and_versions(digits: Data, tmp_path: Path) -> None:
@@ -182,6 +195,20 @@ def test_the_validation_split_is_the_checkpoints_own(other_split: Path) -> None:
         result = call("evaluate", other_split, "--split", "validation", *data)
         assert result.exit_code == 0, result.output
         assert "on 287 validation images" in " ".join(result.output.split())
+
+
+def test_another_data_set_is_scored_at_the_networks_size(
+    other_split: Path, digit_folders: Path
+) -> None:
+    """A folder's own size is 224 px, this network's 16; what the channels are, the file says."""
+    out = other_split.parent.parent / "colors"
+    command = ["run", "simple_cnn", "--data", f"imagefolder:{digit_folders}", "--out", out]
+    command += ["--until", "teacher", "--set", "data.size=16", *UNTRAINED]
+    assert call(*command).exit_code == 0
+    copy = shutil.copytree(digit_folders, other_split.parent.parent / "copy")
+    result = call("evaluate", out / "0-teacher", "--data", f"imagefolder:{copy}")
+    assert result.exit_code == 0, result.output
+    assert "16 x 16 px" in result.output
 
 
 def test_a_file_alone_has_no_validation_split(other_split: Path, tmp_path: Path) -> None:

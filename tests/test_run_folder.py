@@ -37,7 +37,11 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "where",
-    ["notes.txt", "model.onnx", "keep/notes.txt", "../out.partial/notes.txt", "../out.retired/a"],
+    [
+        *("notes.txt", "model.onnx", "checkpoint.json", "keep/notes.txt"),
+        *("../out.partial/notes.txt", "../out.partial/work.json", "../out.partial/model.onnx"),
+        *("../out.retired/a", "../out.retired/report.md", "../out.retired/checkpoint.json"),
+    ],
 )
 def test_export_to_a_folder_with_other_files_is_refused(run_copy: Path, where: str) -> None:
     out = run_copy.parent / "out"
@@ -49,7 +53,18 @@ def test_export_to_a_folder_with_other_files_is_refused(run_copy: Path, where: s
     assert result.exit_code == 2, result.output
     assert precious.read_text() == "the only copy"
     assert "compress did not write" in result.output.replace("\n", " ")
-    assert precious.name in result.output
+    assert f"({precious.name})" in result.output or "(keep)" in result.output
+
+
+@pytest.mark.parametrize("name", ["report.md", "checkpoint.json"])
+def test_a_folder_that_happens_to_be_called_retired_is_not_moved(run_copy: Path, name: str) -> None:
+    theirs = run_copy.parent / "out.retired" / name
+    theirs.parent.mkdir()
+    theirs.write_text("{}")
+    result = call("export", "--in", run_copy / "3-quantize", "--out", run_copy.parent / "out")
+    assert result.exit_code == 2, result.output
+    assert theirs.read_text() == "{}"
+    assert not (run_copy.parent / "out").exists()
 
 
 def test_a_note_beside_a_checkpoint_keeps_it_from_being_replaced(run_copy: Path) -> None:
@@ -96,6 +111,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "report.md" in result.output
     assert files_in(tmp_path) == {"report.md": b"my thesis"}
+
+
+def test_a_report_is_written_into_runs_only(run_copy: Path) -> None:
+    home = run_copy.parent / "home"
+    shutil.copytree(run_copy / "0-teacher", home / "0-teacher")
+    (home / "report.md").write_text("my thesis")
+    result = call("report", home)
+    assert result.exit_code == 2
+    assert "is no run of compress" in result.output
+    assert (home / "report.md").read_text() == "my thesis"
 
 
 def test_a_single_stage_beside_other_files_writes_no_run_report(run_copy: Path) -> None:
@@ -156,6 +181,10 @@ def test_a_replacement_cut_off_between_two_renames_is_undone(run_copy: Path) -> 
     assert not (run_copy / "3-quantize.retired").exists()
 
 
+def teacher_only(out: Path) -> list[str]:
+    return ["run", "simple_cnn", "--data", "digits", "--until", "teacher", "--out", str(out)]
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "compress", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -171,7 +200,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 def test_one_run_one_process_and_a_lock_left_behind_is_taken_over(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = ["run", "simple_cnn", "--data", "digits", "--until", "teacher", "--out", str(out)]
+    command = teacher_only(out)
     long = [*command, "--set", "teacher.train.epochs=500"]
     first = start(*long)
     try:
@@ -192,7 +221,7 @@ def test_one_run_one_process_and_a_lock_left_behind_is_taken_over(tmp_path: Path
 
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = ["run", "simple_cnn", "--data", "digits", "--until", "teacher", "--out", str(out)]
+    command = teacher_only(out)
     first = start(*command, "--set", "teacher.train.epochs=500")
     wait_for(out / "0-teacher.partial" / "history.jsonl", first)
     first.send_signal(signal.SIGINT)
@@ -207,7 +236,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [b"", b"\x80\x02", b"PK\x03\x04" + bytes(100)])
 def test_a_damaged_training_state_starts_the_training_anew(tmp_path: Path, content: bytes) -> None:
     out = tmp_path / "run"
-    command = ["run", "simple_cnn", "--data", "digits", "--until", "teacher", "--out", str(out)]
+    command = teacher_only(out)
     command += run_settings(("teacher.train.epochs=6", "teacher.train.min_steps=0"))
     first = start(*command)
     state = out / "0-teacher.partial" / "training.pt"
@@ -222,20 +251,24 @@ def test_a_damaged_training_state_starts_the_training_anew(tmp_path: Path, conte
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    """A small disk of the test's own, in a mount namespace: no root needed."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("needs root, to mount a small disk")
-    try:
-        command = ["run", "resnet18", "--data", "digits", "--until", "teacher"]
-        command += ["--out", str(disk / "run"), *run_settings(QUICK)]
-        full = call(*command)
-        assert full.exit_code == 2, full.output
-        assert "No space left on device" in full.output
-        assert "training.pt" in full.output
-        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
-        done = call(*command)
-        assert done.exit_code == 0, done.output
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    run = (
+        f"{sys.executable} -m compress run resnet18 --data digits --until teacher --out {disk}/run"
+    )
+    run = " ".join([run, *run_settings(QUICK)])
+    script = f"""
+        mount -t tmpfs -o size=3m tmpfs {disk} || exit 9
+        {run} 2> {tmp_path}/full; echo $? > {tmp_path}/code
+        mount -o remount,size=200m {disk} || exit 9
+        exec {run}
+    """
+    own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    done = subprocess.run([*own, "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "code").read_text() == "2\n"
+    said = (tmp_path / "full").read_text()
+    assert "Traceback" not in said
+    assert "No space left on device; free some space" in said.splitlines()[-1]
+    assert "training.pt" in said.splitlines()[-1]

@@ -15,7 +15,7 @@ from torch import nn
 from compress.architectures.plain_cnn import PlainCNN
 from compress.architectures.scaled_resnet import ScaledResNet
 from compress.architectures.spec import ModelSpec
-from compress.code_digest import code_of
+from compress.code_digest import code_digest
 from compress.errors import CompressError
 from compress.settings import nearest
 from compress.trust import is_trusted
@@ -136,7 +136,7 @@ def user_code(architecture: str) -> str:
     place = Path(str(places[0]))
     is_package = place.is_dir() or place.name == "__init__.py"
     root = place.parent if place.is_dir() or not is_package else place.parent.parent
-    return code_of(name, root).digest
+    return code_digest(name, root)
 
 
 def _failed(reference: str, error: Exception) -> CompressError:

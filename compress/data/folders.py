@@ -136,7 +136,7 @@ def _unreadable(root: Path, files: Sequence[Path], cache: Path) -> list[str]:
         files: all images below it.
         cache: remembers the answer for a listing.
     """
-    with suppress(OSError, ValueError, TypeError):  # none yet, or damaged: look again
+    with suppress(OSError, ValueError, TypeError, KeyError):  # none yet, or damaged: look again
         return [str(name) for name in json.loads(cache.read_text(encoding="utf-8"))["unreadable"]]
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
         checks = track(pool.map(_is_readable, files), "checking images", total=len(files))

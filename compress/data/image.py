@@ -192,14 +192,13 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     if picture.mode != "I" and not picture.mode.startswith("I;16"):
         return picture
     top = 4095 if 12 in _tiff_tag(picture, ExifTags.Base.BitsPerSample) else 65535
-    table = [(min(value, top) * 255 + top // 2) // top for value in range(65536)]
+    wide = np.asarray(picture.convert("I")).clip(0, top)
+    gray = (wide * 255 + top // 2) // top
     if 0 in _tiff_tag(picture, ExifTags.Base.PhotometricInterpretation):
-        table = [255 - value for value in table]  # 0 is white; Pillow looks at that up to 8 bits
+        gray = 255 - gray  # 0 is white; Pillow looks at that up to 8 bits
     if (transparent := picture.info.get("transparency")) is not None:
-        table[transparent] = 255  # PNG's transparent gray, on the white background
-    wide = picture.convert("I")
-    wide.info.pop("transparency", None)
-    return wide.point(table, "L")
+        gray = np.where(wide == transparent, 255, gray)  # PNG's, on the white background
+    return Image.fromarray(gray.astype(np.uint8))
 
 
 def _flatten(picture: Image.Image) -> Image.Image:

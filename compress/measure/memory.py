@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from compress.checkpoint import write_json
 from compress.measure.host import describe_host
 from compress.paths import cache_folder
+from compress.progress import say
 
 T = TypeVar("T")
 
@@ -38,8 +39,10 @@ def remembered(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
     path = cache_folder() / topic / f"{key}.json"
     if path.is_file():
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        try:
+            return TypeAdapter(kind).validate_json(path.read_bytes())
+        except ValidationError:
+            say(f"  {path} is damaged: measuring again")
     measured = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, measured)
     return measured

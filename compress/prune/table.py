@@ -16,12 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import TypeAdapter, ValidationError
 
 from compress.checkpoint import write_json
 from compress.measure.host import describe_host
 from compress.measure.profile import profile
 from compress.paths import cache_folder
-from compress.progress import track
+from compress.progress import say, track
 from compress.prune.latency import ALIGNED, HALF_ALIGNED, LayerCurve, LayerShape
 from compress.quantize.common import OPSET
 from compress.quantize.speed import LAYER_KINDS, plain_name
@@ -129,9 +130,7 @@ class _Table:
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         self._arithmetic, self._threads = arithmetic, threads
         self._path = cache_folder() / "layers" / f"{digest}.json"
-        self._ms: dict[str, float] = {}
-        if self._path.is_file():
-            self._ms = json.loads(self._path.read_text())
+        self._ms = self._read()
 
     def __getitem__(self, place: tuple[LayerShape, tuple[int, int]]) -> float:
         return self._ms[_key(*place)]
@@ -148,8 +147,16 @@ class _Table:
             for start in range(0, len(pairs), AT_ONCE):
                 self._measure(shape, pairs[start : start + AT_ONCE])
         if missing:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, self._ms)
+            write_json(self._path, self._read() | self._ms)  # another process may have added to it
+
+    def _read(self) -> dict[str, float]:
+        if not self._path.is_file():
+            return {}
+        try:
+            return TypeAdapter(dict[str, float]).validate_json(self._path.read_bytes())
+        except ValidationError:
+            say(f"  {self._path} is damaged: measuring again")
+            return {}
 
     def _measure(self, shape: LayerShape, pairs: Sequence[tuple[int, int]]) -> None:
         with TemporaryDirectory() as folder:

@@ -19,6 +19,7 @@ from compress.report.data import (
 )
 from compress.report.html import read_history, run_html
 from compress.report.render import ablation_text, operators_text, run_markdown
+from compress.runs import RUN_FILE, is_run
 
 GATES_WORTH_A_WORD = 20
 """Percent of the time."""
@@ -31,6 +32,8 @@ def write_run_report(run: Path) -> RunReport:
         CompressError: the folder holds no finished stage.
     """
     report = collect(run)
+    if not is_run(run):  # its report would take the place of somebody's
+        raise CompressError(f"{run} is no run of compress: it has no {RUN_FILE}")
     write_json(run / REPORT_JSON, report)
     with atomic_write(run / REPORT_MD) as partial:
         partial.write_text(run_markdown(report))

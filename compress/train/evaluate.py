@@ -32,8 +32,10 @@ def evaluate(
         images: score only so many, drawn from all classes.
     """
     model.eval()
-    count = len(split) if images is None else images
-    loss, correct, order = 0.0, 0, stratified_sample(split.labels, count, seed=0)
+    order = torch.arange(len(split))
+    if images is not None:
+        order = stratified_sample(split.labels, images, seed=0)
+    loss, correct = 0.0, 0
     for batch in split.batches(EVALUATION_BATCH, order=order):
         pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
         with autocast(precision, device):

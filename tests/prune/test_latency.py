@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import onnx
 import onnx.shape_inference
 import onnxruntime as ort
@@ -8,7 +10,7 @@ from compress.data.load import Data
 from compress.measure.cost import count_macs
 from compress.paths import cache_folder
 from compress.prune.latency import LayerCurve, LayerShape, layer_shapes
-from compress.prune.table import Arithmetic, _layers_file, measure_layers
+from compress.prune.table import Arithmetic, _layers_file, _Table, measure_layers
 from compress.quantize.placement import layers_of, prepare
 from tests.conftest import torchvision_spec
 
@@ -85,3 +87,32 @@ def test_the_table_is_kept_and_has_a_time_for_each_width(
     assert all(ms > 0 for row in first.ms for ms in row)
     monkeypatch.setattr("compress.prune.table.profile", None)  # would fail if called
     assert measure()["a"] == first
+
+
+def test_two_processes_that_fill_the_table_keep_what_both_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
+    first, second = (_Table("int8", 1) for _ in range(2))  # both found it empty
+    first.fill({CONV: [(16, 16)]})
+    second.fill({CONV: [(16, 24)]})
+    both = _Table("int8", 1)
+    assert both[CONV, (16, 16)] == first[CONV, (16, 16)]
+    assert both[CONV, (16, 24)] == second[CONV, (16, 24)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"a": "b"}', b"\xff"])
+def test_a_damaged_table_is_measured_again(
+    damage: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
+    _Table("int8", 1).fill({CONV: [(16, 16)]})
+    (file,) = (tmp_path / "layers").iterdir()
+    file.write_bytes(damage)
+    again = _Table("int8", 1)
+    again.fill({CONV: [(16, 16)]})
+    assert again[CONV, (16, 16)] > 0
+    assert f"{file.name} is damaged" in capsys.readouterr().err
