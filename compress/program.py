@@ -26,7 +26,8 @@ OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 INSIST_AFTER_S = 2.0
 """Seconds after which Ctrl-C is raised again."""
 RUNS = Path("runs")
-FOLDER = click.Path(path_type=Path, file_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
+"""Resolved, since `.` has neither a name nor siblings."""
 
 
 class UserFault(click.ClickException):

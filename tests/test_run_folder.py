@@ -97,6 +97,33 @@ def test_a_checkpoint_outside_of_a_run_is_replaced_and_nothing_is_left_behind(
     assert sorted(path.name for path in home.iterdir()) == ["out", run_copy.name]
 
 
+@pytest.mark.parametrize("out", [".", "..", "../out"])
+def test_a_folder_may_be_named_from_inside(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    here = run_copy.parent / "out" / "here"
+    here.mkdir(parents=True)
+    target = here / out
+    monkeypatch.chdir(here)
+    result = call("export", "--in", run_copy / "3-quantize", "--out", out)
+    if out == "..":  # it holds the working folder
+        assert result.exit_code == 2, result.output
+        assert "(here)" in result.output
+    else:
+        assert result.exit_code == 0, result.output
+        assert load_checkpoint(target.resolve()).stage == "export"
+
+
+def test_a_checkpoint_may_be_named_from_inside(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run_copy / "3-quantize")
+    result = call("export", "--in", ".")
+    assert result.exit_code == 0, result.output
+    assert "export: done before" in result.output
+    assert not (run_copy / "3-quantize" / "4-export").exists()
+
+
 def test_a_stage_does_not_replace_what_it_starts_from(run_copy: Path) -> None:
     before = files_in(run_copy)
     result = call("prune", "--in", run_copy / "1-distill", "--out", run_copy / "0-teacher")
