@@ -32,8 +32,9 @@ from compress.checkpoint import load_checkpoint, write_json
 from compress.data.load import Data
 from compress.data.splits import TensorSplit
 from compress.distill.config import GuidanceConfig
-from compress.distill.guidance import guided_loss, stored_answers, views_to_ask
+from compress.distill.guidance import guided_loss, views_to_ask
 from compress.distill.losses import knowledge_distillation
+from compress.distill.stored import stored_logits
 from compress.distill.teachers import Voice, checkpoint_teacher, open_teacher
 from compress.measure.host import Host, describe_host
 from compress.paths import atomic_write
@@ -157,11 +158,11 @@ def compare(training: str, data: Data, voice: Voice, rounds: int) -> Row:
     if "," in training:
         guidance = GuidanceConfig(views=int("stored" in training))
         with tempfile.TemporaryDirectory() as store:
-            stored = stored_answers([voice], few, views_to_ask(guidance, seed=0), store=Path(store))
+            stored = stored_logits([voice], few, views_to_ask(guidance, seed=0), store=Path(store))
         loss = guided_loss([voice], stored, guidance, TrainConfig())
 
         def soft(logits: Tensor, pixels: Tensor, index: Tensor) -> Tensor:
-            answers = stored.views[0][index] if stored.views else voice.ask(pixels)
+            answers = stored.rows(index, 0) if stored.views else voice.ask(pixels)
             return knowledge_distillation(logits, answers, temperature=guidance.temperature)
 
     turns = []

@@ -56,7 +56,9 @@ class Program(click.Group):
         keep_freed_memory()
         try:
             with _insistent_interrupts():
-                return super().invoke(ctx)
+                if not _has_companions():
+                    return super().invoke(ctx)
+                return self._invoke_together(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
@@ -66,6 +68,26 @@ class Program(click.Group):
             if ctx.params["debug"]:
                 raise
             raise _told(error) from None
+
+    def _invoke_together(self, ctx: click.Context) -> Any:
+        """Runs the command in torchrun's first process; the others help where it trains."""
+        from compress import distributed
+
+        with distributed.joined():
+            if distributed.is_first():
+                return super().invoke(ctx)
+            try:
+                return distributed.serve()
+            except (distributed.LostProcessError, KeyboardInterrupt):
+                ctx.exit(1)  # the first process says why
+            except Exception as error:
+                told = _told(error)
+                raise type(told)(f"{distributed.process_name()}: {told.message}") from None
+
+
+def _has_companions() -> bool:
+    """Returns whether torchrun, or whoever sets its variables, started more than one process."""
+    return "MASTER_ADDR" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager

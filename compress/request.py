@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from compress import distributed
 from compress.architectures.sources import TIMM, import_timm, user_code
 from compress.checkpoint import (
     Checkpoint,
@@ -21,7 +22,6 @@ from compress.checkpoint import (
 )
 from compress.code_digest import code_digest
 from compress.data.load import Data
-from compress.distill.guidance import training_device
 from compress.distill.teachers import Teacher
 from compress.errors import CheckpointError
 from compress.measure.config import MeasureConfig
@@ -194,7 +194,8 @@ def _environment(request: Request) -> dict[str, str]:
         **library_versions(),
         **({"timm": import_timm().__version__} if uses_timm else {}),
         "threads": str(torch.get_num_threads()),
-        "device": training_device().type,
+        "device": distributed.device().type,
+        "processes": str(distributed.all_processes()),
     }
 
 

@@ -52,6 +52,7 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
     from compress.architectures.build import build
     from compress.architectures.weights import load_weights
     from compress.context import Product
+    from compress.distributed import everywhere
     from compress.progress import say
     from compress.train.diagnosis import diagnose
     from compress.train.loop import label_loss, train
@@ -66,7 +67,8 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
         )
     if left_out:
         say(f"  [yellow]not taken from {weights}[/]: {', '.join(left_out)}")
-    history = train(
+    history = everywhere(
+        train,
         model,
         context.data,
         config.train,

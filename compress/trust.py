@@ -14,11 +14,16 @@ def is_trusted() -> bool:
     return _TRUSTED.get()
 
 
+def set_trusted(trusted: bool) -> None:
+    """Notes what the user said."""
+    _TRUSTED.set(trusted)
+
+
 trust_option = click.option(
     "--trust",
     is_flag=True,
     expose_value=False,
-    callback=lambda _context, _option, value: _TRUSTED.set(value),
+    callback=lambda _context, _option, value: set_trusted(value),
     help="Import the user's code that a card's package.module:factory names.",
 )
 """Of every command that builds networks."""

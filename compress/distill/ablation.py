@@ -10,6 +10,7 @@ import torch
 
 from compress.architectures.build import build
 from compress.distill.guidance import Guided
+from compress.distributed import everywhere
 from compress.export.onnx_file import export_onnx
 from compress.measure.accuracy import accuracy, predict_split
 from compress.train.config import TrainConfig
@@ -53,7 +54,8 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context:
         model = build(spec)
         folder = context.folder / name
         folder.mkdir(exist_ok=True)
-        history = train(
+        history = everywhere(
+            train,
             model,
             context.data,
             config,

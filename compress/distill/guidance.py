@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from compress import distributed
 from compress.data.load import Data
 from compress.data.splits import View
 from compress.distill.config import GuidanceConfig, check_views
@@ -24,13 +20,13 @@ from compress.distill.losses import (
     relational_distillation,
     standardized,
 )
+from compress.distill.stored import StoredLogits, stored_logits
 from compress.distill.teachers import Voice, mean_answer, open_teacher
 from compress.errors import CompressError
-from compress.paths import atomic_write
 from compress.progress import say, track
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
-from compress.train.evaluate import EVALUATION_BATCH, first_pixels
+from compress.train.evaluate import evaluation_batch, first_pixels
 from compress.train.loop import Loss, TrainBatch, label_loss, train
 from compress.train.state import Epoch
 
@@ -61,7 +57,7 @@ def train_guided(
     context: Context,
     title: str,
     *,
-    penalty: Callable[[], Tensor] | None = None,
+    penalty: Callable[[TrainBatch], Tensor] | None = None,
 ) -> Guided:
     """Trains a model in place with the help of the context's teacher.
 
@@ -71,24 +67,24 @@ def train_guided(
         schedule: of the training.
         context: data, seed, folders and the teachers.
         title: names the training in the progress bar.
-        penalty: called once a step; its gradient is added, its value is not, so that a loss that
-            rises still means trouble.
+        penalty: its gradient is added to each step's, its value is not, so that a loss that rises
+            still means trouble.
     """
     assert context.teachers
-    data, device = context.data, training_device()
+    data, device = context.data, distributed.device()
     voices = [open_teacher(teacher, data, device) for teacher in context.teachers]
     confusion = teachers_confusion(voices, data)
     findings = diagnose_labels(confusion.tolist(), data.class_names)
     for finding in findings:
         say(f"  [yellow]{finding}[/]")
     views = views_to_ask(guidance, context.seed)
-    stored = stored_answers(voices, data, views, store=context.store)
+    stored = stored_logits(voices, data, views, store=context.store)
     losses = [guided_loss(voices, stored, guidance, schedule)]
     hinted = _with_hints(model, voices[0], guidance, data) if guidance.hints else None
     if hinted is not None:
         losses.append(lambda _logits, _batch: guidance.hint_weight * hinted.hint_loss())
     if penalty is not None:
-        losses.append(lambda _logits, _batch: (extra := penalty()) - extra.detach())
+        losses.append(lambda _logits, batch: (extra := penalty(batch)) - extra.detach())
     history = train(
         hinted or model,
         data,
@@ -113,7 +109,7 @@ def _with_hints(model: nn.Module, voice: Voice, guidance: GuidanceConfig, data: 
     """Returns the model with what compares its features with the first teacher's."""
     if voice.model is None:
         raise CompressError("hints need a teacher whose layers can be seen: a checkpoint, not ONNX")
-    pixels = first_pixels(data.train, 2).to(training_device())
+    pixels = first_pixels(data.train, 2).to(distributed.device())
     model.to(pixels.device)
     return Hinted(model, voice.model, guidance.hints, guidance.hint_loss, pixels)
 
@@ -121,36 +117,21 @@ def _with_hints(model: nn.Module, voice: Voice, guidance: GuidanceConfig, data: 
 @torch.no_grad()
 def teachers_confusion(voices: Sequence[Voice], data: Data) -> Tensor:
     """Counts validation images by label and by the teachers' answer, int64 `[classes, classes]`."""
-    device = training_device()
-    classes = len(data.class_names)
+    device, split = distributed.device(), data.validation
+    classes, size = len(data.class_names), evaluation_batch(split)
     counts = torch.zeros(classes, classes, dtype=torch.int64)
-    n_batches = -(-len(data.validation) // EVALUATION_BATCH)
-    batches = data.validation.batches(EVALUATION_BATCH)
-    for batch in track(batches, "asking the teacher", total=n_batches):
+    own = torch.arange(len(split))[distributed.place() :: distributed.processes()]
+    batches = split.batches(size, order=own)
+    for batch in track(batches, "asking the teacher", total=-(-len(own) // size)):
         answers = ask_all(voices, batch.images.to(device).float()).argmax(1).cpu()
         counts.index_put_((batch.labels, answers), torch.tensor(1), accumulate=True)
-    return counts
+    return distributed.total(counts)
 
 
 def ask_all(voices: Sequence[Voice], pixels: Tensor) -> Tensor:
     """Returns the teachers' common answer, float32 logits `[N, classes]`."""
     answers = [voice.ask(pixels) for voice in voices]
     return mean_answer(answers, [voice.teacher.weight for voice in voices])
-
-
-def training_device() -> torch.device:
-    """Returns where networks are trained and teachers asked."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """The teachers' answers to the augmented views, made once."""
-
-    views: tuple[Tensor, ...]
-    """float32 logits `[n_train, classes]` for each view; none if the teachers are asked live."""
-    seconds: float
-    """What asking took, whenever that was."""
 
 
 def views_to_ask(guidance: GuidanceConfig, seed: int) -> list[View | None]:
@@ -163,44 +144,14 @@ def views_to_ask(guidance: GuidanceConfig, seed: int) -> list[View | None]:
     return [None, *views[1:]] if guidance.fresh_views and views else views
 
 
-def stored_answers(
-    voices: Sequence[Voice], data: Data, views: Sequence[View | None], *, store: Path
-) -> Stored:
-    """Reads the teachers' answers to views of the training split, or asks for them.
-
-    Args:
-        voices: the teachers.
-        data: its training split is what they are asked about.
-        views: see `views_to_ask`.
-        store: folder for the answers; stages of one run share it.
-    """
-    found, seconds = [], 0.0
-    for view in views:
-        answers = []
-        for voice in voices:
-            facts = f"{voice.teacher.digest} {data.fingerprint} {view}"
-            path = store / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.safetensors"
-            if not path.is_file():
-                started = time.perf_counter()
-                logits = _ask(voice, data, view)
-                taken = {"seconds": str(time.perf_counter() - started)}
-                with atomic_write(path) as partial:
-                    save_file({"logits": logits}, partial, metadata=taken)
-            with safe_open(path, framework="pt") as file:
-                answers.append(file.get_tensor("logits").float())
-                seconds += float(file.metadata()["seconds"])
-        found.append(mean_answer(answers, [voice.teacher.weight for voice in voices]))
-    return Stored(views=tuple(found), seconds=seconds)
-
-
 def guided_loss(
-    voices: Sequence[Voice], stored: Stored, guidance: GuidanceConfig, schedule: TrainConfig
+    voices: Sequence[Voice], stored: StoredLogits, guidance: GuidanceConfig, schedule: TrainConfig
 ) -> Loss:
     """Returns `alpha * soft_loss(teachers) + (1 - alpha) * cross-entropy(labels)`.
 
     Args:
         voices: the teachers.
-        stored: their answers, if they are not asked live.
+        stored: their logits, if they are not asked live.
         guidance: weights and temperature.
         schedule: what the loss will be used in.
 
@@ -210,15 +161,13 @@ def guided_loss(
     """
     check_views(guidance, schedule)
     labels = label_loss(schedule.label_smoothing)
-    mean = mean_answer(stored.views, [1] * guidance.views) if guidance.views else None
 
     def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
-        if mean is None:
+        if not guidance.views:
             answers = ask_all(voices, batch.pixels)
-        elif guidance.fresh_views:
-            answers = mean[batch.index].to(logits.device)
         else:
-            answers = stored.views[batch.view.number][batch.index].to(logits.device)
+            view = None if guidance.fresh_views else batch.view.number
+            answers = stored.rows(batch.index, view).to(logits.device)
         soft = soft_loss(logits, answers, batch, guidance)
         return guidance.alpha * soft + (1 - guidance.alpha) * labels(logits, batch)
 
@@ -240,12 +189,3 @@ def soft_loss(
     if guidance.soft_loss == "standardized":
         student, teacher = standardized(student), standardized(teacher)
     return knowledge_distillation(student, teacher, temperature=temperature)
-
-
-def _ask(voice: Voice, data: Data, view: View | None) -> Tensor:
-    """Returns a teacher's float16 logits `[n_train, classes]` for a view of the train split."""
-    device, name = training_device(), voice.teacher.path.name
-    batches = data.train.batches(EVALUATION_BATCH, view=view)
-    title = f"{name}'s answers" + (f", view {view.number + 1}" if view else "")
-    tracked = track(batches, title, total=-(-len(data.train) // EVALUATION_BATCH))
-    return torch.cat([voice.ask(batch.images.to(device).float()).half().cpu() for batch in tracked])

@@ -49,10 +49,11 @@ def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:
     from compress.architectures.build import build
     from compress.context import Product
     from compress.distill.guidance import train_guided
+    from compress.distributed import everywhere
 
     torch.manual_seed(context.seed)
     model = build(student)
-    guided = train_guided(model, config.guidance, config.train, context, "distill")
+    guided = everywhere(train_guided, model, config.guidance, config.train, context, "distill")
     findings = [str(finding) for finding in guided.findings]
     details: dict[str, Any] = {
         "student": {"architecture": student.architecture, **student.arguments},

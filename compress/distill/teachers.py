@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress import distributed
 from compress.checkpoint import Checkpoint, file_digest, load_checkpoint
 from compress.data.load import Data, as_numpy
 from compress.data.preprocess import Preprocess
@@ -18,7 +19,7 @@ from compress.export.onnx_file import read_facts
 from compress.measure.host import allowed_cores
 from compress.measure.runtime import open_session, run_session
 from compress.restore import load_model
-from compress.train.evaluate import EVALUATION_BATCH, first_pixels
+from compress.train.evaluate import evaluation_batch, first_pixels
 from compress.train.precision import autocast, choose_precision
 
 Ask = Callable[[Tensor], Tensor]
@@ -146,8 +147,8 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> Voice:
         return Voice(teacher=teacher, ask=run, model=None)
     model = load_model(teacher.checkpoint).to(device).to(memory_format=torch.channels_last)
     model.requires_grad_(requires_grad=False)
-    probe = sized(first_pixels(data.train, EVALUATION_BATCH).float()).to(torch.uint8)
-    precision = choose_precision(model, probe, device, training=False)
+    probe = sized(first_pixels(data.train, evaluation_batch(data.train)).float()).to(torch.uint8)
+    precision = distributed.decide(lambda: choose_precision(model, probe, device, training=False))
 
     @torch.no_grad()
     def ask(pixels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 LIBRARIES = (
     *("torch", "torchvision", "torch-pruning", "onnx", "onnxruntime"),
-    *("numpy", "pillow", "scipy", "accelerate"),
+    *("numpy", "pillow", "scipy"),
 )
 """Those that compute what is reported."""
 ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")

@@ -42,7 +42,7 @@ def score_channels(
         seed: of `random`.
     """
     groups = list(groups)
-    tensors = {name: tensor.detach() for name, tensor in network.named_parameters()}
+    tensors = {name: tensor.detach().cpu() for name, tensor in network.named_parameters()}
     if criterion == "taylor":
         return _from_gradients(network, groups, batches(), _taylor)
     if criterion == "hessian":

@@ -14,6 +14,7 @@ from compress.distill.guidance import train_guided
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
 from compress.train.config import TrainConfig
+from compress.train.loop import TrainBatch
 from compress.train.schedule import batch_size_for, steps_of_epoch
 
 if TYPE_CHECKING:
@@ -36,16 +37,14 @@ def train_sparse(model: Classifier, config: PruneConfig, context: Context) -> No
     schedule = dataclasses.replace(SCHEDULE, epochs=config.sparse_epochs)
     n_images = len(context.data.train)
     steps = schedule.epochs * steps_of_epoch(n_images, batch_size_for(schedule, n_images))
-    inside = dataclasses.replace(context, folder=context.folder / "sparse")
-    inside.folder.mkdir(exist_ok=True)
     penalty = growing_penalty(model.network, groups, steps)
-    train_guided(model, config.guidance, schedule, inside, "sparse training", penalty=penalty)
+    train_guided(model, config.guidance, schedule, context, "sparse training", penalty=penalty)
 
 
 def growing_penalty(
     network: nn.Module, groups: Sequence[Group], steps: int
-) -> Callable[[], Tensor]:
-    """Returns a function that is called once a step and gives the penalty to add to the loss.
+) -> Callable[[TrainBatch], Tensor]:
+    """Returns a function of a step's batch that gives the penalty to add to the loss.
 
     `t / T * PENALTY * sum_k 2^(SPREAD (I_max - I_k) / (I_max - I_min)) |w_k|^2` over the channels k
     of each group (DepGraph, arXiv 2301.12900, equation 6), with the weight growing over the steps
@@ -57,7 +56,6 @@ def growing_penalty(
         steps: after so many the penalty grows no more.
     """
     coefficients: dict[str, Tensor] = {}
-    step = 0
 
     def refresh() -> None:
         scores = score_channels(network, groups, "l2", lambda: ())
@@ -71,23 +69,22 @@ def growing_penalty(
                 if one.tensor in parameters and parameters[one.tensor].ndim > 1:
                     size = parameters[one.tensor].shape[one.dim]
                     along = torch.zeros(size).index_put(
-                        (one.index.flatten(),), strength.repeat_interleave(one.index.shape[1])
+                        (one.index.flatten(),),
+                        strength.cpu().repeat_interleave(one.index.shape[1]),
                     )
                     shape = [1] * parameters[one.tensor].ndim
                     shape[one.dim] = size
                     old = coefficients.get(one.tensor, torch.zeros(()))
                     coefficients[one.tensor] = old + along.view(shape)
 
-    def penalty() -> Tensor:
-        nonlocal step
-        if step % REFRESH == 0:
+    def penalty(batch: TrainBatch) -> Tensor:
+        if batch.step_of_epoch % REFRESH == 0:  # so that a resumed training has them too
             refresh()
-        step += 1
         parameters = dict(network.named_parameters())
         parts = [
             (factor.to(parameters[name].device) * parameters[name].square()).sum()
             for name, factor in coefficients.items()
         ]
-        return min(1.0, step / max(steps, 1)) * PENALTY * torch.stack(parts).sum()
+        return min(1.0, (batch.step + 1) / max(steps, 1)) * PENALTY * torch.stack(parts).sum()
 
     return penalty

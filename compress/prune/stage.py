@@ -95,6 +95,7 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
     from compress.architectures.build import Classifier, build
     from compress.architectures.resize import differing_shapes, remove_blocks
     from compress.context import Product
+    from compress.distributed import everywhere
     from compress.progress import say
     from compress.prune.search import Search, UnmetBudgetError
     from compress.prune.sparse import train_sparse
@@ -104,7 +105,9 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
     assert isinstance(model, Classifier)
     before = _widths(model)
     if config.sparse_epochs:
-        train_sparse(model, config, context)
+        inside = dataclasses.replace(context, folder=context.folder / "sparse")
+        inside.folder.mkdir(exist_ok=True)
+        everywhere(train_sparse, model, config, inside)
     steps: list[dict[str, Any]] = []
     findings = []
     with TemporaryDirectory() as scratch:
@@ -166,6 +169,7 @@ class Recovery:
 def _recover(model: Classifier, config: PruneConfig, context: Context, number: int) -> Recovery:
     """Re-estimates BatchNorm and trains, briefly unless it is the last cut."""
     from compress.distill.guidance import train_guided
+    from compress.distributed import everywhere
     from compress.progress import waiting
     from compress.prune.batchnorm import reestimate_batchnorm
     from compress.train.evaluate import evaluate
@@ -181,7 +185,7 @@ def _recover(model: Classifier, config: PruneConfig, context: Context, number: i
         title = f"prune, cut {number}"
         context = dataclasses.replace(context, folder=context.folder / f"cut-{number}")
         context.folder.mkdir(exist_ok=True)
-    guided = train_guided(model, config.guidance, schedule, context, title)
+    guided = everywhere(train_guided, model, config.guidance, schedule, context, title)
     return Recovery(
         top1_raw=raw,
         top1_batchnorm=reestimated,

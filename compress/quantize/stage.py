@@ -33,6 +33,7 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
         context: data, seed, folder and the teacher (QAT learns from it).
     """
     from compress.context import Product
+    from compress.distributed import everywhere
     from compress.progress import waiting
     from compress.quantize.placement import freeze
     from compress.quantize.policy import Trials, better, choose
@@ -60,7 +61,7 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     method = "ptq"
     if config.method == "qat" or (config.method == "auto" and best.attempt.drop > config.max_drop):
         placed = copy.deepcopy(best.placed)
-        train_quantized(placed, config, context)
+        everywhere(train_quantized, placed, config, context)
         trained = trials.note("and training with rounding on", placed, best.plan)
         if config.method == "qat" or better(trained, best) is trained:
             best, method = trained, "qat"

@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress import distributed
 from compress.data.splits import Split, stratified_sample
 from compress.train.precision import Precision, autocast
 
 CPU = torch.device("cpu")
 EVALUATION_BATCH = 250
+EVALUATION_PIXELS = 2**22
+"""At most so many in a batch, so that large images take no more memory than small ones."""
 
 
 @torch.no_grad()
@@ -24,6 +27,8 @@ def evaluate(
 ) -> tuple[float, float]:
     """Returns mean cross-entropy and top-1 in percent, in PyTorch.
 
+    Within a call that all processes make, each scores a part of the images.
+
     Args:
         model: takes pixels; on the device.
         split: labelled images.
@@ -35,14 +40,22 @@ def evaluate(
     order = torch.arange(len(split))
     if images is not None:
         order = stratified_sample(split.labels, images, seed=0)
+    own = order[distributed.place() :: distributed.processes()]
     loss, correct = 0.0, 0
-    for batch in split.batches(EVALUATION_BATCH, order=order):
+    for batch in split.batches(evaluation_batch(split), order=own):
         pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
         with autocast(precision, device):
             logits = model(pixels).float().cpu()
         loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
         correct += int((logits.argmax(1) == batch.labels).sum())
-    return loss / len(order), 100 * correct / len(order)
+    sums = distributed.total(torch.tensor([loss, correct], dtype=torch.float64))
+    return sums[0].item() / len(order), 100 * sums[1].item() / len(order)
+
+
+def evaluation_batch(split: Split) -> int:
+    """Returns the images that are scored at once: fewer of large ones."""
+    pixels = first_pixels(split, 1)
+    return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels[0, 0].numel()))
 
 
 def first_pixels(split: Split, count: int) -> Tensor:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from compress import distributed
 from compress.data.load import Data
-from compress.data.splits import View
+from compress.data.splits import Batch, View
 from compress.errors import CompressError
 from compress.progress import say, track, waiting
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import diagnose
 from compress.train.evaluate import evaluate, first_pixels
+from compress.train.micro_batch import PROBE_IMAGES, fitting_batch
 from compress.train.precision import Precision, autocast, choose_precision
 from compress.train.prepare import (
     averaged,
@@ -39,10 +45,12 @@ from compress.train.schedule import (
     mixup,
     order_of_epoch,
 )
-from compress.train.state import Epoch, restore, save
+from compress.train.state import Epoch, read_state, restore, save
 
 FINITE_CHECK_EVERY = 20
 """Steps between looks at the loss; each look waits for the device."""
+SMALLEST_OWN_BATCH = 2
+"""Images of a batch that each process needs: BatchNorm cannot normalize one."""
 LINES = 20
 """At most so many epochs are told on the terminal; history.jsonl has all."""
 
@@ -53,7 +61,7 @@ class NonFiniteLossError(CompressError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBatch:
-    """One step's images, on the device."""
+    """Images that the network sees at once: one step's, or a part of them; on the device."""
 
     pixels: Tensor
     """float32 `[N, C, H, W]`, 0..255, augmented, mixed and sized as the network sees them."""
@@ -62,6 +70,9 @@ class TrainBatch:
     index: Tensor
     """int64 `[N]`, on the CPU: places in the training split."""
     view: View
+    step: int
+    """Of the whole training."""
+    step_of_epoch: int
 
 
 Loss = Callable[[Tensor, TrainBatch], Tensor]
@@ -70,7 +81,11 @@ Loss = Callable[[Tensor, TrainBatch], Tensor]
 
 def label_loss(smoothing: float) -> Loss:
     """Returns cross-entropy with the (smoothed) labels."""
-    return lambda logits, batch: F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
+    return functools.partial(_cross_entropy, smoothing=smoothing)
+
+
+def _cross_entropy(logits: Tensor, batch: TrainBatch, *, smoothing: float) -> Tensor:
+    return F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
 
 
 def train(
@@ -102,33 +117,32 @@ def train(
     Raises:
         NonFiniteLossError: the loss became infinite or not a number.
     """
-    accelerator = Accelerator()
-    device = accelerator.device
+    if not config.epochs:
+        model.eval()
+        return []
+    device = distributed.device()
     torch.set_flush_denormal(True)  # denormal weights slow a CPU down tenfold
-    config = dataclasses.replace(config, batch_size=batch_size_for(config, len(data.train)))
-    precision = config.precision
-    if precision == "auto":
-        with waiting("timing fp32 and bf16"):
-            probe = first_pixels(data.train, config.batch_size)
-            precision = choose_precision(model, probe, device, training=True)
+    config = dataclasses.replace(config, batch_size=_batch_size(config, len(data.train)))
+    state = distributed.decide(lambda: read_state(folder))
     model.to(device).to(memory_format=torch.channels_last)
+    precision, micro_batch = _fitting_step(model, data, config, device, state)
     config = possible_size(config, model, data, device)
     average = averaged(model, config.ema)
-    shown, steps = epoch_lengths(len(data.train), config, accelerator.num_processes)
+    shown, steps = epoch_lengths(len(data.train), config, distributed.processes())
     epochs = len(steps)
     forget_initial_statistics(model, sum(steps))
     optimizer = make_optimizer(model, config, precision)
     losses = torch.zeros(len(data.train))
-    history, best = restore(folder, model, optimizer, average, losses)
-    wrapped, prepared = accelerator.prepare(model, optimizer)
+    history, best = restore(state, model, optimizer, average, losses)
+    wrapped = distributed.parallel(model)
     if config.compile:
-        wrapped = torch.compile(wrapped)
+        wrapped = cast(nn.Module, torch.compile(wrapped))
     data = data_on(data, device)
     run = _Run(
-        accelerator=accelerator,
+        device=device,
         model=model,
         wrapped=wrapped,
-        optimizer=prepared,
+        optimizer=optimizer,
         average=average,
         data=data,
         config=config,
@@ -140,6 +154,7 @@ def train(
         shown=shown,
         steps=steps,
         losses=losses,
+        micro_batch=micro_batch,
     )
     for epoch in range(len(history), epochs):
         if _out_of_patience(history, config.patience):
@@ -166,37 +181,94 @@ def train(
         history.append(row)
         if config.patience and validation_loss <= min(one.validation_loss for one in history):
             best = {name: tensor.cpu().clone() for name, tensor in scored.state_dict().items()}
-        if accelerator.is_main_process:
-            save(folder, model, optimizer, average, losses, history=history, best=best)
-            if row.epoch % math.ceil(epochs / LINES) == 0 or row.epoch == epochs:
-                say(
-                    f"  {title} epoch {row.epoch}/{epochs}: loss {row.loss:.3f}, validation "
-                    f"{row.validation_top1:.2f} %, {row.images_per_second:.0f} images/s "
-                    f"({precision})"
-                )
+        if distributed.is_first():
+            save(
+                folder,
+                model,
+                optimizer,
+                average,
+                losses,
+                history=history,
+                best=best,
+                micro_batch=micro_batch,
+            )
+        _tell(row, epochs, title)
     if average is not None:
         model.load_state_dict(average.module.state_dict())
     if best is not None:
         model.load_state_dict(best)
-    accelerator.wait_for_everyone()
-    accelerator.free_memory()
+    distributed.wait_for_all()
     model.to("cpu").eval()
-    if accelerator.is_main_process:
-        if len(history) < epochs:
-            say(f"  {title}: no lower validation loss in {config.patience} epochs, stopped early")
-        for finding in diagnose(history, len(data.class_names)):
-            say(f"  [yellow]{finding}[/]")
+    if len(history) < epochs:
+        say(f"  {title}: no lower validation loss in {config.patience} epochs, stopped early")
+    for finding in diagnose(history, len(data.class_names)):
+        say(f"  [yellow]{finding}[/]")
     return history
+
+
+def _fitting_step(
+    model: nn.Module,
+    data: Data,
+    config: TrainConfig,
+    device: torch.device,
+    state: Mapping[str, Any] | None,
+) -> tuple[Precision, int]:
+    """Returns the arithmetic of a step and the images that it takes at once.
+
+    An interrupted training goes on with those it had: with others the last bits would be others.
+    """
+    if state is not None:
+        return state["history"][-1]["precision"], state["micro_batch"]
+    own_batch = config.batch_size // distributed.processes()
+    few = first_pixels(data.train, PROBE_IMAGES)
+    if config.precision == "auto":
+        fits = fitting_batch(model, few, own_batch, device, "fp32")
+        with waiting("timing fp32 and bf16"):
+            pixels = first_pixels(data.train, fits)
+            precision = distributed.decide(
+                lambda: choose_precision(model, pixels, device, training=True)
+            )
+    else:
+        precision = config.precision
+    micro_batch = fitting_batch(model, few, own_batch, device, precision)
+    if micro_batch < own_batch:
+        say(
+            f"  {own_batch} images at once need more than half of the memory that is free: "
+            f"gradients of {micro_batch} at a time are added up"
+        )
+    return precision, micro_batch
+
+
+def _batch_size(config: TrainConfig, n_images: int) -> int:
+    """Returns the images a step, of all processes together; each has as many of them."""
+    processes = distributed.processes()
+    size = batch_size_for(config, n_images)
+    each = size // processes
+    if each < SMALLEST_OWN_BATCH and processes > 1:
+        raise CompressError(
+            f"a batch of {size} images is too small for {processes} processes, each needs "
+            f"{SMALLEST_OWN_BATCH} of them; start fewer, or take larger batches or more images"
+        )
+    return each * processes
+
+
+def _tell(row: Epoch, epochs: int, title: str) -> None:
+    """Prints an epoch's line, unless there are very many."""
+    if row.epoch % math.ceil(epochs / LINES) == 0 or row.epoch == epochs:
+        say(
+            f"  {title} epoch {row.epoch}/{epochs}: loss {row.loss:.3f}, validation "
+            f"{row.validation_top1:.2f} %, {row.images_per_second:.0f} images/s ({row.precision})"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     """What stays the same from the first to the last epoch."""
 
-    accelerator: Accelerator
+    device: torch.device
     model: nn.Module
     wrapped: nn.Module
-    """The model as Accelerate runs it: itself, or DistributedDataParallel around it."""
+    """The model itself, or DistributedDataParallel around it."""
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     data: Data
@@ -212,6 +284,8 @@ class _Run:
     """Of each epoch."""
     losses: Tensor
     """float32 `[n_train]`, on the CPU: cross-entropy of each image when it was last seen."""
+    micro_batch: int
+    """Images whose gradients are computed at once; those of a step are added up."""
 
     def image_size(self, epoch: int) -> int:
         full = self.data.preprocess.size
@@ -224,58 +298,117 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float, float]:
     Everything random follows from seed and epoch, so that nothing but weights, momentum and losses
     has to be kept to continue an interrupted run exactly.
     """
-    accelerator, config = run.accelerator, run.config
-    device = accelerator.device
+    config, device = run.config, run.device
     this_epoch = View(seed=run.seed, number=epoch)
-    set_seed(this_epoch.generator(2).initial_seed() % 2**31)  # dropout, stochastic depth
+    salt = (2, distributed.place()) if distributed.place() else (2,)
+    _seed_all(this_epoch.generator(*salt).initial_seed() % 2**31)  # dropout, stochastic depth
     generator = this_epoch.generator(1)
     view = View(seed=run.seed, number=epoch % run.views) if run.views else this_epoch
     order = order_of_epoch(run.losses, run.shown[epoch], generator)
-    workers = accelerator.num_processes
-    if workers > 1:  # every process must make the same number of steps
-        order = order[: len(order) - len(order) % workers][accelerator.process_index :: workers]
     steps, before = run.steps[epoch], sum(run.steps[:epoch])
-    order = order[: steps * config.batch_size]  # without a last batch of a few
-    batches = run.data.train.batches(config.batch_size, order=order, view=view)
+    own_batch = config.batch_size // distributed.processes()
+    order = distributed.share(order)[: steps * own_batch]  # without a last batch of a few
+    batches = run.data.train.batches(own_batch, order=order, view=view)
     total, right, seen, lr = torch.zeros((), device=device), torch.zeros((), device=device), 0, 0.0
-    told: list[Tensor] = []
+    told: list[tuple[Tensor, Tensor]] = []
     run.model.train()
     title = f"{run.title} epoch {epoch + 1}/{len(run.steps)}"
     for step, raw in enumerate(track(batches, title, total=steps)):
         lr = learning_rate(before + step, sum(run.steps), config)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
-        pixels = raw.images.to(device, non_blocking=True).float()
-        targets = F.one_hot(raw.labels.to(device), len(run.data.class_names)).float()
-        if config.mixup:
-            pixels, targets = mixup(pixels, targets, config.mixup, generator)
-        size = run.image_size(epoch)
-        if size != pixels.shape[-1]:
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        batch = TrainBatch(pixels=pixels, targets=targets, index=raw.index, view=view)
-        with autocast(run.precision, device):
-            logits = run.wrapped(batch.pixels)
-        value = run.loss(logits.float(), batch)
         run.optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(value)
+        whole = _on_device(run, raw, view, generator, step=before + step, step_of_epoch=step)
+        parts = _parts(whole, run.micro_batch)
+        for number, part in enumerate(parts):
+            batch = _sized(part, run.image_size(epoch))
+            with _without_exchange(run.wrapped) if number < len(parts) - 1 else nullcontext():
+                with autocast(run.precision, device):
+                    logits = run.wrapped(batch.pixels)
+                value = run.loss(logits.float(), batch) * (len(batch.index) / len(whole.index))
+                value.backward()
+            total += value.detach()
+            right += (logits.argmax(1) == batch.targets.argmax(1)).sum()
+            seen += len(logits)
+            if config.image_share < 1:
+                own = F.cross_entropy(logits.detach().float(), batch.targets, reduction="none")
+                told.append((batch.index.to(device), own))
         if config.clip_norm:
-            accelerator.clip_grad_norm_(run.model.parameters(), config.clip_norm)
+            nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_norm)
         run.optimizer.step()
         if run.average is not None:
             run.average.update_parameters(run.model)
-        total += value.detach()
-        right += (logits.argmax(1) == batch.targets.argmax(1)).sum()
-        seen += len(logits)
-        if config.image_share < 1:
-            own = F.cross_entropy(logits.detach().float(), batch.targets, reduction="none")
-            told.append(torch.stack([raw.index.to(device).double(), own.double()]))
         if step % FINITE_CHECK_EVERY == 0 or step == steps - 1:
-            _check_finite(total, run.title, epoch, lr)
+            _check_finite(distributed.total(total), run.title, epoch, lr)
     if told:  # of all processes, so that they draw the same images next time
-        index, own = accelerator.gather(torch.cat(told, 1).T.contiguous()).T.cpu()
-        run.losses[index.long()] = own.float()
-    return total.item() / steps, 100 * right.item() / seen, lr
+        index, own = (torch.cat(column) for column in zip(*told, strict=True))
+        run.losses[torch.cat(distributed.gathered(index)).cpu()] = torch.cat(
+            distributed.gathered(own)
+        ).cpu()
+    of_all = distributed.processes()
+    mean_loss = distributed.total(total).item() / steps / of_all
+    return mean_loss, 100 * distributed.total(right).item() / (seen * of_all), lr
+
+
+def _on_device(
+    run: _Run,
+    raw: Batch,
+    view: View,
+    generator: torch.Generator,
+    *,
+    step: int,
+    step_of_epoch: int,
+) -> TrainBatch:
+    """Returns a step's images on the device, mixed."""
+    pixels = raw.images.to(run.device, non_blocking=True).float()
+    targets = F.one_hot(raw.labels.to(run.device), len(run.data.class_names)).float()
+    if run.config.mixup:
+        pixels, targets = mixup(pixels, targets, run.config.mixup, generator)
+    return TrainBatch(
+        pixels=pixels,
+        targets=targets,
+        index=raw.index,
+        view=view,
+        step=step,
+        step_of_epoch=step_of_epoch,
+    )
+
+
+def _parts(batch: TrainBatch, micro_batch: int) -> list[TrainBatch]:
+    """Splits a step's images into parts of like sizes, none larger than a micro-batch."""
+    count = -(-len(batch.index) // micro_batch)
+    if count == 1:
+        return [batch]
+    split = zip(
+        batch.pixels.tensor_split(count),
+        batch.targets.tensor_split(count),
+        batch.index.tensor_split(count),
+        strict=True,
+    )
+    return [
+        dataclasses.replace(batch, pixels=pixels, targets=targets, index=index)
+        for pixels, targets, index in split
+    ]
+
+
+def _sized(batch: TrainBatch, size: int) -> TrainBatch:
+    """Returns the images in a size, in the layout that convolutions like."""
+    pixels = batch.pixels
+    if size != pixels.shape[-1]:
+        pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+    return dataclasses.replace(batch, pixels=pixels.contiguous(memory_format=torch.channels_last))
+
+
+def _without_exchange(wrapped: nn.Module) -> AbstractContextManager[object]:
+    """Returns a context in which gradients are added up and not yet averaged over processes."""
+    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+
+
+def _seed_all(seed: int) -> None:
+    """Seeds all that a network may draw from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _out_of_patience(history: list[Epoch], patience: int) -> bool:

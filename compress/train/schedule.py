@@ -47,14 +47,18 @@ def images_of_epoch(epoch: int, epochs: int, share: float, n_images: int) -> int
 
 
 def epoch_lengths(
-    n_images: int, config: TrainConfig, workers: int
+    n_images: int, config: TrainConfig, processes: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the images and the steps of each epoch."""
-    epochs = epochs_to_run(config, steps_of_epoch(n_images // workers, config.batch_size))
+    """Returns the images and the steps of each epoch; the processes share images and batches."""
+
+    def steps(count: int) -> int:
+        return steps_of_epoch(count // processes, config.batch_size // processes)
+
+    epochs = epochs_to_run(config, steps(n_images))
     shown = tuple(
         images_of_epoch(epoch, epochs, config.image_share, n_images) for epoch in range(epochs)
     )
-    return shown, tuple(steps_of_epoch(count // workers, config.batch_size) for count in shown)
+    return shown, tuple(steps(count) for count in shown)
 
 
 def images_of_training(epochs: int, share: float, n_images: int) -> int:

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,12 @@ def save(
     *,
     history: list[Epoch],
     best: dict[str, Tensor] | None,
+    micro_batch: int,
 ) -> None:
-    """Writes all that `restore` needs, and the history as lines for people and plots."""
+    """Writes all that `restore` needs, and the history as lines for people and plots.
+
+    The micro-batch is kept because with another one the last bits are others.
+    """
     rows = [asdict(row) for row in history]
     packed = io.BytesIO()
     torch.save(
@@ -61,6 +66,7 @@ def save(
             "losses": losses,
             "history": rows,
             "best": best,
+            "micro_batch": micro_batch,
         },
         packed,
     )
@@ -68,25 +74,32 @@ def save(
     write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def restore(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    losses: Tensor,
-) -> tuple[list[Epoch], dict[str, Tensor] | None]:
-    """Puts all that `save` was given back where an interrupted training left it, in place.
-
-    Returns:
-        The epochs behind it, none if nothing was saved; and the best state so far, if one is kept.
-    """
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """Returns what `save` wrote into a folder, None if there is nothing whole."""
     path = folder / STATE
     packed = read_checked(path)
     if packed is None:
         if path.is_file():
             say(f"  {path} is damaged: this training starts anew")
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(packed), weights_only=True, map_location="cpu")
+    return state
+
+
+def restore(
+    state: dict[str, Any] | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    losses: Tensor,
+) -> tuple[list[Epoch], dict[str, Tensor] | None]:
+    """Puts a saved state back, in place.
+
+    Returns:
+        The epochs behind it, none if nothing was saved; and the best state so far, if one is kept.
+    """
+    if state is None:
         return [], None
-    state = torch.load(io.BytesIO(packed), weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if average is not None:

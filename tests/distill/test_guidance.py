@@ -8,7 +8,8 @@ from compress.architectures.build import build
 from compress.data.load import Data
 from compress.data.splits import View
 from compress.distill.config import GuidanceConfig, check_views, loss_text
-from compress.distill.guidance import ask_all, guided_loss, stored_answers, views_to_ask
+from compress.distill.guidance import ask_all, guided_loss, views_to_ask
+from compress.distill.stored import stored_logits
 from compress.distill.teachers import Voice, checkpoint_teacher, open_teacher
 from compress.train.config import TrainConfig
 from compress.train.loop import TrainBatch
@@ -18,7 +19,14 @@ from tests.conftest import saved, student_spec
 def first_batch(data: Data, view: View) -> TrainBatch:
     raw = next(iter(data.train.batches(32, view=view)))
     targets = torch.nn.functional.one_hot(raw.labels, 10).float()
-    return TrainBatch(pixels=raw.images.float(), targets=targets, index=raw.index, view=view)
+    return TrainBatch(
+        pixels=raw.images.float(),
+        targets=targets,
+        index=raw.index,
+        view=view,
+        step=0,
+        step_of_epoch=0,
+    )
 
 
 @pytest.fixture
@@ -42,21 +50,34 @@ def test_stored_answers_equal_live_ones(digits: Data, tmp_path: Path, voices: li
     for views in (0, 2):
         guidance = GuidanceConfig(views=views, fresh_views=False)
         asked = views_to_ask(guidance, seed=3)
-        stored = stored_answers(voices, digits, asked, store=tmp_path / "store")
+        stored = stored_logits(voices, digits, asked, store=tmp_path / "store")
         loss = guided_loss(voices, stored, guidance, TrainConfig())
         batch = first_batch(digits, View(seed=3, number=1))
         losses[views] = loss(student(batch.pixels), batch).item()
     assert losses[2] == pytest.approx(losses[0], rel=1e-2)  # stored in half precision
-    assert len(list((tmp_path / "store").iterdir())) == 4
-    again = stored_answers(voices, digits, asked, store=tmp_path / "store")
+    assert len(list((tmp_path / "store").glob("*.npy"))) == 4
+    again = stored_logits(voices, digits, asked, store=tmp_path / "store")
     assert again.seconds > 0  # what it took then, not now
+    assert all(logits.dtype == "float16" for view in again.views for logits in view)
+
+
+def test_damaged_stored_logits_are_computed_again(
+    digits: Data, tmp_path: Path, voices: list[Voice], capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = torch.arange(50)
+    before = stored_logits(voices, digits, [None], store=tmp_path).rows(index, 0)
+    for path in tmp_path.glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    after = stored_logits(voices, digits, [None], store=tmp_path).rows(index, 0)
+    assert torch.equal(before, after)
+    assert capsys.readouterr().err.count("computing the teacher's logits again") == 2
 
 
 def test_the_mean_answer_stands_for_views_that_the_teacher_never_saw(
     digits: Data, tmp_path: Path, voices: list[Voice]
 ) -> None:
     guidance = GuidanceConfig(alpha=1.0, temperature=1.0, views=2)
-    stored = stored_answers(voices, digits, views_to_ask(guidance, seed=3), store=tmp_path)
+    stored = stored_logits(voices, digits, views_to_ask(guidance, seed=3), store=tmp_path)
     loss = guided_loss(voices, stored, guidance, TrainConfig())
     batch = first_batch(digits, View(seed=3, number=7))
     student = torch.randn(32, 10)
@@ -73,7 +94,7 @@ def test_the_mean_answer_stands_for_views_that_the_teacher_never_saw(
 def test_stored_answers_refuse_blended_pictures(
     digits: Data, tmp_path: Path, voices: list[Voice]
 ) -> None:
-    stored = stored_answers(voices, digits, [], store=tmp_path)
+    stored = stored_logits(voices, digits, [], store=tmp_path)
     train = TrainConfig(mixup=0.2)
     with pytest.raises(ValueError, match="set guidance.views = 0"):
         guided_loss(voices, stored, GuidanceConfig(), train)

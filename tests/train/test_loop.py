@@ -130,7 +130,15 @@ def test_the_saved_state_is_plain_data(digits: Data, tmp_path: Path) -> None:
     packed = read_checked(tmp_path / STATE)
     assert packed is not None
     state = torch.load(io.BytesIO(packed), weights_only=True)
-    assert sorted(state) == ["average", "best", "history", "losses", "model", "optimizer"]
+    assert sorted(state) == [
+        "average",
+        "best",
+        "history",
+        "losses",
+        "micro_batch",
+        "model",
+        "optimizer",
+    ]
 
 
 def test_the_history_has_a_row_an_epoch_with_units(digits: Data, tmp_path: Path) -> None:
