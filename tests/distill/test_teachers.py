@@ -106,7 +106,9 @@ def test_a_run_learns_from_several_teachers(finished_run: Path, tmp_path: Path) 
     assert teacher["details"]["taken_from"] == str(small)
     assert student["parameters"] < teacher["parameters"]  # a larger width, but two stages less
     assert student["top1"] > 90
-    assert len(list((tmp_path / "run" / "teacher-answers").glob("*.npy"))) == 2  # one of each teacher
+    assert (
+        len(list((tmp_path / "run" / "teacher-answers").glob("*.npy"))) == 2
+    )  # one of each teacher
     again = CliRunner().invoke(main, command)
     assert "distill: done before" in again.output
     other = [part.replace("=0.5", "=0.7") for part in command]
