@@ -31,4 +31,7 @@ class DataConfig:
         float,
         Field(gt=0, le=1, description="Smallest share of the area a random crop keeps (folders)."),
     ] = 0.35
-    workers: Annotated[int, Field(ge=0, description="Processes that decode images (folders).")] = 2
+    threads: Annotated[
+        int,
+        Field(ge=0, description="Threads that decode images (folders); 0: one for each core."),
+    ] = 0

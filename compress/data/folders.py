@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from compress.data.image import range_warning, read_image
 from compress.errors import DataError
@@ -22,16 +24,35 @@ MAX_UNREADABLE = 0.1
 """Share of unreadable images above which something is wrong with the set, not with a file."""
 NAMED_UNREADABLE = 5
 """Unreadable files named in the warning; all are counted."""
+CHECKED_AT_ONCE = 1024
+"""Images handed to the threads together: a million waiting ones would take gigabytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Some images of a data set in folders."""
+
+    names: list[str]
+    """Paths below the set's root."""
+    labels: Tensor
+    """int64 `[n_images]`."""
+
+    def chosen(self, places: Tensor) -> Listing:
+        """Returns the images at some places."""
+        names = [self.names[place] for place in places.tolist()]
+        return Listing(names=names, labels=self.labels[places])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:
     """The readable images of a data set in folders."""
 
+    root: Path
     class_names: tuple[str, ...]
-    files: dict[str, list[tuple[Path, int]]]
-    """By split (`train`, and `val` or `test` or both): path and class index."""
-    unreadable: tuple[Path, ...]
+    splits: dict[str, Listing]
+    """`train`, and `val` or `test` or both."""
+    unreadable: tuple[str, ...]
+    """Paths below the root."""
     digest: str
     """Of all paths, sizes and modification times, and of which images are left out."""
 
@@ -54,94 +75,117 @@ def read_folders(root: Path) -> Folders:
         raise DataError(
             f"{root}/train holds {len(class_names)} folders of classes, it needs two or more"
         )
-    listed = {split: _list_split(root / split, class_names) for split in splits}
-    everything = [path for files in listed.values() for path, _ in files]
-    listing = _digest(root, everything)
-    left_out = _unreadable(root, everything, cache_folder() / "folders" / f"{listing}.json")
-    digest = hashlib.sha256(json.dumps([listing, left_out]).encode()).hexdigest()[:32]
-    unreadable = [root / name for name in left_out]
-    if len(unreadable) > MAX_UNREADABLE * len(everything):
+    content = hashlib.sha256()
+    listed = {split: _list_split(root, split, class_names, content) for split in splits}
+    names = [name for split in listed.values() for name in split.names]
+    digest = content.hexdigest()[:32]
+    unreadable = _unreadable(root, names, cache_folder() / "folders" / f"{digest}.json")
+    if len(unreadable) > MAX_UNREADABLE * len(names):
         raise DataError(
-            f"{len(unreadable)} of {len(everything)} images under {root} cannot be read, "
-            f"{_named(unreadable)}; repair or remove them"
+            f"{len(unreadable)} of {len(names)} images under {root} cannot be read, "
+            f"{_named(root, unreadable)}; repair or remove them"
         )
-    bad = set(unreadable)
-    readable = {
-        split: [(path, label) for path, label in files if path not in bad]
-        for split, files in listed.items()
-    }
-    for split, files in readable.items():
-        missing = _missing(class_names, files)
+    readable = {split: _without(one, set(unreadable)) for split, one in listed.items()}
+    for split, one in readable.items():
+        missing = _missing(class_names, one)
         if split == "train" and missing:
             raise DataError(
                 f"{root}/train has no readable image of: {missing}; add some or remove the folder"
             )
-        if not files:
+        if not one.names:
             raise DataError(f"{root / split} has no readable image")
     return Folders(
-        class_names=class_names, files=readable, unreadable=tuple(unreadable), digest=digest
+        root=root,
+        class_names=class_names,
+        splits=readable,
+        unreadable=tuple(unreadable),
+        digest=hashlib.sha256(json.dumps([digest, unreadable]).encode()).hexdigest()[:32],
     )
 
 
 def folder_warnings(folders: Folders) -> Iterator[str]:
     """Yields what is odd about folders that can be used all the same."""
     if count := len(folders.unreadable):
-        yield f"{count} unreadable image{'s' * (count > 1)} left out: {_named(folders.unreadable)}"
-    for split, files in folders.files.items():
-        if missing := _missing(folders.class_names, files):
+        named = _named(folders.root, folders.unreadable)
+        yield f"{count} unreadable image{'s' * (count > 1)} left out: {named}"
+    for split, listing in folders.splits.items():
+        if missing := _missing(folders.class_names, listing):
             yield f"{split}/ has no image of: {missing}; its top-1 says nothing about them"
-    if warning := range_warning([path for path, _ in folders.files["train"]]):
+    if warning := range_warning(folders.root, folders.splits["train"].names):
         yield warning
 
 
-def _missing(class_names: Sequence[str], files: Sequence[tuple[Path, int]]) -> str:
+def _missing(class_names: Sequence[str], listing: Listing) -> str:
     """Returns the classes that a split lacks, in words; empty if there are none."""
-    there = {label for _, label in files}
+    there = set(listing.labels.unique().tolist())
     return ", ".join(name for label, name in enumerate(class_names) if label not in there)
 
 
-def _named(paths: Sequence[Path]) -> str:
-    shown = ", ".join(str(path) for path in paths[:NAMED_UNREADABLE])
-    more = len(paths) - NAMED_UNREADABLE
+def _named(root: Path, names: Sequence[str]) -> str:
+    shown = ", ".join(str(root / name) for name in names[:NAMED_UNREADABLE])
+    more = len(names) - NAMED_UNREADABLE
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _list_split(folder: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
+def _without(listing: Listing, left_out: set[str]) -> Listing:
+    kept = torch.tensor([name not in left_out for name in listing.names], dtype=torch.bool)
+    return listing if bool(kept.all()) else listing.chosen(kept.nonzero().squeeze(1))
+
+
+def _list_split(
+    root: Path, split: str, class_names: Sequence[str], content: hashlib._Hash
+) -> Listing:
+    """Lists a split's images; the digest takes in their names, sizes and modification times."""
     Image.init()
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = []
-    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if class_folder.name not in class_names:
-            raise DataError(f"{class_folder} is a class that train/ does not have")
-        label = class_names.index(class_folder.name)
-        images = (path for path in class_folder.rglob("*") if path.suffix.lower() in known)
-        files += [(path, label) for path in sorted(images)]
-    return files
+    label_of = {name: label for label, name in enumerate(class_names)}
+    names: list[str] = []
+    counts = [0] * len(class_names)
+    with os.scandir(root / split) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir())
+    for class_name in folders:
+        if class_name not in label_of:
+            raise DataError(f"{root / split / class_name} is a class that train/ does not have")
+        found = sorted(_images_below(root, f"{split}/{class_name}", known))
+        for name, facts in found:
+            content.update(os.fsencode(name) + facts.encode())
+        names += [name for name, _ in found]
+        counts[label_of[class_name]] = len(found)
+    labels = torch.arange(len(class_names)).repeat_interleave(torch.tensor(counts))
+    return Listing(names=names, labels=labels)
 
 
-def _digest(root: Path, files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        stat = path.stat()
-        digest.update(os.fsencode(path.relative_to(root)))
-        digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]
+def _images_below(root: Path, folder: str, suffixes: Set[str]) -> Iterator[tuple[str, str]]:
+    """Yields each image's path below the root, and its size and modification time."""
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            name = f"{folder}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _images_below(root, name, suffixes)
+            elif Path(entry.name).suffix.lower() in suffixes:
+                facts = entry.stat()
+                yield name, f"\0{facts.st_size}\0{facts.st_mtime_ns}\n"
 
 
-def _unreadable(root: Path, files: Sequence[Path], cache: Path) -> list[str]:
+def _unreadable(root: Path, names: Sequence[str], cache: Path) -> list[str]:
     """Returns the images that cannot be read, by their paths below the root.
 
     Args:
         root: of the data set; it may have been moved since the cache was written.
-        files: all images below it.
+        names: all images below it.
         cache: remembers the answer for a listing.
     """
     with suppress(OSError, ValueError, TypeError, KeyError):  # none yet, or damaged: look again
         return [str(name) for name in json.loads(cache.read_text(encoding="utf-8"))["unreadable"]]
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
-        checks = track(pool.map(_is_readable, files), "checking images", total=len(files))
-        pairs = zip(files, checks, strict=True)
-        unreadable = [str(path.relative_to(root)) for path, good in pairs if not good]
+
+    def checked() -> Iterator[bool]:
+        with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
+            for start in range(0, len(names), CHECKED_AT_ONCE):
+                few = names[start : start + CHECKED_AT_ONCE]
+                yield from pool.map(lambda name: _is_readable(root / name), few)
+
+    checks = track(checked(), "checking images", total=len(names))
+    unreadable = [name for name, good in zip(names, checks, strict=True) if not good]
     write_text(cache, json.dumps({"unreadable": unreadable}))
     return unreadable
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import errno
 import io
-import multiprocessing
 import stat
 import threading
 import warnings
@@ -90,14 +89,18 @@ def read_image(path: Path, mode: Mode) -> Image.Image:
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def range_warning(paths: Sequence[Path]) -> str | None:
+def range_warning(root: Path, names: Sequence[str]) -> str | None:
     """Looks at some dozens of a set's images, all over it, together.
+
+    Args:
+        root: of the set.
+        names: paths below it.
 
     Returns:
         A warning if they use less than an eighth of 0..255, as 12-bit data in 16-bit files do.
     """
-    count = min(len(paths), SAMPLED)
-    sample = [paths[place * len(paths) // count] for place in range(count)]
+    count = min(len(names), SAMPLED)
+    sample = [root / names[place * len(names) // count] for place in range(count)]
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
         shares = np.cumsum(sum(pool.map(_histogram, sample), np.zeros(256)))
     low, high = np.searchsorted(shares, (OUTLIERS * shares[-1], (1 - OUTLIERS) * shares[-1]))
@@ -171,8 +174,8 @@ def _decode(content: bytes, path: Path) -> Image.Image:
 
 
 def _tell_of_frames(path: Path) -> None:
-    """Says once per run that only first frames are used; workers leave it to their parent."""
-    if multiprocessing.parent_process() is None and _frames_told.acquire(blocking=False):
+    """Says once per run that only first frames are used."""
+    if _frames_told.acquire(blocking=False):
         say(f"{path} has several frames or pages: of it, and others like it, the first is used")
 
 

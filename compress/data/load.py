@@ -14,10 +14,12 @@ from torch import Tensor
 
 from compress.data.config import DataConfig
 from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
-from compress.data.folders import folder_warnings, read_folders
+from compress.data.folders import Listing, folder_warnings, read_folders
 from compress.data.preprocess import Preprocess
 from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_split
+from compress.distributed import processes_here
 from compress.errors import CompressError
+from compress.measure.host import allowed_cores
 from compress.progress import say
 from compress.settings import nearest
 
@@ -178,26 +180,25 @@ def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
         std=IMAGENET_STD,
     )
 
-    def split(files: list[tuple[Path, int]]) -> FolderSplit:
+    def split(listed: Listing) -> FolderSplit:
         return FolderSplit(
-            files=[path for path, _ in files],
-            labels=torch.tensor([label for _, label in files]),
+            root=root,
+            names=listed.names,
+            labels=listed.labels,
             preprocess=preprocess,
             flip=config.flip != "off",
             min_scale=config.min_scale,
-            workers=config.workers,
+            threads=config.threads or max(1, allowed_cores() // processes_here()),
         )
 
     split_rule = _split_rule(config, seed)
-    train, held_out = folders.files["train"], folders.files.get("val")
-    if held_out is None or "test" not in folders.files:  # one of them is missing: split off train
-        kept, taken = stratified_split(
-            torch.tensor([label for _, label in train]), config.validation, seed
-        )
-        test = folders.files.get("test", held_out)
-        train, held_out = [train[i] for i in kept], [train[i] for i in taken]
+    train, held_out = folders.splits["train"], folders.splits.get("val")
+    if held_out is None or "test" not in folders.splits:  # one of them is missing: split off train
+        kept, taken = stratified_split(train.labels, config.validation, seed)
+        test = folders.splits.get("test", held_out)
+        train, held_out = train.chosen(kept), train.chosen(taken)
     else:
-        test = folders.files["test"]
+        test = folders.splits["test"]
         split_rule = "the folder's own"
     assert held_out is not None
     assert test is not None
@@ -216,7 +217,7 @@ def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
 
 def _fingerprint(content: str, config: DataConfig, seed: int) -> str:
     facts = {**dataclasses.asdict(config), "seed": seed, "content": content}
-    del facts["workers"]  # how many processes decode changes no image
+    del facts["threads"]  # how many decode changes no image
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

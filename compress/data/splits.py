@@ -1,14 +1,16 @@
 """The two kinds of split, in memory and in folders, behind one function: `batches`.
 
 An augmented *view* of a split is fixed by its seed and number: image `i` looks the same in view
-`v` whatever the batch order, the number of workers or the epoch. So a teacher's answers to a view
+`v` whatever the batch order, the number of threads or the epoch. So a teacher's answers to a view
 can be stored and reused, and an interrupted run continues exactly as an undisturbed one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,12 +19,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
+from compress.data.augment import random_flip, random_resized_crop
 from compress.data.image import read_image
 from compress.data.preprocess import Preprocess, channels_first, picture_to_pixels
-from compress.errors import DataError
+from compress.distributed import device
+
+AHEAD = 2
+"""Batches that are decoded while one trains on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,63 +142,58 @@ def shifted_crop(images: Tensor, top: Tensor, left: Tensor, *, margin: int) -> T
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSplit:
-    """Image files, decoded by worker processes."""
+    """Image files, decoded by threads: Pillow works outside of Python's lock.
 
-    files: Sequence[Path]
+    Processes would have to be forked from one that is large, or started anew for each epoch.
+    """
+
+    root: Path
+    names: Sequence[str]
+    """Paths below the root; as text they take a tenth of the memory of `Path`s."""
     labels: Tensor
     preprocess: Preprocess
     flip: bool
     min_scale: float
-    workers: int
+    threads: int
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def batches(
         self, batch_size: int, *, order: Tensor | None = None, view: View | None = None
     ) -> Iterator[Batch]:
         """See `Split.batches`."""
         order = torch.arange(len(self)) if order is None else order
-        pictures = _Pictures(self, order, view)
-        few = len(order) <= 2 * batch_size  # not worth starting processes for
-        loader = DataLoader(pictures, batch_size, num_workers=0 if few else self.workers)
-        for (images,), index in zip(_in_words(loader), order.split(batch_size), strict=True):
-            yield Batch(images=images, labels=self.labels[index], index=index)
+        # Beside a GPU the next batches are decoded while one trains; on a CPU both would share the
+        # cores, and one after the other is faster.
+        ahead = 0 if device().type == "cpu" else AHEAD
+        waiting: deque[tuple[Tensor, list[Future[Tensor]]]] = deque()
+        pool = ThreadPoolExecutor(self.threads)
+        try:
+            for index in order.split(batch_size):
+                images = [pool.submit(self.pixels, place, view) for place in index.tolist()]
+                waiting.append((index, images))
+                if len(waiting) > ahead:
+                    yield self._batch(*waiting.popleft())
+            while waiting:
+                yield self._batch(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _batch(self, index: Tensor, images: Sequence[Future[Tensor]]) -> Batch:
+        whole = torch.stack([image.result() for image in images])
+        return Batch(images=whole, labels=self.labels[index], index=index)
 
     def pixels(self, index: int, view: View | None) -> Tensor:
         """Returns one image as uint8 `[channels, size, size]`."""
-        picture = read_image(self.files[index], self.preprocess.mode)
+        picture = read_image(self.root / self.names[index], self.preprocess.mode)
         if view is None:
             return torch.from_numpy(picture_to_pixels(picture, self.preprocess))
-        # torchvision draws from the global generator: seed it, and leave it as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(view.generator(index).initial_seed())
-            return torch.from_numpy(channels_first(self._augmentation()(picture)))
-
-    def _augmentation(self) -> v2.Compose:
-        crop = v2.RandomResizedCrop(self.preprocess.size, scale=(self.min_scale, 1.0))
-        return v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if self.flip else 0.0)])
-
-
-def _in_words(loader: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
-    """Yields a loader's batches; of a worker's error only its own message is kept."""
-    try:
-        yield from loader
-    except DataError as error:  # torch puts the worker's traceback before it
-        raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
-
-
-class _Pictures(Dataset[tuple[Tensor]]):
-    """What DataLoader wants to see of a FolderSplit."""
-
-    def __init__(self, split: FolderSplit, order: Tensor, view: View | None) -> None:
-        self.split, self.order, self.view = split, order, view
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, position: int) -> tuple[Tensor]:
-        return (self.split.pixels(int(self.order[position]), self.view),)
+        generator = view.generator(index)
+        picture = random_resized_crop(picture, self.preprocess.size, self.min_scale, generator)
+        if self.flip:
+            picture = random_flip(picture, generator)
+        return torch.from_numpy(channels_first(picture).copy())
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ def test_16_bit_images_are_trained_on_and_scored_in_their_grays(
             (tmp_path / split / name).mkdir(parents=True)
             gray = np.full((32, 32), wide, np.uint16)
             Image.fromarray(gray).save(tmp_path / split / name / f"0.{suffix}")
-    data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16, workers=0), seed=0)
+    data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16), seed=0)
     assert data.class_names == ("bright", "dark")
     for view in (None, View(seed=0, number=0)):
         images = next(iter(data.train.batches(2, view=view))).images
@@ -101,7 +101,7 @@ def test_scored_and_trained_images_are_turned_alike(tmp_path: Path) -> None:
             (tmp_path / split / name).mkdir(parents=True)
             for number in range(2):
                 Image.fromarray(half).save(tmp_path / split / name / f"{number}.png", exif=exif)
-    config = DataConfig(size=16, workers=0, flip="off", min_scale=1.0)
+    config = DataConfig(size=16, flip="off", min_scale=1.0)
     data = load_data(f"imagefolder:{tmp_path}", config, seed=0)
     for view in (None, View(seed=0, number=0)):
         images = next(iter(data.train.batches(1, view=view))).images
@@ -116,19 +116,19 @@ def test_odd_sizes_are_trained_on(tmp_path: Path, size: tuple[int, int]) -> None
             (tmp_path / split / name).mkdir(parents=True)
             for number in range(2):
                 Image.new("L", size, 99).save(tmp_path / split / name / f"{number}.png")
-    data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16, workers=0), seed=0)
+    data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16), seed=0)
     for view in (None, View(seed=0, number=0)):
         assert (next(iter(data.train.batches(2, view=view))).images == 99).all()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_damaged_after_the_check_is_told_in_a_line(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_image_damaged_after_the_check_is_told_in_a_line(tmp_path: Path, threads: int) -> None:
     for split in ("train", "val", "test"):
         for name in ("a", "b"):
             (tmp_path / split / name).mkdir(parents=True)
             for number in range(10):
                 Image.new("L", (20, 20), 99).save(tmp_path / split / name / f"{number}.png")
-    data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16, workers=workers), seed=0)
+    data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16, threads=threads), seed=0)
     damaged = tmp_path / "train" / "a" / "3.png"
     damaged.write_text("no picture")
     with pytest.raises(DataError) as caught:
