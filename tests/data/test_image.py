@@ -3,8 +3,6 @@ import io
 import os
 import random
 import struct
-import subprocess
-import sys
 import threading
 import zlib
 from collections.abc import Iterator
