@@ -246,6 +246,20 @@ def test_one_run_one_process_and_a_lock_left_behind_is_taken_over(tmp_path: Path
     assert not (out / ".lock").exists()
 
 
+def test_two_runs_share_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both probe the arithmetic and time the layers, at about the same moment."""
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
+    recipe = ("--data", "digits", "--pipeline", "smoke", "--until", "prune")
+    runs = [tmp_path / name for name in ("one", "other")]
+    processes = [start("run", "simple_cnn", *recipe, "--out", str(run)) for run in runs]
+    for run, process in zip(runs, processes, strict=True):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert "damaged" not in errors
+        load_checkpoint(run / "2-prune")
+    assert not list((tmp_path / "cache").rglob("*.unfinished"))
+
+
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = teacher_only(out)
