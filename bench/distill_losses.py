@@ -30,7 +30,6 @@ import click
 import torch
 
 from bench.results_file import add_to_results, commands_text, read_results, spread_text
-from compress.allocator import keep_freed_memory
 from compress.architectures.build import build
 from compress.checkpoint import load_checkpoint
 from compress.context import Context
@@ -231,7 +230,6 @@ def _cells(row: Row) -> tuple[str, ...]:
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each variant.")
 def main(card: str, folders: tuple[Path, ...], variants: str, epochs: int, seeds: int) -> None:
     """Compare ways of learning from teachers with learning alone, at equal cost."""
-    keep_freed_memory()
     teachers = [load_checkpoint(folder) for folder in folders]
     names = tuple(
         f"{folder.parent.name} {read_stage_report(folder).top1:.2f} %" for folder in folders

@@ -5,7 +5,8 @@
 Both train the same network on the same images, in turns; the bare loop has no augmentation, no
 progress bar, no checks and no checkpoint. For distillation the teacher's answers are read from
 memory or asked live, in both. The bare loop runs twice: with freed memory kept, as `compress` has
-it, and as PyTorch runs by itself. Writes bench/results/train_speed.json and a page.
+it, and as PyTorch runs by itself. Writes bench/results/train_speed.json and a page. With --neighbor
+see bench/neighbor.py.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.allocator import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+from bench.neighbor import PAGE as NEIGHBOR_PAGE
+from bench.neighbor import compare_neighbors
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import load_checkpoint, write_json
@@ -39,6 +41,7 @@ from compress.distill.teachers import Voice, checkpoint_teacher, open_teacher
 from compress.measure.host import Host, describe_host
 from compress.paths import atomic_write
 from compress.pipeline import model_spec
+from compress.process import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from compress.progress import say
 from compress.recipe import load_card
 from compress.report.render import host_text, markdown_table
@@ -63,7 +66,7 @@ COLUMNS = (
 INTRODUCTION = """\
 Our loop against a bare PyTorch loop (channels_last, the faster precision, no augmentation, no
 checks), in turns on the same images; medians, and the median of the turns' ratios. *By itself*:
-without what `compress` sets for its process, that freed memory is kept (compress/allocator.py)."""
+without what `compress` sets for its process, that freed memory is kept (compress/process.py)."""
 MIB = 2**20
 
 
@@ -216,8 +219,15 @@ def results_markdown(results: Results) -> str:
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="Turns of each training.")
-def main(rounds: int) -> None:
+@click.option(
+    "--neighbor", is_flag=True, help="Instead: a small network beside another busy process."
+)
+def main(rounds: int, neighbor: bool) -> None:
     """Compare our training loop's images a second with a bare loop's."""
+    if neighbor:
+        compare_neighbors(rounds)
+        click.echo(NEIGHBOR_PAGE)
+        return
     checkpoint = load_checkpoint(FOLDER)
     data = data_of(checkpoint)
     voice = open_teacher(checkpoint_teacher(checkpoint), data, CPU)

@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 
-from compress.allocator import keep_freed_memory
 from compress.errors import CompressError
 from compress.paths import cache_folder
+from compress.process import prepare_process
 
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 """What torch says on CPU and GPU."""
@@ -53,7 +53,7 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; with --debug its errors keep their tracebacks."""
-        keep_freed_memory()
+        prepare_process()
         try:
             with _insistent_interrupts():
                 if not _has_companions():

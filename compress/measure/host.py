@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from compress.measure.cgroup import UNLIMITED, cpu_quota
 
 LIBRARIES = (
     *("torch", "torchvision", "torch-pruning", "onnx", "onnxruntime"),
@@ -59,7 +62,22 @@ def cpu_name() -> str:
 
 
 def allowed_cores() -> int:
-    """Returns the number of cores this process may run on."""
+    """Returns on how many cores this process may compute at once.
+
+    That is the cores of its affinity mask, but no more than the CPU quota of its cgroups pays for,
+    rounded up: of further threads the kernel would always hold one back while the others wait.
+    """
+    quota = cpu_quota()
+    cores = _cores_in_mask()
+    return cores if quota == UNLIMITED else max(1, min(cores, math.ceil(quota)))
+
+
+def is_quota_short() -> bool:
+    """Tells whether the quota allows less than the affinity mask does."""
+    return allowed_cores() < _cores_in_mask()
+
+
+def _cores_in_mask() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
