@@ -16,6 +16,12 @@ from compress.program import FOLDER, RUNS, Program, StageCommand, starting
 from compress.trust import trust_option
 
 DEFAULT_DATA, DEFAULT_PIPELINE = "fashion-mnist", "default"
+remeasure_option = click.option(
+    "--remeasure",
+    is_flag=True,
+    help="Time everything anew on this machine instead of taking what is remembered, and run the "
+    "stages again that latency decides.",
+)
 
 
 @click.group(
@@ -63,6 +69,7 @@ def main(debug: bool) -> None:
 @click.option("--from", "first", metavar="STAGE", help="Run this stage and later ones again.")
 @click.option("--until", "last", metavar="STAGE", help="Stop after this stage.")
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
+@remeasure_option
 @trust_option
 def run(
     model: str,
@@ -74,6 +81,7 @@ def run(
     first: str | None,
     last: str | None,
     out: Path | None,
+    remeasure: bool,
 ) -> None:
     """Run all stages of a recipe for MODEL, a model card's name or file.
 
@@ -99,7 +107,16 @@ def run(
         given = read_teachers(teachers)
         loaded = load_data(data, recipe.data, seed=recipe.seed)
         claim_run(folder, model=model, pipeline=pipeline, data=loaded)
-        report = run_recipe(card, recipe, loaded, folder, teachers=given, first=first, last=last)
+        report = run_recipe(
+            card,
+            recipe,
+            loaded,
+            folder,
+            teachers=given,
+            first=first,
+            last=last,
+            remeasure=remeasure,
+        )
     print_report(report, folder)
 
 
@@ -112,8 +129,9 @@ def run(
     help="fashion-mnist, digits or imagefolder:PATH.",
 )
 @click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
+@remeasure_option
 @trust_option
-def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
+def train(model: str, data: str, out: Path | None, remeasure: bool, **settings: Any) -> None:
     """Train the teacher of MODEL alone.
 
     \b
@@ -126,6 +144,7 @@ def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
     config = stage_config("teacher", settings)
     with starting():
         from compress.data.load import load_data
+        from compress.measure.memory import now
         from compress.pipeline import run_stage
         from compress.request import Request
         from compress.run_folder import claim_run, owned_run, stage_folder
@@ -146,6 +165,8 @@ def train(model: str, data: str, out: Path | None, **settings: Any) -> None:
                 data=loaded,
                 measure=recipe.measure,
                 seed=recipe.seed,
+                again=remeasure,
+                measured_since=now() if remeasure else "",
             )
         )
     click.echo(checkpoint.folder)
@@ -173,9 +194,14 @@ def _stage_command(stage: str, help_text: str) -> None:
         help="Whom to learn from: a checkpoint folder, with which the result is compared too; may "
         "be repeated, also with ONNX files.  [default: the teacher of the same run]",
     )
+    @remeasure_option
     @trust_option
     def command(
-        source: Path | None, out: Path | None, teachers: tuple[str, ...], **settings: Any
+        source: Path | None,
+        out: Path | None,
+        teachers: tuple[str, ...],
+        remeasure: bool,
+        **settings: Any,
     ) -> None:
         from compress.options import stage_config
 
@@ -183,7 +209,9 @@ def _stage_command(stage: str, help_text: str) -> None:
         with starting():
             from compress.single import run_single_stage
 
-        checkpoint = run_single_stage(stage, config, source=source, out=out, teachers=teachers)
+        checkpoint = run_single_stage(
+            stage, config, source=source, out=out, teachers=teachers, remeasure=remeasure
+        )
         click.echo(checkpoint.folder)
 
 

@@ -42,8 +42,9 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
 @click.argument("checkpoint", type=FOLDER)
 @click.option("--images", default=1000, show_default=True, help="Validation images to score.")
 @click.option("--calib", default=512, show_default=True, help="Calibration images.")
+@click.option("--remeasure", is_flag=True, help="Time the layers anew, whatever is remembered.")
 @trust_option
-def sensitivity(checkpoint: Path, images: int, calib: int) -> None:
+def sensitivity(checkpoint: Path, images: int, calib: int, remeasure: bool) -> None:
     """Show what each layer of CHECKPOINT (a float one) would lose and gain in int8.
 
     Writes sensitivity.json and sensitivity.html, with a plot, into the checkpoint's folder.
@@ -57,7 +58,7 @@ def sensitivity(checkpoint: Path, images: int, calib: int) -> None:
         from compress.report.layers import EXPLANATION, LAYERS_HTML, layers_table
         from compress.terminal import print_table
 
-    report = analyse_layers(checkpoint, QuantizeConfig(calib=calib), images)
+    report = analyse_layers(checkpoint, QuantizeConfig(calib=calib), images, remeasure=remeasure)
     click.echo(EXPLANATION)
     print_table(layers_table(report))
     click.echo(checkpoint / LAYERS_HTML)

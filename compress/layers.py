@@ -9,6 +9,7 @@ from compress.checkpoint import load_checkpoint
 from compress.context import Context
 from compress.errors import CompressError
 from compress.measure.host import describe_host
+from compress.measure.memory import measuring_for, now
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.ptq import without_repairs
 from compress.quantize.sensitivity import analyse
@@ -18,13 +19,16 @@ from compress.single import data_of, measure_of
 from compress.train.evaluate import evaluate
 
 
-def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersReport:
+def analyse_layers(
+    folder: Path, config: QuantizeConfig, images: int, *, remeasure: bool = False
+) -> LayersReport:
     """Measures each layer of a float checkpoint and writes the report into its folder.
 
     Args:
         folder: of the checkpoint.
         config: how it would be quantised.
         images: validation images to score.
+        remeasure: remember nothing that was measured before.
 
     Raises:
         CompressError: the checkpoint is quantised already.
@@ -33,7 +37,8 @@ def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersR
     if checkpoint.description.quantized is not None:
         raise CompressError(f"{folder} is quantised already; name the float checkpoint before it")
     data, measure = data_of(checkpoint), measure_of(folder)
-    with TemporaryDirectory() as scratch:
+    since = now() if remeasure else ""
+    with TemporaryDirectory() as scratch, measuring_for(Path(scratch), since=since) as measurements:
         context = Context(
             data=data,
             seed=checkpoint.description.lineage[-1].seed,
@@ -58,6 +63,7 @@ def analyse_layers(folder: Path, config: QuantizeConfig, images: int) -> LayersR
         threads=measure.threads,
         host=describe_host(),
         rows=tuple(rows),
+        measurements=tuple(measurements()),
     )
     write_layers_report(folder, report)
     return report

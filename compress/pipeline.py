@@ -27,6 +27,7 @@ from compress.errors import CheckpointError, CompressError
 from compress.export import stage as export
 from compress.export.onnx_file import export_onnx
 from compress.measure.config import MeasureConfig
+from compress.measure.memory import measuring_for, now
 from compress.measure.stage import measure_stage
 from compress.paths import write_text
 from compress.progress import say
@@ -45,6 +46,7 @@ from compress.report.html import figures_html
 from compress.report.render import ablation_text, stage_markdown
 from compress.report.run import write_run_report
 from compress.request import (
+    TIMED,
     Request,
     changed_settings,
     difference,
@@ -72,6 +74,7 @@ def run_recipe(
     teachers: tuple[Teacher, ...] = (),
     first: str | None = None,
     last: str | None = None,
+    remeasure: bool = False,
 ) -> RunReport:
     """Runs a recipe's stages into a run folder and writes the run's report.
 
@@ -83,6 +86,8 @@ def run_recipe(
         teachers: trained ones, instead of the card's; the first becomes the run's teacher.
         first: run this stage and those after it even if they are done.
         last: stop after this stage.
+        remeasure: remember nothing that was measured before, and run stages anew that latency
+            decides.
 
     Raises:
         CompressError: a teacher does not fit the data, the card's student cannot be built, or a
@@ -96,8 +101,9 @@ def run_recipe(
         build(model_spec(card.student, data))  # what is wrong is told now, not after the teacher
     parent = None
     again = False
+    since = now() if remeasure else ""
     for stage in recipe.stages:
-        again = again or stage == first
+        again = again or stage == first or (remeasure and stage in TIMED)
         given = stage == "teacher" and bool(teachers)
         parent = run_stage(
             Request(
@@ -112,6 +118,7 @@ def run_recipe(
                 measure=recipe.measure,
                 seed=recipe.seed,
                 again=again,
+                measured_since=since,
             )
         )
         if stage == "teacher":
@@ -148,7 +155,8 @@ def run_stage(request: Request) -> Checkpoint:
         teachers=request.teachers,
     )
     started = time.perf_counter()
-    product = _run(request, context)
+    with measuring_for(partial, since=request.measured_since) as measurements:
+        product = _run(request, context)
     seconds = earlier + time.perf_counter() - started
     checkpoint = write_checkpoint(
         partial,
@@ -168,8 +176,11 @@ def run_stage(request: Request) -> Checkpoint:
             digest=checkpoint.digest,
             stage=request.stage,
         )
-    findings = [*warnings, *product.details.get("findings", ())]
-    details = {**product.details, "findings": findings} if findings else product.details
+    details = dict(product.details)
+    if findings := [*warnings, *details.get("findings", ())]:
+        details["findings"] = findings
+    if rows := measurements():
+        details["measurements"] = [dataclasses.asdict(row) for row in rows]
     _measure(checkpoint, request, seconds, details)
     put_in_place(folder)
     return load_checkpoint(folder)

@@ -56,6 +56,8 @@ class Request:
     seed: int
     again: bool = False
     """Run even if it was done before."""
+    measured_since: str = ""
+    """What was measured before is not remembered; UTC, ISO 8601."""
 
 
 def stage_key(request: Request) -> str:

@@ -24,6 +24,7 @@ from compress.checkpoint import DESCRIPTION, MODEL_FILE, STAGES, TENSORS, file_d
 from compress.data.load import Data
 from compress.errors import CompressError
 from compress.export.stage import FLOAT_FILE, INT8_FILE
+from compress.measure.memory import MEASURED
 from compress.paths import UNFINISHED, remove_unfinished, sync, write_text
 from compress.progress import say
 from compress.report.data import HISTORY, REPORT_HTML, REPORT_JSON, REPORT_MD
@@ -45,7 +46,7 @@ STAGE_FILES = frozenset(
     }
 )
 """All that a stage's folder may hold of ours."""
-STAGE_SUBFOLDERS = re.compile(rf"cut-\d+|sparse|timed|alone|{STORE}")
+STAGE_SUBFOLDERS = re.compile(rf"cut-\d+|sparse|timed|alone|{STORE}|{MEASURED}")
 """Folders inside, with files of the same names."""
 NAMED = 3
 """Foreign files named in a message."""
@@ -253,8 +254,9 @@ def put_in_place(folder: Path) -> None:
     partial, retired = partial_folder(folder), _retired(folder)
     for path in partial.rglob(STATE):  # pruning trains in folders of its own
         path.unlink()
-    if (partial / STORE).is_dir():  # outside of a run nobody shares it
-        shutil.rmtree(partial / STORE)
+    for work in (STORE, MEASURED):  # outside of a run nobody shares the teacher's answers
+        if (partial / work).is_dir():
+            shutil.rmtree(partial / work)
     remove_unfinished(partial)
     foreign = _foreign(partial)
     assert not foreign, f"stage files without an entry in STAGE_FILES: {foreign}"
@@ -297,8 +299,8 @@ def _is_ours(parts: tuple[str, ...], *, is_folder: bool) -> bool:
         return False
     if is_folder:
         return STAGE_SUBFOLDERS.fullmatch(name) is not None
-    in_store = parents[-1:] == [STORE]
-    return in_store or name in STAGE_FILES or UNFINISHED.fullmatch(name) is not None
+    stored = parents[-1:] in ([STORE], [MEASURED])
+    return stored or name in STAGE_FILES or UNFINISHED.fullmatch(name) is not None
 
 
 def _remove(folder: Path) -> None:

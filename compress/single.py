@@ -24,6 +24,7 @@ from compress.measure.accuracy import Accuracy, accuracy, predict_split
 from compress.measure.config import MeasureConfig
 from compress.measure.host import Host, describe_host
 from compress.measure.latency import Latency, measure_latency
+from compress.measure.memory import now
 from compress.measure.runtime import open_session, run_session
 from compress.pipeline import find_origin, run_stage
 from compress.progress import say
@@ -40,7 +41,13 @@ RUNS = Path("runs")
 
 
 def run_single_stage(
-    stage: str, config: Any, *, source: Path | None, out: Path | None, teachers: Sequence[str]
+    stage: str,
+    config: Any,
+    *,
+    source: Path | None,
+    out: Path | None,
+    teachers: Sequence[str],
+    remeasure: bool = False,
 ) -> Checkpoint:
     """Runs one stage on a checkpoint.
 
@@ -50,6 +57,7 @@ def run_single_stage(
         source: the checkpoint to start from; None takes the newest run's stage before.
         out: folder of the result; None puts it beside the source.
         teachers: see `read_teachers`; none takes the teacher of the source's run.
+        remeasure: run it anew, and remember nothing that was measured before.
 
     Raises:
         CompressError: the source or the teacher cannot be found or is of the wrong stage, or the
@@ -96,6 +104,8 @@ def run_single_stage(
                 data=data_of(parent),
                 measure=measure_of(source),
                 seed=parent.description.lineage[-1].seed,
+                again=remeasure,
+                measured_since=now() if remeasure else "",
             )
         )
         if run is not None:

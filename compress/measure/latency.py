@@ -42,6 +42,12 @@ class Latency:
     batch: int
     threads: int
 
+    @property
+    def speedup_spread(self) -> float:
+        """Width of the interval, as a share of the speedup."""
+        low, high = self.speedup_ci95
+        return (high - low) / self.speedup
+
 
 def measure_latency(
     paths: Sequence[Path], *, threads: int = 1, batch: int = 1, rounds: int = ROUNDS

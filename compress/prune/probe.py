@@ -21,7 +21,7 @@ from compress.checkpoint import Checkpoint
 from compress.export.onnx_file import export_onnx
 from compress.measure.cost import count_macs
 from compress.measure.latency import measure_latency
-from compress.measure.memory import remembered
+from compress.measure.memory import Measurement, remembered
 from compress.progress import waiting
 from compress.prune.table import Arithmetic
 from compress.quantize.placement import freeze, prepare
@@ -82,8 +82,9 @@ class Probe:
         self._unpruned, self._scratch = copy.deepcopy(model), scratch
         self._arithmetic: Arithmetic = arithmetic
         self._reference_ms: float | None = None
-        self.unpruned = self.measure(model, checkpoint.description.removed)
-        self._reference_ms = self.unpruned.ms
+        facts = self._facts(model, checkpoint.description.removed)
+        self.unpruned = self._remembered(model, facts)
+        self._unpruned_facts, self._reference_ms = facts, self.unpruned.ms
 
     def measure(self, model: Classifier, removed: tuple[str, ...]) -> Measured:
         """Exports, quantises with quick ranges and times a network, unless it was done before.
@@ -92,10 +93,17 @@ class Probe:
             model: of the same spec, pruned or not.
             removed: its residual blocks that are left out.
         """
+        facts = self._facts(model, removed)
+        if facts == self._unpruned_facts:
+            return self.unpruned
+        # With the milliseconds that it is compared with: those of another hour are others.
+        return self._remembered(model, {**facts, "reference_ms": self._reference_ms})
+
+    def _facts(self, model: Classifier, removed: tuple[str, ...]) -> dict[str, object]:
         spec, measure = self._spec, self._context.measure
         original = build(spec).network
         remove_blocks(original, removed)
-        facts = {
+        return {
             "spec": dataclasses.asdict(spec),
             "shapes": differing_shapes(model.network, original),
             "removed": removed,
@@ -103,9 +111,11 @@ class Probe:
             "threads": measure.threads,
             "batch": measure.batch,
         }
-        return remembered(Measured, "pruned", facts, lambda: self._time(model))
 
-    def _time(self, model: Classifier) -> Measured:
+    def _remembered(self, model: Classifier, facts: Mapping[str, object]) -> Measured:
+        return remembered(Measured, "networks of some widths", facts, lambda: self._time(model))
+
+    def _time(self, model: Classifier) -> Measurement[Measured]:
         unpruned, file = self._scratch / "unpruned.onnx", self._scratch / "pruned.onnx"
         if not unpruned.is_file():
             self._export(self._unpruned, unpruned)
@@ -130,7 +140,7 @@ class Probe:
             for one in operators:
                 part = main if one.kind in LAYER_KINDS else rest
                 part[name] += one.ms - overhead
-        return Measured(
+        measured = Measured(
             ms=reference / latency.speedup,
             size_bytes=file.stat().st_size,
             macs=count_macs(model, self._spec),
@@ -139,6 +149,7 @@ class Probe:
             rest_ms=rest,
             overhead_ms=overhead,
         )
+        return Measurement(value=measured, spread=latency.speedup_spread)
 
     def _export(self, model: Classifier, path: Path) -> None:
         images = self.images(CALIBRATION_IMAGES)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -16,13 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from pydantic import TypeAdapter, ValidationError
 
-from compress.checkpoint import write_json
-from compress.measure.host import describe_host
+from compress.measure.memory import Measurement, remembered_all, spread_of
 from compress.measure.profile import profile
-from compress.paths import cache_folder
-from compress.progress import say, track
+from compress.progress import track
 from compress.prune.latency import ALIGNED, HALF_ALIGNED, LayerCurve, LayerShape
 from compress.quantize.common import OPSET
 from compress.quantize.speed import LAYER_KINDS, plain_name
@@ -53,14 +48,29 @@ def measure_layers(
         arithmetic: what the network runs in.
         threads: of ONNX Runtime's operators.
     """
-    table = _Table(arithmetic, threads)
-    wanted: dict[LayerShape, set[tuple[int, int]]] = defaultdict(set)
-    grids = {}
-    for name, shape in shapes.items():
-        grids[name] = _grids(shape, full[name], varying[name])
-        wanted[shape] |= {pair for pairs in _points(*grids[name]) for pair in pairs}
-    table.fill(wanted)
-    return {name: _curve(table, shapes[name], *grids[name]) for name in shapes}
+    grids = {name: _grids(shape, full[name], varying[name]) for name, shape in shapes.items()}
+    places = {
+        _key(shape, pair): (shape, pair)
+        for name, shape in shapes.items()
+        for pairs in _points(*grids[name])
+        for pair in pairs
+    }
+
+    def measure(missing: Sequence[str]) -> dict[str, Measurement[float]]:
+        wanted: dict[LayerShape, list[tuple[int, int]]] = defaultdict(list)
+        for shape, pair in sorted((places[key] for key in missing), key=lambda place: place[1]):
+            wanted[shape].append(pair)
+        found: dict[str, Measurement[float]] = {}
+        for shape in track(list(wanted), "timing layers at several widths", total=len(wanted)):
+            for start in range(0, len(wanted[shape]), AT_ONCE):
+                pairs = wanted[shape][start : start + AT_ONCE]
+                times = _time(shape, pairs, arithmetic, threads)
+                found |= {_key(shape, pair): one for pair, one in zip(pairs, times, strict=True)}
+        return found
+
+    facts = {"arithmetic": arithmetic, "threads": threads}
+    ms = remembered_all(float, "layer latencies", facts, places, measure)
+    return {name: _curve(ms, shapes[name], *grids[name]) for name in shapes}
 
 
 def _grids(
@@ -105,70 +115,39 @@ def _half_steps(grid: Sequence[int]) -> list[int]:
     return [width for three in threes if three[-1] <= grid[-1] for width in three]
 
 
-def _curve(table: _Table, shape: LayerShape, ins: Sequence[int], outs: Sequence[int]) -> LayerCurve:
+def _curve(
+    ms: Mapping[str, float], shape: LayerShape, ins: Sequence[int], outs: Sequence[int]
+) -> LayerCurve:
     _, *sides = _points(ins, outs)
     halves = []
     for pairs in sides:
-        times = [table[shape, pair] for pair in pairs]
+        times = [ms[_key(shape, pair)] for pair in pairs]
         low, middle, high = (sum(times[start::3]) for start in range(3))
         halves.append(min(1.0, (high - middle) / (high - low)) if high > low else 0.0)
     return LayerCurve(
         in_channels=tuple(ins),
         out_channels=tuple(outs),
-        ms=tuple(tuple(table[shape, (i, o)] for o in outs) for i in ins),
+        ms=tuple(tuple(ms[_key(shape, (i, o))] for o in outs) for i in ins),
         half_in=halves[0],
         half_out=halves[1],
     )
 
 
-class _Table:
-    """This host's measured layers, kept in the cache folder."""
-
-    def __init__(self, arithmetic: Arithmetic, threads: int) -> None:
-        host = describe_host()
-        facts = [host.cpu, host.isa, host.versions["onnxruntime"], arithmetic, threads]
-        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-        self._arithmetic, self._threads = arithmetic, threads
-        self._path = cache_folder() / "layers" / f"{digest}.json"
-        self._ms = self._read()
-
-    def __getitem__(self, place: tuple[LayerShape, tuple[int, int]]) -> float:
-        return self._ms[_key(*place)]
-
-    def fill(self, wanted: Mapping[LayerShape, Iterable[tuple[int, int]]]) -> None:
-        """Measures what is missing."""
-        missing = {
-            shape: sorted(pair for pair in pairs if _key(shape, pair) not in self._ms)
-            for shape, pairs in wanted.items()
-        }
-        missing = {shape: pairs for shape, pairs in missing.items() if pairs}
-        for shape in track(list(missing), "timing layers at several widths", total=len(missing)):
-            pairs = missing[shape]
-            for start in range(0, len(pairs), AT_ONCE):
-                self._measure(shape, pairs[start : start + AT_ONCE])
-        if missing:
-            write_json(self._path, self._read() | self._ms)  # another process may have added to it
-
-    def _read(self) -> dict[str, float]:
-        if not self._path.is_file():
-            return {}
-        try:
-            return TypeAdapter(dict[str, float]).validate_json(self._path.read_bytes())
-        except ValidationError:
-            say(f"  {self._path} is damaged: measuring again")
-            return {}
-
-    def _measure(self, shape: LayerShape, pairs: Sequence[tuple[int, int]]) -> None:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "layers.onnx"
-            onnx.save(_layers_file(shape, pairs, self._arithmetic), path)
-            times: dict[str, list[float]] = defaultdict(list)
-            for _ in range(REPEATS):
-                for operator in profile(path, threads=self._threads):
-                    if operator.kind in LAYER_KINDS:
-                        times[plain_name(operator.name)].append(operator.ms)
-        for number, pair in enumerate(pairs):
-            self._ms[_key(shape, pair)] = min(times[f"y{number}"])
+def _time(
+    shape: LayerShape, pairs: Sequence[tuple[int, int]], arithmetic: Arithmetic, threads: int
+) -> list[Measurement[float]]:
+    """Times layers of one shape, side by side in a file; milliseconds."""
+    rounds = []
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "layers.onnx"
+        onnx.save(_layers_file(shape, pairs, arithmetic), path)
+        for _ in range(REPEATS):
+            found = profile(path, threads=threads)
+            ms = {plain_name(one.name): one.ms for one in found if one.kind in LAYER_KINDS}
+            rounds.append([ms[f"y{number}"] for number in range(len(pairs))])
+    # Of the sums: a single layer's microseconds are the profiler's ticks.
+    spread = spread_of([sum(times) for times in rounds])
+    return [Measurement(value=min(times), spread=spread) for times in zip(*rounds, strict=True)]
 
 
 def _key(shape: LayerShape, pair: tuple[int, int]) -> str:

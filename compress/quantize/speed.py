@@ -17,6 +17,7 @@ import onnx.shape_inference
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
+from compress.measure.memory import spread_of
 from compress.measure.profile import Operator, profile
 
 PROFILE_ROUNDS = 4
@@ -55,7 +56,9 @@ class Speed:
         return self.speedup_ci95[0] > 1
 
 
-def layer_costs(float_file: Path, int8_file: Path, *, threads: int) -> dict[str, LayerCost]:
+def layer_costs(
+    float_file: Path, int8_file: Path, *, threads: int
+) -> tuple[dict[str, LayerCost], float]:
     """Profiles both files, layer by layer, batch 1.
 
     Args:
@@ -64,7 +67,7 @@ def layer_costs(float_file: Path, int8_file: Path, *, threads: int) -> dict[str,
         threads: of ONNX Runtime's operators.
 
     Returns:
-        Costs by layer name, in the order of execution.
+        Costs by layer name, in the order of execution; and the spread of the rounds' sums.
     """
     rounds: dict[Path, list[dict[str, float]]] = {float_file: [], int8_file: []}
     for _ in range(PROFILE_ROUNDS):
@@ -78,10 +81,12 @@ def layer_costs(float_file: Path, int8_file: Path, *, threads: int) -> dict[str,
         }
         for path, found in rounds.items()
     }
-    return {
+    costs = {
         name: LayerCost(float_ms=times[float_file].get(name, ms), int8_ms=ms)
         for name, ms in times[int8_file].items()
     }
+    sums = [[sum(one.values()) for one in found] for found in rounds.values()]
+    return costs, max(spread_of(one) for one in sums)
 
 
 def cheapest_float_layers(

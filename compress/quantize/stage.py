@@ -130,11 +130,11 @@ def measure_speed(
     """Returns what each layer costs on this machine, and which are faster in float.
 
     A minimum cut proposes; the whole file decides: a mixed one must be faster than the int8 one
-    beyond noise. Weights do not matter, so the answer is remembered for the network's shape.
+    beyond noise. Weights do not matter, so a steady answer is remembered for the network's shape.
     """
     from compress.checkpoint import MODEL_FILE
     from compress.measure.latency import measure_latency
-    from compress.measure.memory import remembered
+    from compress.measure.memory import Measurement, remembered
     from compress.progress import say, waiting
     from compress.quantize.sensitivity import with_float
     from compress.quantize.speed import (
@@ -146,18 +146,21 @@ def measure_speed(
 
     threads, batch = context.measure.threads, context.measure.batch
 
-    def measure() -> Speed:
+    def measure() -> Measurement[Speed]:
         with _probe(calibration, plan, checkpoint, context.folder / "probe.onnx") as int8_file:
             with waiting("timing each layer"):
-                costs = layer_costs(checkpoint.folder / MODEL_FILE, int8_file, threads=threads)
+                costs, spread = layer_costs(
+                    checkpoint.folder / MODEL_FILE, int8_file, threads=threads
+                )
                 borders = layer_borders(int8_file, threads=threads)
             layers = cheapest_float_layers(costs, borders)
             if not layers or len(layers) == len(costs):
-                return Speed(costs=costs)
+                return Measurement(value=Speed(costs=costs), spread=spread)
             mixed_plan = with_float(plan, layers)
             with _probe(calibration, mixed_plan, checkpoint, context.folder / "mixed.onnx") as file:
                 _, mixed = measure_latency([int8_file, file], threads=threads, batch=batch)
-        return Speed(costs=costs, float_layers=layers, speedup_ci95=mixed.speedup_ci95)
+        speed = Speed(costs=costs, float_layers=layers, speedup_ci95=mixed.speedup_ci95)
+        return Measurement(value=speed, spread=max(spread, mixed.speedup_spread))
 
     structure = {
         "spec": dataclasses.asdict(checkpoint.spec),
@@ -166,7 +169,7 @@ def measure_speed(
         "threads": threads,
         "batch": batch,
     }
-    speed = remembered(Speed, "speed", structure, measure)
+    speed = remembered(Speed, "layers in float and int8", structure, measure)
     if speed.float_layers:
         low, high = speed.speedup_ci95
         say(

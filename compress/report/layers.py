@@ -13,10 +13,12 @@ from rich.table import Table
 
 from compress.checkpoint import write_json
 from compress.measure.host import Host
+from compress.measure.memory import Measurements
 from compress.paths import atomic_write
 from compress.quantize.sensitivity import Sensitivity
 from compress.report.figure import figure_html
 from compress.report.html import STYLE
+from compress.report.render import measured_text
 
 LAYERS_JSON, LAYERS_HTML = "sensitivity.json", "sensitivity.html"
 COLUMNS = ("layer", "loss alone", "top-1 alone", "loss regained", "top-1 regained", "ms gained")
@@ -38,6 +40,8 @@ class LayersReport:
     threads: int
     host: Host
     rows: tuple[Sensitivity, ...]
+    measurements: tuple[Measurements, ...]
+    """What the times are from."""
 
 
 def layers_table(report: LayersReport) -> Table:
@@ -66,7 +70,8 @@ def write_layers_report(folder: Path, report: LayersReport) -> None:
         f"<p>{EXPLANATION}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f"<p class='conditions'>{report.n_images} validation images, simulated in PyTorch; "
         f"{report.calibration_images} calibration images; times of ONNX Runtime, "
-        f"{report.threads} thread, batch 1, {html.escape(report.host.cpu)}</p></body></html>\n"
+        f"{report.threads} thread, batch 1, {html.escape(report.host.cpu)}: "
+        f"{'; '.join(map(measured_text, report.measurements))}</p></body></html>\n"
     )
     with atomic_write(folder / LAYERS_HTML) as partial:
         partial.write_text(page)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compress.checkpoint import STAGES, load_checkpoint, write_json
 from compress.errors import CompressError
+from compress.measure.memory import Measurements
 from compress.paths import atomic_write
 from compress.report.data import (
     HISTORY,
@@ -18,7 +19,12 @@ from compress.report.data import (
     read_stage_report,
 )
 from compress.report.html import read_history, run_html
-from compress.report.render import ablation_text, operators_text, run_markdown
+from compress.report.render import (
+    ablation_text,
+    measured_text,
+    operators_text,
+    run_markdown,
+)
 from compress.runs import RUN_FILE, is_run
 
 GATES_WORTH_A_WORD = 20
@@ -94,6 +100,15 @@ def _remarks_on_operators(stage: StageReport) -> list[str]:
     return remarks
 
 
+def _remarks_on_memory(stage: StageReport) -> list[str]:
+    """What decided a stage and was not measured while it ran."""
+    rows = [Measurements(**row) for row in stage.details.get("measurements", ())]
+    remembered = [measured_text(row) for row in rows if row.remembered]
+    if not remembered:
+        return []
+    return [f"{stage.stage} remembered {', '.join(remembered)}; --remeasure measures anew"]
+
+
 def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
     """What a reader should know: stages that did not pay, and ones made from older versions."""
     remarks = []
@@ -119,6 +134,7 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
             remarks.append(ablation_text(stage))
     for stage in stages:
         remarks += [f"{stage.stage}: {finding}" for finding in stage.details.get("findings", [])]
+        remarks += _remarks_on_memory(stage)
     remarks += _remarks_on_operators(stages[-1])
     parity = stages[-1].details.get("parity", {})
     for file, facts in parity.items():

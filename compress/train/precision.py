@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.measure.memory import remembered
+from compress.measure.memory import Measurement, remembered, spread_of
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -43,8 +43,8 @@ def choose_precision(
     """Times some steps in fp32 and bf16, if the device has it, and returns the faster arithmetic.
 
     bf16 doubles dense convolutions on CPUs that have it and halves depthwise ones, so this is
-    measured for each network. The answer is kept in the cache folder: the same machine decides
-    the same way every time, and so gives the same result.
+    measured for each network. A steady answer is remembered: the same machine decides the same way
+    every time, and so gives the same result.
 
     Args:
         model: takes pixels; it is left as it was.
@@ -56,14 +56,16 @@ def choose_precision(
     if not has_bf16(device):
         return "fp32"
 
-    def measure() -> StepSeconds:
+    def measure() -> Measurement[StepSeconds]:
         steps = {name: _stepper(model, pixels, device, name, training) for name in PRECISIONS}
         # In turns, so that a moment's noise hits both; the least is the truest.
         times: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(1 + PROBE_STEPS):  # the first builds the kernels
             for name, step in steps.items():
                 times[name].append(step())
-        return StepSeconds(**{name: min(found) for name, found in times.items()})
+        seconds = StepSeconds(**{name: min(found) for name, found in times.items()})
+        spread = max(spread_of(found[1:]) for found in times.values())
+        return Measurement(value=seconds, spread=spread)
 
     structure = {
         "training": training,
@@ -71,7 +73,7 @@ def choose_precision(
         "pixels": tuple(pixels.shape),
         "device": _device_name(device),
     }
-    seconds = remembered(StepSeconds, "precision", structure, measure)
+    seconds = remembered(StepSeconds, "steps in fp32 and bf16", structure, measure)
     return "bf16" if seconds.fp32 > BF16_MUST_GAIN * seconds.bf16 else "fp32"
 
 

@@ -12,8 +12,6 @@ from compress.measure.accuracy import accuracy, predict_split, wilson_interval
 from compress.measure.cost import count_macs, count_parameters
 from compress.measure.host import allowed_cores, describe_host
 from compress.measure.latency import measure_latency
-from compress.measure.memory import remembered
-from compress.train.precision import StepSeconds
 from tests.conftest import settled, student_spec, torchvision_spec
 
 
@@ -86,24 +84,3 @@ def test_the_host_is_described() -> None:
     assert host.cpu
     assert 1 <= host.cores == allowed_cores()
     assert set(host.versions) >= {"torch", "onnxruntime"}
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\xff", b'{"fp32": "fast", "bf16": 1}'])
-def test_a_damaged_measurement_is_made_again(
-    damage: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """It made every later run fail with a message that named no file."""
-    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
-    measured = iter([StepSeconds(fp32=1, bf16=2), StepSeconds(fp32=3, bf16=4)])
-
-    def ask() -> StepSeconds:
-        return remembered(StepSeconds, "precision", {"a": 1}, lambda: next(measured))
-
-    assert ask() == ask() == StepSeconds(fp32=1, bf16=2)
-    (file,) = (tmp_path / "precision").iterdir()
-    file.write_bytes(damage)
-    assert ask() == ask() == StepSeconds(fp32=3, bf16=4)
-    assert f"{file.name} is damaged" in capsys.readouterr().err

@@ -1,3 +1,7 @@
+import dataclasses
+import itertools
+import json
+import math
 from pathlib import Path
 
 import onnx
@@ -8,9 +12,11 @@ import pytest
 from compress.architectures.build import build
 from compress.data.load import Data
 from compress.measure.cost import count_macs
+from compress.measure.memory import measuring_for
+from compress.measure.profile import Operator, profile
 from compress.paths import cache_folder
 from compress.prune.latency import LayerCurve, LayerShape, layer_shapes
-from compress.prune.table import Arithmetic, _layers_file, _Table, measure_layers
+from compress.prune.table import Arithmetic, _layers_file, measure_layers
 from compress.quantize.placement import layers_of, prepare
 from tests.conftest import torchvision_spec
 
@@ -72,47 +78,44 @@ def test_layers_are_timed_as_the_network_runs_them(arithmetic: Arithmetic) -> No
         assert all(kind.startswith("Q") == (arithmetic == "int8") for kind in kinds)
 
 
-@pytest.mark.parametrize("arithmetic", ["int8", "float"])
-def test_the_table_is_kept_and_has_a_time_for_each_width(
-    monkeypatch: pytest.MonkeyPatch, arithmetic: Arithmetic
-) -> None:
-    def measure() -> dict[str, LayerCurve]:
-        return measure_layers(
-            {"a": CONV}, {"a": (3, 48)}, {"a": (False, True)}, arithmetic=arithmetic, threads=1
-        )
+def curve(arithmetic: Arithmetic, width: int) -> LayerCurve:
+    return measure_layers(
+        {"a": CONV}, {"a": (3, width)}, {"a": (False, True)}, arithmetic=arithmetic, threads=1
+    )["a"]
 
-    first = measure()["a"]
+
+@pytest.mark.parametrize("arithmetic", ["int8", "float"])
+def test_the_table_has_a_time_for_each_width_and_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arithmetic: Arithmetic
+) -> None:
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr("compress.measure.memory.STEADY", math.inf)
+    first = curve(arithmetic, 48)
     assert first.in_channels == (3,)
     assert first.out_channels == (8, 16, 24, 32, 40, 48)
     assert all(ms > 0 for row in first.ms for ms in row)
+    wider = curve(arithmetic, 56)
+    assert wider.ms[0][:5] == first.ms[0][:5]  # only the new widths were measured
     monkeypatch.setattr("compress.prune.table.profile", None)  # would fail if called
-    assert measure()["a"] == first
+    assert curve(arithmetic, 48) == first
 
 
-def test_two_processes_that_fill_the_table_keep_what_both_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_layers_measured_in_a_noisy_minute_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Half of the repeats take three times as long."""
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
-    first, second = (_Table("int8", 1) for _ in range(2))  # both found it empty
-    first.fill({CONV: [(16, 16)]})
-    second.fill({CONV: [(16, 24)]})
-    both = _Table("int8", 1)
-    assert both[CONV, (16, 16)] == first[CONV, (16, 16)]
-    assert both[CONV, (16, 24)] == second[CONV, (16, 24)]
+    slower = itertools.cycle([1, 3])
 
+    def noisy(path: Path, *, threads: int) -> list[Operator]:
+        times = next(slower)
+        found = profile(path, threads=threads)
+        return [dataclasses.replace(one, ms=times * one.ms) for one in found]
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"a": "b"}', b"\xff"])
-def test_a_damaged_table_is_measured_again(
-    damage: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
-    _Table("int8", 1).fill({CONV: [(16, 16)]})
-    (file,) = (tmp_path / "layers").iterdir()
-    file.write_bytes(damage)
-    again = _Table("int8", 1)
-    again.fill({CONV: [(16, 16)]})
-    assert again[CONV, (16, 16)] > 0
-    assert f"{file.name} is damaged" in capsys.readouterr().err
+    monkeypatch.setattr("compress.prune.table.profile", noisy)
+    with measuring_for(tmp_path / "stage") as used:
+        curve("int8", 24)
+    (row,) = used()
+    assert row.not_kept == row.count == 3
+    (file,) = (tmp_path / "measured").glob("*.json")
+    assert json.loads(file.read_text()) == {}

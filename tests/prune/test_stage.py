@@ -1,6 +1,7 @@
 """The stage on the digits run of the session."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from compress.checkpoint import load_checkpoint
 from compress.cli import main
 from compress.data.load import Data
 from compress.data.splits import View
+from compress.measure.memory import MEASURED, now
 from compress.prune.groups import find_groups
 from compress.prune.sparse import growing_penalty
 from compress.report.data import StageReport, read_stage_report
@@ -53,6 +55,25 @@ def test_the_budget_is_met_as_measured(run_copy: Path) -> None:
     assert [width["after"] for width in report.details["widths"] if width["after"]] == list(
         shape.values()
     )
+
+
+def test_what_was_measured_before_is_told_and_dropped_when_asked(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.measure.memory.STEADY", math.inf)
+    pruned(run_copy, "--latency-ratio", "0.7")
+    start = now()
+    again = pruned(run_copy, "--latency-ratio", "0.7001")  # another key: it runs, and remembers
+    table = {row["what"]: row for row in again.details["measurements"]}["layer latencies"]
+    assert table["remembered"] == table["count"] > 10
+    assert table["measured"] < start
+    text = (run_copy / "own" / "report.md").read_text()
+    assert "## Measurements" in text
+    assert f"| layer latencies | {table['measured']} |" in text
+    anew = pruned(run_copy, "--latency-ratio", "0.7001", "--remeasure")  # was done; runs again
+    for row in anew.details["measurements"]:
+        assert (row["remembered"], row["measured"] >= start) == (0, True)
+    assert not (run_copy / "own" / MEASURED).exists()
 
 
 def test_an_impossible_budget_names_the_least_and_what_was_asked(run_copy: Path) -> None:

@@ -48,7 +48,8 @@ def test_every_layer_of_a_real_network_has_its_time(digits: Data, tmp_path: Path
     export_onnx(model, spec, tmp_path / "float.onnx", digest="", stage="teacher")
     quantized = freeze(calibration(model, digits, n=64).quantize(PLAN))
     export_onnx(quantized, spec, tmp_path / "int8.onnx", digest="", stage="quantize")
-    costs = layer_costs(tmp_path / "float.onnx", tmp_path / "int8.onnx", threads=1)
+    costs, spread = layer_costs(tmp_path / "float.onnx", tmp_path / "int8.onnx", threads=1)
+    assert spread >= 0
     names = list(layers_of(quantized))
     assert sorted(costs) == sorted(names)
     assert all(cost.float_ms > 0 and cost.int8_ms > 0 for cost in costs.values())

@@ -212,6 +212,10 @@ def test_sensitivity_has_a_row_for_each_layer(run_copy: Path) -> None:
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     assert len(report["rows"]) == len(weights)
     assert all(row["layer"] in result.output for row in report["rows"])
+    measured = {row["what"]: row["measured"] for row in report["measurements"]}
+    assert f"int8 (measured {measured['layers in float and int8'][:10]}, spread" in (
+        folder / "sensitivity.html"
+    ).read_text(encoding="utf-8")
     assert "<svg" in (folder / "sensitivity.html").read_text()
 
 

@@ -1,5 +1,6 @@
 """The arithmetic of training is the faster one."""
 
+import math
 import time
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def test_the_faster_arithmetic_is_taken_and_remembered(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr("compress.measure.memory.STEADY", math.inf)
     monkeypatch.setattr("compress.train.precision.has_bf16", lambda _device: supported)
     pixels = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
     STEPS.clear()
@@ -52,3 +54,30 @@ def test_the_faster_arithmetic_is_taken_and_remembered(
     STEPS.clear()
     assert choose_precision(Slow(slow), pixels, CPU, training=True) == faster
     assert not STEPS
+
+
+class Uneven(nn.Module):
+    """Every other step takes many times as long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps `[N, 1, 2, 2]` to `[N, 2]`."""
+        STEPS.append(torch.is_autocast_enabled("cpu"))
+        time.sleep(0.04 if len(STEPS) // 2 % 2 else 0.001)
+        return self.fc(pixels.float().flatten(1))  # type: ignore[no-any-return]
+
+
+def test_steps_whose_times_disagree_are_timed_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr("compress.train.precision.has_bf16", lambda _device: True)
+    pixels = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
+    for _ in range(2):
+        STEPS.clear()
+        choose_precision(Uneven(), pixels, CPU, training=True)
+        assert STEPS
+        assert "steps in fp32 and bf16: the repeats differ by" in capsys.readouterr().err
