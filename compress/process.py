@@ -21,7 +21,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST = 2**31 - 1
 SPINS = 10_000
 """Looks at a barrier before a thread sleeps. GNU's own 300,000 take milliseconds, in which the
-thread that is waited for may have no core; with none, every barrier costs a system call."""
+thread that is waited for may have no core. Fewer than these help more beside a neighbor and cost a
+small network a fifth of its speed in quiet (`python -m bench.train_speed --neighbor`)."""
 
 
 def prepare_process() -> None:

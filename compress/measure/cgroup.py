@@ -20,7 +20,7 @@ def cpu_quota(root: Path = Path("/")) -> float:
     Args:
         root: where /proc and the mounted hierarchies are looked for.
     """
-    return min([_quota(folder) for folder in _groups("cpu", root)], default=UNLIMITED)
+    return min([_quota(folder) for folder in groups("cpu", root)], default=UNLIMITED)
 
 
 def _quota(group: Path) -> float:
@@ -35,7 +35,7 @@ def _quota(group: Path) -> float:
     return quota / period if quota > 0 and period > 0 else UNLIMITED
 
 
-def _groups(controller: str, root: Path) -> Iterator[Path]:
+def groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
     """Yields the folders of the groups of this process, from its own to the topmost that it sees.
 
     Args:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compress import distributed
 from compress.errors import CompressError
+from compress.measure.cgroup import groups
 from compress.train.precision import Precision, autocast
 
 MOST = 0.5
@@ -104,26 +105,9 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     available = _proc_value(Path("/proc/meminfo"), "MemAvailable:")
     left = [] if available is None else [1024 * available]
-    return min([*left, *_left_in_cgroups()], default=2**60)
-
-
-def _left_in_cgroups() -> list[int]:
-    """Returns what the limits of this process's cgroup and of those above it leave, in bytes."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    left = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = Path("/sys/fs/cgroup") / controllers
-        place = root / path.lstrip("/")
-        while root in (place, *place.parents):
-            left += _left_in(place)
-            place = place.parent
-    return left
+    for group in groups("memory"):
+        left += _left_in(group)
+    return min(left, default=2**60)
 
 
 def _left_in(group: Path) -> list[int]:
