@@ -31,7 +31,8 @@ from compress.progress import say
 T = TypeVar("T")
 
 STEADY = 0.2
-"""Largest spread of repeats with which a measurement is kept."""
+"""Largest spread of repeats with which a measurement is kept. Steps of training on two cores
+spread by 0.03 to 0.1 in quiet, by 0.26 to 2 beside busy processes; layers in one thread by 0.03."""
 MEASURED = "measured"
 """Folder of measurements, in the cache and in a stage's working folder."""
 
