@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
+import math
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,10 @@ from compress.settings import nearest
 from compress.trust import is_trusted
 
 TIMM = "timm:"
+TIMM_FLOOR = (1, 0, 26)
+"""Versions before it unpickle weights files."""
+CHOOSE_WEIGHTS = ("_", "weights", "pretrained", "checkpoint")
+"""How the names of arguments begin that load something; the networks themselves have none such."""
 PLAIN: Mapping[str, Mapping[str, Any]] = {
     "simple_cnn": {"widths": (64, 64), "hidden": 256},
     "complex_cnn": {"widths": (64, 64, 128, 256), "hidden": 512},
@@ -32,8 +40,9 @@ def construct(spec: ModelSpec) -> nn.Module:
     """Builds a spec's network, which takes normalised images, as its source makes it.
 
     Raises:
-        CompressError: there is no such architecture, it does not take the arguments, timm is not
-            installed, or the user's code is not trusted.
+        CompressError: there is no such architecture, it does not take the arguments, they are not
+            about the network alone, timm is not installed or too old, or the user's code is not
+            trusted.
     """
     name, preprocess = spec.architecture, spec.preprocess
     classes = {"num_classes": len(spec.class_names)}
@@ -72,32 +81,50 @@ def _from_torchvision(spec: ModelSpec, arguments: dict[str, Any]) -> nn.Module:
         arguments["input_size"] = (size, size)
     if name in ("googlenet", "inception_v3"):  # no second head: it is for training
         arguments |= {"aux_logits": False, "init_weights": True}
-    return _call(spec, models.get_model_builder(name), arguments)
+    builder = models.get_model_builder(name)
+    # What a builder itself names is about weights; the rest goes to the network.
+    return _call(spec, builder, arguments, refused=inspect.signature(builder).parameters)
 
 
 def import_timm() -> Any:
     """Returns the timm package.
 
     Raises:
-        CompressError: it is not installed.
+        CompressError: it is not installed, or too old.
     """
     try:
-        return importlib.import_module("timm")
+        timm = importlib.import_module("timm")
     except ModuleNotFoundError:
         raise CompressError(
             "timm's models need timm: `.venv/bin/uv pip install timm` or `pip install timm`"
         ) from None
+    if tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < TIMM_FLOOR:
+        floor = ".".join(map(str, TIMM_FLOOR))
+        raise CompressError(
+            f"timm {timm.__version__} is too old, it runs code that a weights file brings along; "
+            f"install timm>={floor}"
+        )
+    return timm
 
 
 def _from_timm(spec: ModelSpec, arguments: Mapping[str, Any]) -> nn.Module:
     timm, name = import_timm(), spec.architecture.removeprefix(TIMM)
     if not timm.is_model(name):
         raise CompressError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
-    size = spec.preprocess.size
-    try:  # transformers are built for one image size, and only they take it
-        return timm.create_model(name, **{"img_size": size, **arguments, **spec.arguments})  # type: ignore[no-any-return]
-    except TypeError:
-        return _call(spec, lambda **given: timm.create_model(name, **given), arguments)
+    # What timm's two factories name is about weights, and about what is made of the network.
+    refused = {
+        *inspect.signature(timm.create_model).parameters,
+        *inspect.signature(timm.models.build_model_with_cfg).parameters,
+        *("features_only", "feature_cls", "out_indices", "pruned", "device", "dtype"),
+    }
+
+    def create(**given: Any) -> nn.Module:
+        return timm.create_model(name, **given)  # type: ignore[no-any-return]
+
+    sized = {"img_size": spec.preprocess.size, **spec.arguments}
+    with suppress(CompressError):  # only those take a size that are built for one
+        return _call(dataclasses.replace(spec, arguments=sized), create, arguments, refused=refused)
+    return _call(spec, create, arguments, refused=refused)
 
 
 def _factory(reference: str) -> Any:
@@ -147,24 +174,63 @@ def _failed(reference: str, error: Exception) -> CompressError:
     )
 
 
-def _call(spec: ModelSpec, factory: Any, arguments: Mapping[str, Any]) -> nn.Module:
+def _call(
+    spec: ModelSpec, factory: Any, arguments: Mapping[str, Any], *, refused: Iterable[str] = ()
+) -> nn.Module:
+    """Returns what a factory makes of the spec's arguments and of those that follow from the data.
+
+    Raises:
+        CompressError: an argument is refused, not plain, or one that the factory does not take.
+    """
+    _check_arguments(spec, {*arguments, *refused})
     try:
-        network = factory(**{**spec.arguments, **arguments})
+        network = factory(**spec.arguments, **arguments)
     except TypeError as error:
         taken = ", ".join(
             name
             for name in inspect.signature(factory).parameters
             if name not in ("weights", "progress", "kwargs", "given", *arguments)
         )
-        refused = dict(spec.arguments) or f"what it is called with ({', '.join(arguments)})"
+        given = dict(spec.arguments) or f"what it is called with ({', '.join(arguments)})"
         allowed = f"its arguments: {taken}" if taken else str(error)
-        raise CompressError(f"{spec.architecture} does not take {refused}; {allowed}") from None
+        raise CompressError(f"{spec.architecture} does not take {given}; {allowed}") from None
+    except MemoryError:
+        raise
     except Exception as error:
         if ":" in spec.architecture:  # not a fault of ours
             raise _failed(spec.architecture, error) from error
+        if spec.arguments:
+            raise CompressError(
+                f"{spec.architecture} cannot be made with {dict(spec.arguments)}: {error}"
+            ) from error
         raise
     if not isinstance(network, nn.Module):
         raise CompressError(
             f"{spec.architecture} must return a torch.nn.Module, it returned {type(network)}"
         )
     return network
+
+
+def _check_arguments(spec: ModelSpec, refused: set[str]) -> None:
+    """Makes sure that arguments, of a card or a checkpoint, can only describe the network."""
+    trusted = ":" in spec.architecture and not spec.architecture.startswith(TIMM)
+    for name, value in spec.arguments.items():
+        if name in refused or (not trusted and name.startswith(CHOOSE_WEIGHTS)):
+            raise CompressError(
+                f"{spec.architecture} does not take the argument {name!r} from a card; leave it "
+                "out: weights are named by the card's `weights`, and classes, channels and size "
+                "are the data's"
+            )
+        if not _is_plain(value):
+            raise CompressError(
+                f"{spec.architecture}: the argument {name} must be a number, text, true or false, "
+                f"or a list of them, got {value!r}"
+            )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int | str)  # a bool is an int

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,10 +18,6 @@ from compress.errors import CompressError
 from compress.settings import nearest
 
 PRETRAINED = "pretrained"
-_NOT_DOWNLOADED = (
-    "the weights {} of {} could not be downloaded ({}); give a file instead: "
-    "weights = 'path/to/weights.pth'"
-)
 
 
 def load_weights(network: nn.Module, architecture: str, weights: str) -> list[str]:
@@ -81,13 +78,17 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         raw = torch.load(path, weights_only=True, map_location="cpu")
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except MemoryError:
+        raise
+    except Exception as error:  # anything may be in a file, and any error come of reading it
+        reason = " ".join(str(error).split("\n", 1)[0].split()) or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run what is in it
             reason = "it was not saved by torch.save, or holds more than tensors"
         raise CompressError(f"{path} cannot be read as weights: {reason}") from None
     state = raw.get("state_dict", raw) if isinstance(raw, dict) else raw
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise CompressError(
             f"{path} holds no state dict; save it with torch.save(model.state_dict())"
         )
@@ -95,26 +96,66 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
 
 
 def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
+    try:
+        if architecture.startswith(TIMM):
+            return _from_timm(architecture.removeprefix(TIMM), name)
+        return _from_torchvision(architecture, name)
+    except (OSError, RuntimeError) as error:
+        raise CompressError(
+            f"the weights {name} of {architecture} could not be downloaded ({error}); give a file "
+            "instead: weights = 'path/to/weights.pth'"
+        ) from None
+
+
+def _from_torchvision(architecture: str, name: str) -> Mapping[str, Tensor]:
     from torchvision import models
 
-    if architecture.startswith(TIMM):
-        return _download_from_timm(architecture.removeprefix(TIMM), name)
     try:
         known = models.get_model_weights(architecture)
     except ValueError:
         raise CompressError(f"torchvision has no weights for {architecture!r}") from None
     if name not in known.__members__:
         raise CompressError(f"unknown weights {name!r}; {nearest(name, known.__members__)}")
-    try:
-        return known[name].get_state_dict(progress=True)  # type: ignore[no-any-return]
-    except OSError as error:
-        raise CompressError(_NOT_DOWNLOADED.format(name, architecture, error)) from None
+    return _fetch(known[name].url)
 
 
-def _download_from_timm(architecture: str, name: str) -> Mapping[str, Tensor]:
+def _from_timm(architecture: str, name: str) -> Mapping[str, Tensor]:
+    """Returns timm's weights, which timm itself only renames: it would unpickle some of them."""
     if name != PRETRAINED:
         raise CompressError(f"timm's weights are named {PRETRAINED!r}, got {name!r}")
-    try:
-        return import_timm().create_model(architecture, pretrained=True).state_dict()  # type: ignore[no-any-return]
-    except (OSError, RuntimeError) as error:
-        raise CompressError(_NOT_DOWNLOADED.format(name, architecture, error)) from None
+    timm = import_timm()
+    source = timm.get_pretrained_cfg(architecture)
+    if source is None or not source.has_weights:
+        raise CompressError(f"timm has no weights for {architecture!r}; give a file instead")
+    if source.hf_hub_id:
+        files = [source.hf_hub_filename] if source.hf_hub_filename else []
+        given = timm.models.load_state_dict_from_hf(source.hf_hub_id, *files, weights_only=True)
+    else:
+        given = _fetch(source.url)
+    overlay = {"state_dict": given}
+    network = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay)
+    return network.state_dict()  # type: ignore[no-any-return]
+
+
+def _fetch(url: str) -> Mapping[str, Tensor]:
+    """Returns a state dict from torch.hub's folder, where it is downloaded to if it is missing.
+
+    torch.hub's own function unpickles whatever lies there, whole or not.
+    """
+    name = Path(urlparse(url).path).name
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    promised = torch.hub.HASH_REGEX.search(name)  # the start of its SHA-256: resnet18-f37072fd.pth
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), promised and promised[1])
+    elif promised is not None and not _sha256(path).startswith(promised[1]):
+        raise CompressError(
+            f"{path} is damaged or not what its name says: its SHA-256 does not begin with "
+            f"{promised[1]}; remove it, then it is downloaded again"
+        )
+    return _read_file(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
