@@ -259,7 +259,8 @@ def main(card: str, folders: tuple[Path, ...], variants: str, epochs: int, seeds
                 )
                 if variant == KD or seconds is None:
                     seconds = equal_epochs.seconds
-                say(f"  equal epochs: {equal_epochs}\n  equal time: {equal_time}")
+                say(f"  equal epochs: {equal_epochs}")
+                say(f"  equal time: {equal_time}")
                 lists = scores.setdefault(variant, ([], []))
                 lists[0].append(equal_epochs)
                 lists[1].append(equal_time)

@@ -54,7 +54,7 @@ from compress.progress import console
 console.quiet = True
 
 def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
 
 found = {}
 before = resident()

@@ -79,7 +79,7 @@ def run_peer(tool: str, *, float_file: Path, checkpoint: Path, images: Path, out
     python = Path(sys.executable) if peer.environment is None else _environment(peer)
     source = checkpoint if peer.takes_checkpoint else float_file
     _run([python, Path(__file__), tool, source, images, out], "failed")
-    return Cost(**json.loads(_report_path(out).read_text()))
+    return Cost(**json.loads(_report_path(out).read_text(encoding="utf-8")))
 
 
 def _environment(peer: Peer) -> Path:
@@ -87,7 +87,7 @@ def _environment(peer: Peer) -> Path:
     folder = Path(__file__).parent / str(peer.environment)
     python, wanted = folder / "bin" / "python", " ".join(peer.requirements)
     ready = folder / READY
-    if not (ready.is_file() and ready.read_text() == wanted):
+    if not (ready.is_file() and ready.read_text(encoding="utf-8") == wanted):
         beside = Path(sys.executable).with_name("uv")
         uv = str(beside) if beside.is_file() else shutil.which("uv")
         if uv is None:
@@ -96,7 +96,7 @@ def _environment(peer: Peer) -> Path:
         # uv puts a .gitignore into the folder
         _run([uv, "venv", "--clear", "--python", sys.executable, folder], problem)
         _run([uv, "pip", "install", "--python", python, *peer.requirements], problem)
-        ready.write_text(wanted)
+        ready.write_text(wanted, encoding="utf-8")
     return python
 
 
@@ -277,7 +277,7 @@ def _main(tool: str, source: str, images: str, out: str) -> None:
     """Quantises, and writes the cost beside the file."""
     peer = PEERS[tool]
     job = peer.prepare(Path(source), np.load(images), Path(out))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    Path("/proc/self/clear_refs").write_bytes(b"5")  # the peak starts anew from here
     before = _peak_kib()
     start = time.perf_counter()
     job()
@@ -286,12 +286,12 @@ def _main(tool: str, source: str, images: str, out: str) -> None:
         memory_mb=(_peak_kib() - before) * 1024 / 1e6,
         version=version(peer.package),
     )
-    _report_path(Path(out)).write_text(json.dumps(asdict(cost)))
+    _report_path(Path(out)).write_text(json.dumps(asdict(cost)), encoding="utf-8")
 
 
 def _peak_kib() -> int:
     """Returns this process's highest resident memory since it was last cleared (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 

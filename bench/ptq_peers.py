@@ -326,7 +326,7 @@ def add_to_results(comparison: Comparison) -> None:
         )
     results = Results(networks=(*kept, comparison))
     write_json(RESULTS, results)
-    PAGE.write_text(results_markdown(results))
+    PAGE.write_text(results_markdown(results), encoding="utf-8")
 
 
 def _key(comparison: Comparison) -> tuple[str, int]:

@@ -68,7 +68,7 @@ def add_to_results(results: R, path: Path, page: Callable[[R], str]) -> None:
     merged = dataclasses.replace(results, rows=tuple(rows.values()))
     write_json(path, merged)
     with atomic_write(path.with_suffix(".md")) as partial:
-        partial.write_text(page(merged))
+        partial.write_text(page(merged), encoding="utf-8")
 
 
 def spread_text(values: Sequence[float]) -> str:

@@ -119,10 +119,16 @@ class Victim:
         if self.planted:
             self.lost += not (self.run / STRANGER).is_file()
         elif is_run(self.run):
-            (self.run / STRANGER).write_text("the only copy")
+            (self.run / STRANGER).write_text("the only copy", encoding="utf-8")
             self.planted = True
-        said = self.log.read_text(errors="replace") if self.log.is_file() else ""
+        said = self.said()
         self.tracebacks += "Traceback" in said or "bug in compress" in said
+
+    def said(self) -> str:
+        """Returns what the last process printed."""
+        if not self.log.is_file():
+            return ""
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
     def working_on(self) -> str:
         """Returns the stage that is under way."""
@@ -162,7 +168,7 @@ def torment(victim: Victim, random_: random.Random, deaths: Counter[str], most: 
             victim.look()
             if interrupt and code not in (0, 130):
                 victim.wrong_exits += 1
-                say(f"after Ctrl-C: exit code {code}: {victim.log.read_text()[-2000:]}")
+                click.echo(f"after Ctrl-C: exit code {code}: {victim.said()[-2000:]}")
             deaths["interrupt" if interrupt else "kill"] += 1
             deaths[f"in {stage}"] += 1
             limit *= GROWTH
@@ -172,7 +178,7 @@ def torment(victim: Victim, random_: random.Random, deaths: Counter[str], most: 
         victim.look()
         if code != 0:
             victim.wrong_exits += 1
-            say(f"exit code {code}: {victim.log.read_text()[-3000:]}")
+            click.echo(f"exit code {code}: {victim.said()[-3000:]}")
         return
 
 
@@ -192,12 +198,12 @@ def fill_disks(victim: Victim, disk: Path) -> tuple[int, list[str]]:
             subprocess.run(mount, check=True, capture_output=True)
             code = ended(victim.start(), 900)
             victim.look()
-            said = victim.log.read_text(errors="replace")
+            said = victim.said()
             if code == 0:
                 break
             if code != 2 or "No space left on device" not in said:
                 victim.wrong_exits += 1
-                say(f"on a full disk: exit code {code}: {said[-3000:]}")
+                click.echo(f"on a full disk: exit code {code}: {said[-3000:]}")
             full += 1
         return full, victim.digests()
     finally:
@@ -215,7 +221,7 @@ def main(kills: int, seed: int) -> None:
         os.environ["COMPRESS_CACHE"] = str(folder / "cache")
         undisturbed = Victim(folder / "undisturbed", folder / "undisturbed.log")
         code = ended(undisturbed.start(), 900)
-        assert code == 0, undisturbed.log.read_text()
+        assert code == 0, undisturbed.said()
         expected = undisturbed.digests()
         victims, differing = [undisturbed], 0
         while deaths["kill"] < kills:

@@ -240,7 +240,7 @@ def main(rounds: int, neighbor: bool) -> None:
     )
     write_json(RESULTS, results)
     with atomic_write(PAGE) as partial:
-        partial.write_text(results_markdown(results))
+        partial.write_text(results_markdown(results), encoding="utf-8")
     click.echo(PAGE)
 
 

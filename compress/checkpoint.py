@@ -8,13 +8,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PlainValidator, TypeAdapter, ValidationError
 
 from compress.architectures.spec import ModelSpec
 from compress.errors import CheckpointError
-from compress.paths import atomic_write
+from compress.paths import atomic_write, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,16 @@ IDENTITY = ("format", "spec", "shapes", "removed", "quantized", "tensors")
 """What two checkpoints of the same network have in common, whoever made them."""
 STAGES = ("teacher", "distill", "prune", "quantize", "export")
 """In their order; a folder `2-prune` holds the stage at place 2."""
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be text")
+    return value
+
+
+FileName = Annotated[str, PlainValidator(_text)]
+"""May stand for bytes that are no UTF-8, as Python's names of files do; pydantic's own str not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +52,7 @@ class Step:
     seed: int
     parent: str | None
     """Digest of the checkpoint it started from."""
-    data: str
+    data: FileName
     """The data set's name, as the user gave it."""
     data_config: Mapping[str, Any]
     data_fingerprint: str
@@ -211,5 +221,4 @@ def to_json(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a dataclass or plain data as readable JSON, atomically."""
-    with atomic_write(path) as partial:
-        partial.write_text(to_json(value), encoding="utf-8")
+    write_text(path, to_json(value))

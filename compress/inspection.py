@@ -9,6 +9,7 @@ import click
 
 from compress.errors import CompressError
 from compress.program import FOLDER, RUNS, starting
+from compress.text import printable
 from compress.trust import trust_option
 
 ONNX_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -161,10 +162,10 @@ def predict(model: Path, images: Sequence[Path], top: int) -> None:
     for path, answers in predict_images(model, images, top):
         if isinstance(answers, str):
             unreadable += 1
-            click.echo(answers, err=True)
+            click.echo(printable(answers), err=True)
             continue
         said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers)
-        click.echo(f"{path}: {said}")
+        click.echo(printable(f"{path}: {said}"))
     if unreadable:
         raise CompressError(f"{unreadable} of {len(images)} pictures could not be read")
 

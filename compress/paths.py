@@ -57,9 +57,12 @@ def _is_full(folder: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all."""
+    r"""Writes a text file in UTF-8, whole or not at all.
+
+    Of names that are not UTF-8, odd bytes are written as `\udcff`.
+    """
     with atomic_write(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_checked(path: Path, content: bytes) -> None:

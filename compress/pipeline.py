@@ -30,7 +30,7 @@ from compress.measure.config import MeasureConfig
 from compress.measure.memory import measuring_for, now
 from compress.measure.stage import measure_stage
 from compress.paths import write_text
-from compress.progress import say
+from compress.progress import say, warn
 from compress.prune import stage as prune
 from compress.quantize import stage as quantize
 from compress.recipe import ModelCard, Network, Recipe
@@ -143,7 +143,7 @@ def run_stage(request: Request) -> Checkpoint:
     _announce(request)
     warnings = split_warnings(request)
     for warning in warnings:
-        say(f"  [yellow]warning[/]: {warning}")
+        warn(f"  warning: {warning}")
     earlier = begin(folder, key)
     partial = partial_folder(folder)
     context = Context(
@@ -196,7 +196,7 @@ def _done_before(request: Request, key: str) -> Checkpoint | None:
     if done is None:
         return None
     report = read_stage_report(folder)
-    say(f"[bold]{request.stage}[/]: done before, top-1 {report.top1:.2f} %")
+    say(f"{request.stage}: done before, top-1 {report.top1:.2f} %", style="bold")
     if _measured_otherwise(report, request.measure):
         wanted = request.measure
         say(f"  measuring again: threads {wanted.threads}, batch {wanted.batch}")
@@ -208,7 +208,7 @@ def _announce(request: Request) -> None:
     settings = ", ".join(changed_settings(request.config)) or "default settings"
     if request.stage == "teacher" and request.teachers:
         settings = f"{request.teachers[0].path}, as it is"
-    say(f"[bold]{request.stage}[/]: {settings}")
+    say(f"{request.stage}: {settings}", style="bold")
     if request.folder.exists() and any(request.folder.iterdir()):
         say(f"  will replace {request.folder}, made {difference(request.folder, request)}")
 
@@ -288,7 +288,7 @@ def _finished(folder: Path, key: str) -> Checkpoint | None:
         checkpoint = load_checkpoint(folder)
         read_stage_report(folder)
     except CompressError as error:
-        say(f"  [yellow]{error}[/]")
+        warn(f"  {error}")
         return None
     return checkpoint if checkpoint.key == key else None
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 import traceback
@@ -20,6 +22,7 @@ import click
 from compress.errors import CompressError
 from compress.paths import cache_folder
 from compress.process import prepare_process
+from compress.text import printable
 
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 """What torch says on CPU and GPU."""
@@ -54,6 +57,7 @@ class Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; with --debug its errors keep their tracebacks."""
         prepare_process()
+        _print_any_name()
         try:
             with _insistent_interrupts():
                 if not _has_companions():
@@ -88,6 +92,13 @@ class Program(click.Group):
 def _has_companions() -> bool:
     """Returns whether torchrun, or whoever sets its variables, started more than one process."""
     return "MASTER_ADDR" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _print_any_name() -> None:
+    """Lets this process print what its terminal's encoding lacks: names that are not UTF-8, too."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -163,7 +174,7 @@ def _write_traceback(error: Exception) -> Path:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 class StageCommand(click.Command):

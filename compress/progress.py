@@ -16,17 +16,21 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from compress.text import printable
 
 T = TypeVar("T")
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Where progress and remarks go; tables and paths, the results, go to standard output."""
+console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+"""Where progress and remarks go; tables and paths, the results, go to standard output. Brackets
+are what they are: names may hold them."""
 
 
 def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
     """Yields the items under a progress bar."""
     progress = Progress(
-        TextColumn("  {task.description:<28}"),
+        TextColumn("  {task.description:<28}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         MofNCompleteColumn(),
@@ -37,14 +41,19 @@ def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
         disable=not console.is_terminal,  # a log gets lines, not bars
     )
     with progress:
-        yield from progress.track(items, total=total, description=description)
+        yield from progress.track(items, total=total, description=printable(description))
 
 
 def waiting(message: str) -> AbstractContextManager[object]:
     """Returns a context that shows a spinner: for work of some seconds without countable parts."""
-    return console.status(message) if console.is_terminal else nullcontext()
+    return console.status(Text(printable(message))) if console.is_terminal else nullcontext()
 
 
-def say(message: str) -> None:
-    """Prints one line about what is going on."""
-    console.print(message)
+def say(message: str, *, style: str = "") -> None:
+    """Prints one line about what is going on, in a style of rich's."""
+    console.print(Text(printable(message), style))
+
+
+def warn(message: str) -> None:
+    """Prints one line about what may be wrong."""
+    say(message, style="yellow")

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from compress.architectures.spec import WEIGHT_FILES
-from compress.checkpoint import STAGES
+from compress.checkpoint import STAGES, FileName
 from compress.data.config import DataConfig
 from compress.distill.stage import DistillConfig
 from compress.errors import CompressError
@@ -39,7 +39,7 @@ class Network:
     """`auto`: small for images under 64 px."""
     activation: Literal["own", "relu"] = "own"
     """`relu`: in place of HardSwish, SiLU and GELU, which cost time on integers."""
-    weights: str = ""
+    weights: FileName = ""
     """To start from: a weights name of torchvision, or a .safetensors or .pth file, by its path
     from the card's folder. Only the teacher's are used."""
 
@@ -213,5 +213,5 @@ def _read(name: str, folder: Traversable, kind: str) -> Mapping[str, Any]:
         raise CompressError(f"unknown {kind} {name!r}; {nearest(name, _names(folder))}")
     try:
         return tomllib.loads(source.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CompressError(f"{kind} {name}: {error}") from None

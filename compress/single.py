@@ -27,7 +27,7 @@ from compress.measure.latency import Latency, measure_latency
 from compress.measure.memory import now
 from compress.measure.runtime import open_session, run_session
 from compress.pipeline import find_origin, run_stage
-from compress.progress import say
+from compress.progress import say, warn
 from compress.recipe import ModelCard
 from compress.report.data import read_stage_report
 from compress.report.render import size_text
@@ -36,6 +36,7 @@ from compress.request import Request
 from compress.run_folder import check_target, owned_folder, owned_run, stage_folder
 from compress.runs import is_run, newest_stage_before
 from compress.settings import parse
+from compress.text import printable
 
 RUNS = Path("runs")
 
@@ -70,8 +71,8 @@ def run_single_stage(
     before = parent.description.lineage[-1].parent
     in_run = source == stage_folder(source.parent, parent.stage)
     if in_run and before is not None and find_origin(parent) is None:
-        say(
-            f"[yellow]warning[/]: {source} was made from an earlier version of the stage before "
+        warn(
+            f"warning: {source} was made from an earlier version of the stage before "
             "it; run that stage again first"
         )
     if not teachers:
@@ -214,7 +215,7 @@ def bench_table(result: BenchResult) -> Table:
         latency, rest = row.latency, result.rows[place + 1 :]
         low, high = latency.speedup_ci95
         table.add_row(
-            str(Path(*Path(row.file).parts[-2:])),
+            printable(str(Path(*Path(row.file).parts[-2:]))),
             str(latency.threads),
             str(latency.batch),
             size_text(row.size_bytes),

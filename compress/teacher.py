@@ -53,7 +53,7 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
     from compress.architectures.weights import load_weights
     from compress.context import Product
     from compress.distributed import everywhere
-    from compress.progress import say
+    from compress.progress import warn
     from compress.train.diagnosis import diagnose
     from compress.train.loop import label_loss, train
 
@@ -66,7 +66,7 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
             "the card's stem (small or large), the number of classes or of channels differs"
         )
     if left_out:
-        say(f"  [yellow]not taken from {weights}[/]: {', '.join(left_out)}")
+        warn(f"  not taken from {weights}: {', '.join(left_out)}")
     history = everywhere(
         train,
         model,
@@ -80,7 +80,7 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
     findings = [str(finding) for finding in diagnose(history, len(spec.class_names))]
     if not history and not weights:
         findings.append(UNTRAINED)
-        say(f"  [yellow]{UNTRAINED}[/]")
+        warn(f"  {UNTRAINED}")
     details = {"epochs": len(history), "findings": findings}
     return Product(model=model, spec=spec, details=details)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from compress.report.data import REPORT_HTML, REPORT_MD, RunReport
 from compress.report.render import run_table
+from compress.text import printable
 
 LOG_WIDTH = 120
 """Columns where there is no terminal to ask."""
@@ -20,14 +21,14 @@ def print_report(report: RunReport, folder: Path) -> None:
     print_table(run_table(report))
     click.echo()
     for remark in report.remarks:
-        click.echo(f"- {remark}")
+        click.echo(f"- {printable(remark)}")
     click.echo(f"ship:   {folder / report.ship}\n        {report.verdict}")
     click.echo(f"report: {folder / REPORT_MD}, {folder / REPORT_HTML}")
 
 
 def print_table(table: object) -> None:
     """Prints a rich table; a pipe or a log gets plain text of a fixed width."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # names may hold brackets
     if not console.is_terminal:
         console.width = LOG_WIDTH
     console.print(table)

@@ -44,6 +44,17 @@ def test_only_one_file_touches_torch_pruning() -> None:
     assert users == [ROOT / "compress/prune/groups.py"]
 
 
+def test_text_files_are_read_and_written_in_utf_8() -> None:
+    found = []
+    for path in (*(ROOT / "compress").rglob("*.py"), *(ROOT / "bench").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                text = node.func.attr in ("read_text", "write_text", "fdopen")
+                if text and "encoding" not in {keyword.arg for keyword in node.keywords}:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not found
+
+
 def test_the_wheel_installs_and_runs_from_another_folder(tmp_path: Path) -> None:
     """The wheel that users install, without its dependencies: those come from this environment."""
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]

@@ -19,6 +19,7 @@ from compress.data.image import range_warning, read_image
 from compress.errors import DataError
 from compress.paths import cache_folder, write_text
 from compress.progress import track
+from compress.text import readable_name
 
 MAX_UNREADABLE = 0.1
 """Share of unreadable images above which something is wrong with the set, not with a file."""
@@ -70,7 +71,9 @@ def read_folders(root: Path) -> Folders:
     if "train" not in splits or len(splits) == 1:
         found = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise DataError(f"{layout}; found {', '.join(found) or 'no folders'}")
-    class_names = tuple(sorted(path.name for path in (root / "train").iterdir() if path.is_dir()))
+    class_names = tuple(
+        sorted(_class_name(path.name) for path in (root / "train").iterdir() if path.is_dir())
+    )
     if len(class_names) < 2:
         raise DataError(
             f"{root}/train holds {len(class_names)} folders of classes, it needs two or more"
@@ -143,16 +146,21 @@ def _list_split(
     counts = [0] * len(class_names)
     with os.scandir(root / split) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir())
-    for class_name in folders:
-        if class_name not in label_of:
-            raise DataError(f"{root / split / class_name} is a class that train/ does not have")
-        found = sorted(_images_below(root, f"{split}/{class_name}", known))
+    for folder in folders:
+        if _class_name(folder) not in label_of:
+            raise DataError(f"{root / split / folder} is a class that train/ does not have")
+        found = sorted(_images_below(root, f"{split}/{folder}", known))
         for name, facts in found:
             content.update(os.fsencode(name) + facts.encode())
         names += [name for name, _ in found]
-        counts[label_of[class_name]] = len(found)
+        counts[label_of[_class_name(folder)]] = len(found)
     labels = torch.arange(len(class_names)).repeat_interleave(torch.tensor(counts))
     return Listing(names=names, labels=labels)
+
+
+def _class_name(folder: str) -> str:
+    """Returns a class's name, which is text in every file and program; a folder's need not be."""
+    return readable_name(os.fsencode(folder))
 
 
 def _images_below(root: Path, folder: str, suffixes: Set[str]) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_spl
 from compress.distributed import processes_here
 from compress.errors import CompressError
 from compress.measure.host import allowed_cores
-from compress.progress import say
+from compress.progress import say, warn
 from compress.settings import nearest
 
 FOLDER_PREFIX = "imagefolder:"
@@ -170,7 +170,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
     folders = read_folders(root)
     for warning in folder_warnings(folders):
-        say(f"[yellow]warning[/]: {warning}")
+        warn(f"warning: {warning}")
     size = config.size or FOLDER_SIZE
     preprocess = Preprocess(
         size=size,

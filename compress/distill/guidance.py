@@ -23,7 +23,7 @@ from compress.distill.losses import (
 from compress.distill.stored import StoredLogits, stored_logits
 from compress.distill.teachers import Voice, mean_answer, open_teacher
 from compress.errors import CompressError
-from compress.progress import say, track
+from compress.progress import track, warn
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
 from compress.train.evaluate import evaluation_batch, first_pixels
@@ -76,7 +76,7 @@ def train_guided(
     confusion = teachers_confusion(voices, data)
     findings = diagnose_labels(confusion.tolist(), data.class_names)
     for finding in findings:
-        say(f"  [yellow]{finding}[/]")
+        warn(f"  {finding}")
     views = views_to_ask(guidance, context.seed)
     stored = stored_logits(voices, data, views, store=context.store)
     losses = [guided_loss(voices, stored, guidance, schedule)]
@@ -101,7 +101,7 @@ def train_guided(
     teacher_top1 = 100 * float(confusion.diagonal().sum() / confusion.sum())
     about_student = diagnose_student(history, teacher_top1, len(data.validation))
     for finding in about_student:
-        say(f"  [yellow]{finding}[/]")
+        warn(f"  {finding}")
     return Guided(history=history, findings=findings + about_student, asking_seconds=stored.seconds)
 
 

@@ -63,6 +63,6 @@ def groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""

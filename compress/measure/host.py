@@ -87,7 +87,7 @@ def _cpuinfo(field: str) -> str:
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return ""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name.strip() == field:
             return value.strip()

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from compress.checkpoint import write_json
 from compress.measure.host import describe_host
 from compress.paths import cache_folder
-from compress.progress import say
+from compress.progress import say, warn
 
 T = TypeVar("T")
 
@@ -210,9 +210,9 @@ def _tell_unsteady(topic: str, new: Mapping[str, Measurement[Any]]) -> None:
     unsteady = [one.spread for one in new.values() if not one.is_steady]
     if unsteady:
         many = f"{len(unsteady)} of {len(new)} measurements" if len(new) > 1 else "the repeats"
-        say(
-            f"  [yellow]{topic}: {many} differ by up to {100 * max(unsteady):.0f} %[/]; used now, "
-            "not remembered"
+        warn(
+            f"  {topic}: {many} differ by up to {100 * max(unsteady):.0f} %; used now, not "
+            "remembered"
         )
 
 

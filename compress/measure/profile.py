@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import onnxruntime as ort
 
 from compress.measure.latency import random_feed
-from compress.measure.runtime import session_options
+from compress.measure.runtime import as_model, session_options
 from compress.report.data import OperatorSummary
 
 RUNS = 15
@@ -50,11 +50,11 @@ def profile(path: Path, *, threads: int) -> list[Operator]:
         options = session_options(threads=threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(as_model(path), options, providers=["CPUExecutionProvider"])
         feed = random_feed(session, 1, path)
         for _ in range(RUNS):
             session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     suffix = "_kernel_time"
     found: dict[str, list[dict[str, object]]] = defaultdict(list)
     for event in events:

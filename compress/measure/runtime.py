@@ -19,11 +19,20 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
     """
     try:
         return ort.InferenceSession(
-            path, session_options(threads=threads), providers=["CPUExecutionProvider"]
+            as_model(path), session_options(threads=threads), providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime raises its own types for every fault of the file
         reason = str(error).splitlines()[0]
         raise CompressError(f"ONNX Runtime cannot load {path}: {reason}") from None
+
+
+def as_model(path: Path) -> Path | bytes:
+    """Returns what ONNX Runtime opens: a file's content if its path is not UTF-8, else the path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return path
 
 
 def session_options(*, threads: int) -> ort.SessionOptions:

@@ -96,7 +96,7 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
     from compress.architectures.resize import differing_shapes, remove_blocks
     from compress.context import Product
     from compress.distributed import everywhere
-    from compress.progress import say
+    from compress.progress import say, warn
     from compress.prune.search import Search, UnmetBudgetError
     from compress.prune.sparse import train_sparse
     from compress.restore import load_model
@@ -119,7 +119,7 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
                 if _limits(config) != _limits(PruneConfig()):
                     raise
                 findings.append(f"{len(steps)} of {config.steps} default cuts made; {failure}")
-                say(f"  [yellow]{findings[-1]}[/]")
+                warn(f"  {findings[-1]}")
                 break
             recovery = _recover(model, config, context, number)
             say(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from compress.errors import CompressError
 from compress.measure.host import Host
@@ -103,6 +103,6 @@ def read_run_report(path: Path) -> RunReport:
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        return TypeAdapter(kind).validate_python(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError, ValidationError):
+        return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         raise CompressError(f"{path} is missing or damaged; make it anew") from None

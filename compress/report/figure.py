@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Callable
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from compress.text import html_text
 
 
 def figure_html(draw: Callable[[Axes, Any], None], content: Any, caption: str) -> str:
@@ -19,4 +20,4 @@ def figure_html(draw: Callable[[Axes, Any], None], content: Any, caption: str) -
     figure.savefig(text, format="svg")
     svg = text.getvalue()
     drawing = svg[svg.index("<svg") :]  # without the XML declaration
-    return f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{drawing}<figcaption>{html_text(caption)}</figcaption></figure>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from compress.report.data import RunReport, StageReport
 from compress.report.figure import figure_html
 from compress.report.pruning import pruning_figures
 from compress.report.render import COLUMNS, conditions, run_rows
+from compress.text import html_text
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -33,9 +33,9 @@ def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, An
         report: the run's data.
         histories: rows of `history.jsonl` by stage, of the stages that trained.
     """
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
+    head = "".join(f"<th>{html_text(column)}</th>" for column in COLUMNS)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>"
         for row in run_rows(report)
     )
     figures = [figure_html(_draw_trade, report, "Each stage's file: faster is left, better is up.")]
@@ -47,13 +47,13 @@ def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, An
         figures.append(figure_html(_draw_training, histories, caption))
     for stage in report.stages:
         figures += pruning_figures(stage)
-    remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in report.remarks)
+    remarks = "".join(f"<li>{html_text(remark)}</li>" for remark in report.remarks)
     return _page(
         report.name,
-        f"<p class='ship'><b>Ship <code>{html.escape(report.ship)}</code></b><br>"
-        f"{html.escape(report.verdict)}</p>"
+        f"<p class='ship'><b>Ship <code>{html_text(report.ship)}</code></b><br>"
+        f"{html_text(report.verdict)}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        f"<p class='conditions'>{html.escape(conditions(report.stages[-1]))}</p>"
+        f"<p class='conditions'>{html_text(conditions(report.stages[-1]))}</p>"
         f"{''.join(figures)}<ul>{remarks}</ul>",
     )
 
@@ -63,15 +63,15 @@ def figures_html(stage: StageReport) -> str:
     figures = pruning_figures(stage)
     if not figures:
         return ""
-    below = f"<p class='conditions'>{html.escape(conditions(stage))}</p>"
+    below = f"<p class='conditions'>{html_text(conditions(stage))}</p>"
     return _page(stage.stage, "".join(figures) + below)
 
 
 def _page(title: str, body: str) -> str:
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1>{body}</body></html>\n"
+        f"<title>{html_text(title)}</title><style>{STYLE}</style></head><body>"
+        f"<h1>{html_text(title)}</h1>{body}</body></html>\n"
     )
 
 

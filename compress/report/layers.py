@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ from rich.table import Table
 from compress.checkpoint import write_json
 from compress.measure.host import Host
 from compress.measure.memory import Measurements
-from compress.paths import atomic_write
+from compress.paths import write_text
 from compress.quantize.sensitivity import Sensitivity
 from compress.report.figure import figure_html
 from compress.report.html import STYLE
 from compress.report.render import measured_text
+from compress.text import html_text, printable
 
 LAYERS_JSON, LAYERS_HTML = "sensitivity.json", "sensitivity.html"
 COLUMNS = ("layer", "loss alone", "top-1 alone", "loss regained", "top-1 regained", "ms gained")
@@ -58,9 +58,9 @@ def layers_table(report: LayersReport) -> Table:
 def write_layers_report(folder: Path, report: LayersReport) -> None:
     """Writes `sensitivity.json` and `sensitivity.html`."""
     write_json(folder / LAYERS_JSON, report)
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in COLUMNS)
+    head = "".join(f"<th>{html_text(column)}</th>" for column in COLUMNS)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
+        "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in _cells(row)) + "</tr>"
         for row in report.rows
     )
     page = (
@@ -70,16 +70,15 @@ def write_layers_report(folder: Path, report: LayersReport) -> None:
         f"<p>{EXPLANATION}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f"<p class='conditions'>{report.n_images} validation images, simulated in PyTorch; "
         f"{report.calibration_images} calibration images; times of ONNX Runtime, "
-        f"{report.threads} thread, batch 1, {html.escape(report.host.cpu)}: "
-        f"{'; '.join(map(measured_text, report.measurements))}</p></body></html>\n"
+        f"{report.threads} thread, batch 1, {html_text(report.host.cpu)}: "
+        f"{html_text('; '.join(map(measured_text, report.measurements)))}</p></body></html>\n"
     )
-    with atomic_write(folder / LAYERS_HTML) as partial:
-        partial.write_text(page)
+    write_text(folder / LAYERS_HTML, page)
 
 
 def _cells(row: Sensitivity) -> tuple[str, ...]:
     return (
-        row.layer,
+        printable(row.layer),
         f"{row.loss_alone:+.4f}",
         f"{row.top1_alone:+.2f}",
         f"{row.loss_regained:+.4f}",
@@ -92,7 +91,14 @@ def _draw(axes: Axes, rows: Sequence[Sensitivity]) -> None:
     axes.scatter([row.ms_gained for row in rows], [row.loss_alone for row in rows], s=18)
     for row in sorted(rows, key=lambda row: -row.loss_alone)[:5]:
         place = (row.ms_gained, row.loss_alone)
-        axes.annotate(row.layer, place, fontsize=8, xytext=(4, 4), textcoords="offset points")
+        axes.annotate(
+            row.layer,
+            place,
+            fontsize=8,
+            xytext=(4, 4),
+            textcoords="offset points",
+            parse_math=False,  # a name may hold dollars
+        )
     axes.axvline(0, color="#888", linewidth=0.8)
     axes.axhline(0, color="#888", linewidth=0.8)
     axes.set(xlabel="ms gained by int8", ylabel="loss added by this layer alone in int8")

@@ -37,7 +37,8 @@ def _draw_widths(axes: Axes, widths: Sequence[Mapping[str, Any]]) -> None:
     axes.bar(places, [width["before"] for width in widths], color="#ccd6e0", label="before")
     axes.bar(places, [width["after"] for width in widths], color="#2a6fb0", label="after")
     axes.set(ylabel="channels", yscale="log")
-    axes.set_xticks(list(places), [width["layer"] for width in widths], rotation=90, fontsize=7)
+    layers = [width["layer"] for width in widths]
+    axes.set_xticks(list(places), layers, rotation=90, fontsize=7, parse_math=False)
     axes.legend()
 
 

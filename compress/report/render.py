@@ -10,6 +10,7 @@ from rich.table import Table
 from compress.measure.host import Host
 from compress.measure.memory import Measurements
 from compress.report.data import OperatorSummary, RunReport, StageReport
+from compress.text import markdown_text, printable
 
 COLUMNS = (
     "stage", "params", "MACs", "size", "top-1 %", "95 % CI", "p50 ms",
@@ -48,7 +49,11 @@ def _row(stage: StageReport, teacher: StageReport) -> tuple[str, ...]:
 def run_table(report: RunReport) -> Table:
     """Returns the run's table for the terminal."""
     table = Table(
-        title=report.name, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False
+        title=printable(report.name),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
     )
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
@@ -75,9 +80,9 @@ def host_text(host: Host) -> str:
 def run_markdown(report: RunReport) -> str:
     """Returns the run's report as Markdown."""
     lines = [
-        f"# {report.name}",
+        f"# {markdown_text(report.name)}",
         "",
-        f"**Ship `{report.ship}`.** {_sentence(report.verdict)}",
+        f"**Ship `{report.ship}`.** {markdown_text(_sentence(report.verdict))}",
         "",
         markdown_table(COLUMNS, run_rows(report)),
         "",
@@ -100,7 +105,7 @@ def run_markdown(report: RunReport) -> str:
             f"| {stage.speedup:.2f} [{low:.2f}, {high:.2f}] | {step} | {stage.n_runs} "
             f"| {stage.seconds:.0f} s |"
         )
-    lines += ["", *(f"- {remark}" for remark in report.remarks)]
+    lines += ["", *(f"- {markdown_text(remark)}" for remark in report.remarks)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -126,7 +131,7 @@ def stage_markdown(report: StageReport) -> str:
         elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
             tables += [f"## {title.capitalize()}", "", _records_table(value), ""]
         else:
-            rows.append((title, _detail(value)))
+            rows.append((title, markdown_text(_detail(value))))
     lines = [f"# {report.stage}", "", markdown_table(("", ""), rows), "", *tables]
     return "\n".join([*lines, f"Measured with {conditions(report)}.", ""])
 
@@ -153,7 +158,9 @@ def _epochs(count: int) -> str:
 def _records_table(records: Sequence[Mapping[str, object]]) -> str:
     """Returns records, which may lack fields, as a table."""
     fields = list(dict.fromkeys(field for record in records for field in record))
-    cells = [[_detail(record.get(field, "")) for field in fields] for record in records]
+    cells = [
+        [markdown_text(_detail(record.get(field, ""))) for field in fields] for record in records
+    ]
     return markdown_table([field.replace("_", " ") for field in fields], cells)
 
 

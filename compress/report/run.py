@@ -8,7 +8,7 @@ from pathlib import Path
 from compress.checkpoint import STAGES, load_checkpoint, write_json
 from compress.errors import CompressError
 from compress.measure.memory import Measurements
-from compress.paths import atomic_write
+from compress.paths import write_text
 from compress.report.data import (
     HISTORY,
     REPORT_HTML,
@@ -26,6 +26,7 @@ from compress.report.render import (
     run_markdown,
 )
 from compress.runs import RUN_FILE, is_run
+from compress.text import printable
 
 GATES_WORTH_A_WORD = 20
 """Percent of the time."""
@@ -41,15 +42,13 @@ def write_run_report(run: Path) -> RunReport:
     if not is_run(run):  # its report would take the place of somebody's
         raise CompressError(f"{run} is no run of compress: it has no {RUN_FILE}")
     write_json(run / REPORT_JSON, report)
-    with atomic_write(run / REPORT_MD) as partial:
-        partial.write_text(run_markdown(report))
+    write_text(run / REPORT_MD, run_markdown(report))
     histories = {
-        stage: read_history((folder / HISTORY).read_text())
+        stage: read_history((folder / HISTORY).read_text(encoding="utf-8"))
         for stage, folder in finished_stages(run).items()
         if (folder / HISTORY).is_file()
     }
-    with atomic_write(run / REPORT_HTML) as partial:
-        partial.write_text(run_html(report, histories))
+    write_text(run / REPORT_HTML, run_html(report, histories))
     return report
 
 
@@ -67,12 +66,12 @@ def collect(run: Path) -> RunReport:
     last = stages[-1]
     ship = f"{folders[last.stage].name}/{last.file}"
     return RunReport(
-        name=run.name,
-        data=load_checkpoint(folders[last.stage]).description.lineage[-1].data,
+        name=printable(run.name),
+        data=printable(load_checkpoint(folders[last.stage]).description.lineage[-1].data),
         stages=stages,
         ship=ship,
         verdict=str(last.details.get("reason", _unfinished(last.stage))),
-        remarks=tuple(_remarks(stages)),
+        remarks=tuple(map(printable, _remarks(stages))),
     )
 
 

@@ -24,7 +24,7 @@ from compress import distributed
 from compress.data.load import Data
 from compress.data.splits import Batch, View
 from compress.errors import CompressError
-from compress.progress import say, track, waiting
+from compress.progress import say, track, waiting, warn
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import diagnose
 from compress.train.evaluate import evaluate, first_pixels
@@ -202,7 +202,7 @@ def train(
     if len(history) < epochs:
         say(f"  {title}: no lower validation loss in {config.patience} epochs, stopped early")
     for finding in diagnose(history, len(data.class_names)):
-        say(f"  [yellow]{finding}[/]")
+        warn(f"  {finding}")
     return history
 
 
