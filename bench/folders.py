@@ -54,7 +54,8 @@ from compress.progress import console
 console.quiet = True
 
 def resident():
-    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
+    pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+    return int(pages) * resource.getpagesize()
 
 found = {}
 before = resident()
