@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import PlainValidator, TypeAdapter, ValidationError
+from pydantic import Field, PlainValidator, TypeAdapter
 
 from compress.architectures.spec import ModelSpec
 from compress.errors import CheckpointError
 from compress.paths import atomic_write, write_text
+from compress.plain import parse_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +51,7 @@ class Step:
     config: Mapping[str, Any]
     card: Mapping[str, Any] | None
     """The model card, where the networks came from one."""
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     parent: str | None
     """Digest of the checkpoint it started from."""
     data: FileName
@@ -94,6 +96,24 @@ class Description:
     checksum: str = ""
     """SHA-256 of all else in this file."""
 
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise CheckpointError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+
+    @property
+    def step(self) -> Step:
+        """What made it.
+
+        Raises:
+            CheckpointError: nothing says so.
+        """
+        if not self.lineage:
+            raise CheckpointError(
+                "the checkpoint does not say how it was made: its lineage is empty; take one that "
+                "a stage made"
+            )
+        return self.lineage[-1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -125,7 +145,7 @@ class Checkpoint:
     @property
     def key(self) -> str:
         """Key of the stage that made it."""
-        return self.description.lineage[-1].key
+        return self.description.step.key
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], **facts: Any) -> Checkpoint:
@@ -162,17 +182,17 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         hint = f"; it is a run, take one of its stages: {', '.join(stages)}" if stages else ""
         raise CheckpointError(f"{folder} is no checkpoint: it has no {DESCRIPTION}{hint}")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{folder} has checkpoint format {raw.get('format')!r}, this program reads "
-                f"{FORMAT}; make it anew"
-            )
-        description = TypeAdapter(Description).validate_python(raw)
-        damaged = description.checksum != _checksum(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValidationError):
-        damaged = True
-    if damaged:
+        raw = parse_json(read_text(path))
+        found = raw.get("format") if isinstance(raw, dict) else None
+        other = isinstance(found, int) and found != FORMAT
+        description = None if other else TypeAdapter(Description).validate_python(raw)
+    except ValueError:  # CompressError and pydantic's own
+        other, description = False, None
+    if other:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {found}, this program reads {FORMAT}; make it anew"
+        )
+    if description is None or description.checksum != _checksum(raw):
         raise CheckpointError(f"{path} is damaged or was edited; make the stage anew")
     tensors = folder / TENSORS
     if not tensors.is_file() or file_digest(tensors) != description.tensors:
@@ -183,11 +203,39 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, description=description)
 
 
+def read_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the checkpoint's tensors, from the file's header alone.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    from safetensors import safe_open
+
+    with _readable(checkpoint.folder / TENSORS) as path, safe_open(path, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Returns the checkpoint's tensors by name, on the CPU."""
+    """Returns the checkpoint's tensors by name, on the CPU.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
     from safetensors.torch import load_file
 
-    return load_file(checkpoint.folder / TENSORS)
+    with _readable(checkpoint.folder / TENSORS) as path:
+        return load_file(path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """Within, what safetensors says about a file is an error of the user's."""
+    from safetensors import SafetensorError
+
+    try:
+        yield path
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); make the stage anew") from None
 
 
 def require_stage(checkpoint: Checkpoint, allowed: tuple[str, ...], *, wanted_by: str) -> None:

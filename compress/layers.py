@@ -41,7 +41,7 @@ def analyse_layers(
     with TemporaryDirectory() as scratch, measuring_for(Path(scratch), since=since) as measurements:
         context = Context(
             data=data,
-            seed=checkpoint.description.lineage[-1].seed,
+            seed=checkpoint.description.step.seed,
             measure=measure,
             folder=Path(scratch),
             store=Path(scratch),

@@ -239,7 +239,7 @@ def _as_seen_by(teacher: Teacher, data: Data, seed: int) -> Data:
 
 def find_origin(checkpoint: Checkpoint) -> Checkpoint | None:
     """Returns the checkpoint that one was made from, if it still lies in the same run."""
-    wanted = checkpoint.description.lineage[-1].parent
+    wanted = checkpoint.description.step.parent
     for stage in STAGES:
         folder = stage_folder(checkpoint.folder.parent, stage)
         if folder.is_dir() and folder != checkpoint.folder:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from compress.architectures.spec import WEIGHT_FILES
@@ -21,10 +20,14 @@ from compress.distill.stage import DistillConfig
 from compress.errors import CompressError
 from compress.export.stage import ExportConfig
 from compress.measure.config import MeasureConfig
+from compress.plain import parse_toml, read_text
 from compress.prune.stage import PruneConfig
 from compress.quantize.config import QuantizeConfig
-from compress.settings import nearest, parse, settings_of
+from compress.settings import nearest, parse, settings_of, shown
 from compress.teacher import TeacherConfig
+
+MAX_SEED = 2**63 - 1
+"""Torch takes no larger one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class Recipe:
 
     description: str
     stages: tuple[str, ...] = STAGES
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     data: DataConfig = field(default=DataConfig())
     measure: MeasureConfig = field(default=MeasureConfig())
     teacher: TeacherConfig = field(default=TeacherConfig())
@@ -71,6 +74,8 @@ class Recipe:
     export: ExportConfig = field(default=ExportConfig())
 
 
+NAMED_PROBLEMS = 8
+"""Of a card, in a message."""
 SECTIONS = ("data", "measure", *STAGES)
 
 
@@ -90,18 +95,30 @@ def load_card(name: str) -> ModelCard:
     Raises:
         CompressError: there is no such card, or something in it is wrong.
     """
-    raw = _read(name, files("compress.models"), "model")
-    try:
-        card = TypeAdapter(ModelCard).validate_python(raw)
-    except ValidationError as error:
-        problems = [_card_problem(problem) for problem in error.errors()]
-        raise CompressError(f"model {name}: {'; '.join(problems)}") from None
+    card = parse_card(_read(name, files("compress.models"), "model"), name)
     if card.teacher.weights.endswith(WEIGHT_FILES):  # a path beside the card
         weights = str(Path(name).parent.resolve() / card.teacher.weights)
         if not Path(weights).is_file():
             raise CompressError(f"model {name}: there is no weights file {weights}")
         card = dataclasses.replace(card, teacher=dataclasses.replace(card.teacher, weights=weights))
     return card
+
+
+def parse_card(raw: Mapping[str, Any], name: str) -> ModelCard:
+    """Returns what a card's TOML says, or a checkpoint's copy of it.
+
+    Args:
+        raw: the content.
+        name: of the card, for messages.
+
+    Raises:
+        CompressError: something in it is wrong.
+    """
+    try:
+        return TypeAdapter(ModelCard).validate_python(raw)
+    except ValidationError as error:
+        problems = [_card_problem(problem) for problem in error.errors()[:NAMED_PROBLEMS]]
+        raise CompressError(f"model {name}: {'; '.join(problems)}") from None
 
 
 def _card_problem(problem: ErrorDetails) -> str:
@@ -141,21 +158,33 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = 
     if unknown:
         bad = sorted(unknown)[0]
         raise CompressError(f"recipe {name} has no section {bad!r}; {nearest(bad, SECTIONS)}")
-    stages = tuple(raw.get("stages", STAGES))
-    if list(stages) != [stage for stage in STAGES if stage in stages] or "teacher" not in stages:
+    stages = raw.get("stages", list(STAGES))
+    known = isinstance(stages, list) and stages == [stage for stage in STAGES if stage in stages]
+    if not known or "teacher" not in stages:
         raise CompressError(
             f"recipe {name}: stages must be some of {', '.join(STAGES)}, in this order and with "
-            f"teacher, got {', '.join(stages)}"
+            f"teacher, got {shown(stages)}"
         )
-    recipe = Recipe(
-        description=raw.get("description", ""),
-        stages=stages,
-        seed=raw.get("seed", 0) if seed is None else seed,
-        **{
-            section: parse(getattr(Recipe, section), raw.get(section, {}), section=section)
-            for section in SECTIONS
-        },
-    )
+    for section in SECTIONS:
+        if not isinstance(given := raw.get(section, {}), Mapping):
+            raise CompressError(
+                f"recipe {name}: {section} is a table of settings, got {shown(given)}"
+            )
+    sections = {
+        section: parse(getattr(Recipe, section), raw.get(section, {}), section=section)
+        for section in SECTIONS
+    }
+    head = {key: value for key, value in raw.items() if key not in SECTIONS}
+    if seed is not None:
+        head["seed"] = seed
+    try:
+        recipe = TypeAdapter(Recipe).validate_python({**head, **sections, "stages": stages})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise CompressError(
+            f"recipe {name}: {key}: {problem['msg']}, got {shown(problem['input'])}"
+        ) from None
     for override in overrides:
         recipe = _override(recipe, override)
     return recipe
@@ -212,6 +241,7 @@ def _read(name: str, folder: Traversable, kind: str) -> Mapping[str, Any]:
     if not source.is_file():
         raise CompressError(f"unknown {kind} {name!r}; {nearest(name, _names(folder))}")
     try:
-        return tomllib.loads(source.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        bundled = not name.endswith(".toml")
+        return parse_toml(source.read_text(encoding="utf-8") if bundled else read_text(Path(name)))
+    except CompressError as error:
         raise CompressError(f"{kind} {name}: {error}") from None

@@ -145,7 +145,7 @@ def difference(folder: Path, request: Request) -> str:
     if request.again:
         return "before"
     try:
-        old = load_checkpoint(folder).description.lineage[-1]
+        old = load_checkpoint(folder).description.step
     except CheckpointError:
         return "before and damaged since"
     new = new_step(request, "")

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
 
-from compress.architectures.build import Classifier, build
+from torch import Tensor, nn
+
+from compress.architectures.build import MAX_PARAMETERS, Classifier, build, try_forward
 from compress.architectures.resize import remove_blocks, resize
 from compress.architectures.sources import user_code
-from compress.checkpoint import Checkpoint, Description, read_tensors
-from compress.errors import CheckpointError
+from compress.checkpoint import Checkpoint, Description, read_shapes, read_tensors
+from compress.errors import CheckpointError, CompressError
+
+MOST_CUT = 256
+"""How many times more parameters a network may have had before it was pruned."""
 
 
-def build_pruned(description: Description) -> Classifier:
+def build_pruned(description: Description, *, most: int = MAX_PARAMETERS) -> Classifier:
     """Builds the float network of a checkpoint, pruned as it was, without its tensors.
+
+    Args:
+        description: the checkpoint's.
+        most: parameters that the network may have before it is pruned.
 
     Raises:
         CheckpointError: the user's code is not what it was when the checkpoint was made.
+        CompressError: there is no such network, or none that can be pruned like that.
     """
     if user_code(description.spec.architecture) != description.spec.code:
         raise CheckpointError(
@@ -23,9 +33,11 @@ def build_pruned(description: Description) -> Classifier:
             "made, so it may compute something else; bring the old code back, or make the stage "
             "anew"
         )
-    classifier = build(description.spec)
-    remove_blocks(classifier.network, description.removed)
-    resize(classifier.network, description.shapes)
+    classifier = build(description.spec, most=most)
+    if description.removed or description.shapes:
+        remove_blocks(classifier.network, description.removed)
+        resize(classifier.network, description.shapes)
+        try_forward(classifier, description.spec)
     return classifier
 
 
@@ -40,18 +52,33 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: the tensors do not fit the description.
     """
-    classifier = build_pruned(checkpoint.description)
+    # A description may ask for any network: for none that is larger than the file can fill.
+    elements = sum(math.prod(shape) for shape in read_shapes(checkpoint).values())
+    try:
+        classifier = build_pruned(checkpoint.description, most=MOST_CUT * elements)
+    except CheckpointError:
+        raise
+    except CompressError as error:
+        raise CheckpointError(f"{checkpoint.folder}: {error}") from None
     model: nn.Module = classifier
     layout = checkpoint.description.quantized
     if layout is not None:
         from compress.quantize.placement import freeze, place, prepare
 
         model = freeze(place(prepare(classifier), layout))
-    try:
-        model.load_state_dict(read_tensors(checkpoint), strict=True)
-    except (RuntimeError, KeyError) as error:
-        raise CheckpointError(
-            f"the tensors in {checkpoint.folder} do not fit its network: "
-            f"{str(error).splitlines()[-1].strip()}"
-        ) from None
+    tensors, own = read_tensors(checkpoint), model.state_dict()
+    for name in sorted(set(own) | set(tensors)):
+        if (has := _kind(own.get(name))) != (given := _kind(tensors.get(name))):
+            raise CheckpointError(
+                f"the tensors in {checkpoint.folder} do not fit its network: {name} is {given} "
+                f"there, {has} in the network"
+            )
+    model.load_state_dict(tensors, strict=True)
     return model.eval()
+
+
+def _kind(tensor: Tensor | None) -> str:
+    """Returns a tensor's type and shape in words."""
+    if tensor is None:
+        return "missing"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -19,8 +19,11 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from compress.errors import CompressError
+from compress.plain import check_plain
 
 T = TypeVar("T")
+SHOWN = 80
+"""Characters of a wrong value in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,12 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"there are: {', '.join(known)}"
 
 
+def shown(value: object) -> str:
+    """Returns a wrong value as messages show it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def parse(default: T, given: Mapping[str, Any], *, section: str) -> T:
     """Returns `default` with the given values, validated.
 
@@ -119,12 +128,16 @@ def parse(default: T, given: Mapping[str, Any], *, section: str) -> T:
     _check_names(given, known, section)
     merged = _merge(dataclasses.asdict(default), given)  # type: ignore[call-overload]
     try:
-        return TypeAdapter(type(default)).validate_python(merged)
+        config = TypeAdapter(type(default)).validate_python(merged)
+        check_plain(dataclasses.asdict(config))  # type: ignore[call-overload]
+        return config
+    except CompressError as error:
+        raise CompressError(f"{section}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         path = tuple(str(part) for part in first["loc"])
         if path in known:
-            problem = f"must be {known[path].allowed}, got {first['input']!r}"
+            problem = f"must be {known[path].allowed}, got {shown(first['input'])}"
         else:  # a rule that the dataclass itself checks
             problem = first["msg"].removeprefix("Value error, ")
         name = ".".join((section, *path))
@@ -145,7 +158,9 @@ def _check_names(
         if below and isinstance(value, Mapping):
             _check_names(value, known, section, path)
         elif below:
-            raise CompressError(f"{section}.{'.'.join(path)} is a table of settings, got {value!r}")
+            raise CompressError(
+                f"{section}.{'.'.join(path)} is a table of settings, got {shown(value)}"
+            )
         else:
             full = ".".join(_whole(path, value))
             leaves = {name[-1]: ".".join(name) for name in known}

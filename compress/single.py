@@ -19,16 +19,16 @@ from compress.data.load import Data, load_data
 from compress.data.preprocess import picture_to_pixels
 from compress.distill.teachers import read_teachers
 from compress.errors import CompressError, DataError
-from compress.export.onnx_file import read_facts
+from compress.export.onnx_file import read_facts, read_onnx
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
 from compress.measure.config import MeasureConfig
 from compress.measure.host import Host, describe_host
-from compress.measure.latency import Latency, measure_latency
+from compress.measure.latency import ROUNDS, Latency, measure_latency
 from compress.measure.memory import now
 from compress.measure.runtime import open_session, run_session
 from compress.pipeline import find_origin, run_stage
 from compress.progress import say, warn
-from compress.recipe import ModelCard
+from compress.recipe import parse_card
 from compress.report.data import read_stage_report
 from compress.report.render import size_text
 from compress.report.run import write_run_report
@@ -68,7 +68,7 @@ def run_single_stage(
         source = newest_stage_before(stage, RUNS)
         say(f"from {source}")
     parent = load_checkpoint(source)
-    before = parent.description.lineage[-1].parent
+    before = parent.description.step.parent
     in_run = source == stage_folder(source.parent, parent.stage)
     if in_run and before is not None and find_origin(parent) is None:
         warn(
@@ -99,12 +99,12 @@ def run_single_stage(
                 config=config,
                 folder=folder,
                 run=run,
-                card=_card(cards[-1]) if cards else None,
+                card=parse_card(cards[-1], f"in {source}") if cards else None,
                 parent=parent,
                 teachers=given,
                 data=data_of(parent),
                 measure=measure_of(source),
-                seed=parent.description.lineage[-1].seed,
+                seed=parent.description.step.seed,
                 again=remeasure,
                 measured_since=now() if remeasure else "",
             )
@@ -122,15 +122,9 @@ def measure_of(folder: Path) -> MeasureConfig:
 
 def data_of(checkpoint: Checkpoint) -> Data:
     """Loads the data set that a checkpoint was made with."""
-    step = checkpoint.description.lineage[-1]
+    step = checkpoint.description.step
     config = parse(DataConfig(), step.data_config, section="data")
     return load_data(step.data, config, seed=step.seed)
-
-
-def _card(raw: Any) -> ModelCard:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(ModelCard).validate_python(raw)
 
 
 def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accuracy, str]:
@@ -153,7 +147,7 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
         )
     name, config, seed = data, DataConfig(), 0
     if checkpoint is not None:  # its own split: of another, images may have been trained on
-        step = checkpoint.description.lineage[-1]
+        step = checkpoint.description.step
         name, seed = data or step.data, step.seed
         config = parse(config, step.data_config, section="data")
     if name is None:
@@ -191,15 +185,31 @@ class BenchResult:
 
 
 def bench_files(
-    files: Sequence[Path], threads: Sequence[int], batches: Sequence[int]
+    files: Sequence[Path],
+    threads: Sequence[int],
+    batches: Sequence[int],
+    *,
+    rounds: int = ROUNDS,
 ) -> BenchResult:
-    """Times files against the first, for every pair of thread count and batch size."""
+    """Times files against the first, for every pair of thread count and batch size.
+
+    Args:
+        files: ONNX files of any origin.
+        threads: counts of ONNX Runtime's threads.
+        batches: images a run.
+        rounds: turns of each file.
+
+    Raises:
+        CompressError: one is no ONNX file, or cannot be run at that batch size.
+    """
+    for path in files:
+        read_onnx(path)
     rows = tuple(
         BenchRow(file=str(path), size_bytes=path.stat().st_size, latency=latency)
         for count in threads
         for batch in batches
         for path, latency in zip(
-            files, measure_latency(files, threads=count, batch=batch), strict=True
+            files, measure_latency(files, threads=count, batch=batch, rounds=rounds), strict=True
         )
     )
     return BenchResult(host=describe_host(), rows=rows)
@@ -247,6 +257,11 @@ def predict_images(
             continue
         pixels = picture_to_pixels(picture, facts.preprocess)
         logits = run_session(session, pixels[None])[0].astype(np.float64)
+        if len(logits) != len(facts.class_names) or not np.isfinite(logits).all():
+            raise CompressError(
+                f"{model} returns no finite logit for each of {len(facts.class_names)} classes; "
+                "export it anew"
+            )
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         best = np.argsort(-shares)[:top]

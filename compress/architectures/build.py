@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from compress.architectures.attention import open_attention
-from compress.architectures.sources import OWN, construct
+from compress.architectures.sources import OWN, TIMM, construct
 from compress.architectures.spec import ModelSpec
 from compress.data.preprocess import Preprocess
 from compress.errors import CompressError
 
 SMALL_IMAGE = 64
 """Pixels; below this side a strided stem throws away too much."""
+MAX_PARAMETERS = 2**31
+"""Of a network; the largest of timm's has 1.8 billion."""
 SMOOTH_ACTIVATIONS = frozenset({"Hardswish", "HardSwish", "SiLU", "Swish", "GELU", "Mish"})
 """Class names, torch's and timm's."""
 
@@ -54,21 +59,62 @@ class Classifier(nn.Module):
         return self.network(self.normalize(pixels))  # type: ignore[no-any-return]
 
 
-def build(spec: ModelSpec) -> Classifier:
+def build(spec: ModelSpec, *, most: int = MAX_PARAMETERS) -> Classifier:
     """Builds an untrained network from its spec.
 
+    It is first tried without memory for its tensors, since a spec may ask for any size.
+
+    Args:
+        spec: the network.
+        most: parameters that it may have.
+
     Raises:
-        CompressError: see `construct`; or the images are too small, or the logits too many or few.
+        CompressError: see `construct`; or the images are too small, the logits too many or few, or
+            the parameters too many.
     """
+    if ":" in spec.architecture and not spec.architecture.startswith(TIMM):  # code of the user's
+        model = _assemble(spec)
+        try_forward(model, spec)
+        return model
+    try:
+        with _no_more_parameters(most, spec.architecture), torch.device("meta"):
+            try_forward(_assemble(spec), spec)
+    except NotImplementedError:  # it reads tensors as it is built, as RegNet does
+        with _no_more_parameters(most, spec.architecture):
+            model = _assemble(spec)
+        try_forward(model, spec)
+        return model
+    return _assemble(spec)
+
+
+def _assemble(spec: ModelSpec) -> Classifier:
     network = construct(spec)
     if spec.architecture not in OWN:
         open_attention(network)
         adapt_stem(network, spec.preprocess.channels, small=spec.stem == "small")
     if spec.activation == "relu":
         use_relu(network)
-    model = Classifier(Normalize(spec.preprocess), network)
-    _try_forward(model, spec)
-    return model
+    return Classifier(Normalize(spec.preprocess), network)
+
+
+@contextmanager
+def _no_more_parameters(most: int, architecture: str) -> Iterator[None]:
+    """Within, a network that gets more parameters than that is given up while it is built."""
+    count = 0
+
+    def add(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += 0 if parameter is None else parameter.numel()
+        if count > most:
+            raise CompressError(
+                f"{architecture} with these arguments has more than {most:,} parameters"
+            )
+
+    hook = register_module_parameter_registration_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def example_input(model: Classifier) -> Tensor:
@@ -120,8 +166,12 @@ def use_relu(network: nn.Module) -> None:
                 child.inplace = False
 
 
-def _try_forward(model: Classifier, spec: ModelSpec) -> None:
-    """Finds out on one black image whether the network can take this image size at all."""
+def try_forward(model: Classifier, spec: ModelSpec) -> None:
+    """Finds out on one black image whether the network can take this image size at all.
+
+    Raises:
+        CompressError: it cannot, or it returns no logit for each class.
+    """
     preprocess, was_training = spec.preprocess, model.training
     pixels = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size)
     try:

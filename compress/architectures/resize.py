@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from compress.errors import CompressError
+
 
 def differing_shapes(network: nn.Module, original: nn.Module) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the tensors of `network` that differ from those of `original`."""
@@ -24,14 +26,30 @@ def resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
     Args:
         network: as its spec builds it.
         shapes: by tensor name, as `differing_shapes` gave them.
+
+    Raises:
+        CompressError: the network has no such tensor, or none that can be cut to that shape.
     """
+    own = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    for name, shape in shapes.items():
+        old = own.get(name, ())
+        if len(shape) != len(old) or not all(
+            0 < new <= size for new, size in zip(shape, old, strict=True)
+        ):
+            raise CompressError(f"{name} cannot be cut from {tuple(old)} to {tuple(shape)}")
     for name, shape in shapes.items():
         set_tensor(network, name, torch.empty(tuple(shape)))
 
 
 def remove_blocks(network: nn.Module, names: Iterable[str]) -> None:
-    """Replaces residual blocks, which add to what they are given, by identities, in place."""
+    """Replaces residual blocks, which add to what they are given, by identities, in place.
+
+    Raises:
+        CompressError: the network has no block of that name.
+    """
     for name in names:
+        if not name or name not in dict(network.named_modules()):
+            raise CompressError(f"the network has no block {name!r}")
         network.set_submodule(name, nn.Identity())
 
 

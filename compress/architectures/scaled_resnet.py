@@ -11,6 +11,8 @@ from compress.errors import CompressError
 
 STAGE_CHANNELS = (64, 128, 256, 512)
 """Channels of the four stages at width 1: ResNet-18's."""
+MAX_DEPTH = 100
+"""Blocks of a stage; ResNet-152's longest has 36."""
 CHANNEL_MULTIPLE = 8
 """ONNX Runtime's kernels work on blocks of 8 or 16 channels."""
 
@@ -59,9 +61,10 @@ class ScaledResNet(nn.Module):
         super().__init__()
         if not 0 < width <= 4:
             raise CompressError(f"scaled_resnet: width must be in (0, 4], got {width}")
-        if not 1 <= len(depths) <= 4 or min(depths) < 1:
+        if not 1 <= len(depths) <= 4 or not all(1 <= depth <= MAX_DEPTH for depth in depths):
             raise CompressError(
-                f"scaled_resnet: depths must be 1 to 4 positive counts, got {depths}"
+                f"scaled_resnet: depths must be 1 to 4 positive counts up to {MAX_DEPTH}, got "
+                f"{depths}"
             )
         widths = [
             max(CHANNEL_MULTIPLE, round(width * full / CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE)

@@ -185,6 +185,8 @@ def _call(
     _check_arguments(spec, {*arguments, *refused})
     try:
         network = factory(**spec.arguments, **arguments)
+    except (CompressError, NotImplementedError):  # the latter: see `build`
+        raise
     except TypeError as error:
         taken = ", ".join(
             name

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from compress.data.preprocess import Preprocess
+from compress.errors import CompressError
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 """Endings of files that weights are read from."""
@@ -29,3 +30,7 @@ class ModelSpec:
     """SHA-256 of the user's code that a `package.module:factory` is made of; else empty."""
     class_names: tuple[str, ...]
     preprocess: Preprocess
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise CompressError(f"a classifier has two classes or more, got {self.class_names}")

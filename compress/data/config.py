@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+MAX_SIDE = 2048
+"""Of a network's images, pixels; the largest that pretrained classifiers take is 800."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -18,7 +21,11 @@ class DataConfig:
     ] = 0.08
     size: Annotated[
         int,
-        Field(ge=0, description="Image side in pixels; 0 takes the set's own (folders: 224)."),
+        Field(
+            ge=0,
+            le=MAX_SIDE,
+            description="Image side in pixels; 0 takes the set's own (folders: 224).",
+        ),
     ] = 0
     flip: Annotated[
         Literal["auto", "on", "off"],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from compress.data.config import MAX_SIDE
 from compress.data.image import Mode
+from compress.errors import CompressError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,22 @@ class Preprocess:
     mean: tuple[float, ...]
     """Per channel, of pixels scaled to 0..1."""
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= MAX_SIDE:
+            raise CompressError(f"size must be in [1, {MAX_SIDE}] pixels, got {self.size}")
+        if not self.size <= self.resize <= 2 * MAX_SIDE:
+            raise CompressError(
+                f"resize must be in [size, {2 * MAX_SIDE}] pixels, got {self.resize}"
+            )
+        if self.channels not in (1, 3):
+            raise CompressError(f"channels must be 1 or 3, got {self.channels}")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise CompressError("mean and std must have a number for each channel")
+        if not all(math.isfinite(mean) for mean in self.mean) or not all(
+            0 < std < math.inf for std in self.std
+        ):
+            raise CompressError("mean must be finite and std positive")
 
     @property
     def mode(self) -> Mode:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,16 +15,22 @@ import onnx
 import onnx.parser
 import onnx.shape_inference
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from compress.architectures.spec import ModelSpec
 from compress.data.preprocess import Preprocess
 from compress.errors import CompressError
 from compress.paths import atomic_write
+from compress.plain import parse_json
 from compress.progress import waiting
 from compress.quantize.common import CONTRIB, OPSET
 
 INPUT, OUTPUT = "pixels", "logits"
+MAX_GROWTH, SMALL, LARGE = 256, 2**22, 2**28
+"""A value on the way has at most so many times the input's elements, within these bounds."""
+SHAPE_BYTES = 1024
+"""Constants up to this size may be shapes, and are read to infer others."""
 CONTRIB_BODIES = {
     "QuickGelu": (("s = Sigmoid(x)", "y = Mul(x, s)"), ("alpha",)),  # with alpha = 1
     "Gelu": (
@@ -105,28 +112,107 @@ def read_facts(path: Path) -> OnnxFacts:
     """Reads the metadata of a file that `export_onnx` wrote.
 
     Raises:
-        CompressError: it is no ONNX file, or one of another origin.
+        CompressError: see `read_onnx`; or it is of another origin.
     """
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except Exception:  # protobuf's DecodeError has no importable public name
-        raise CompressError(f"{path} is not an ONNX file, or is damaged") from None
+    proto = read_onnx(path)
     raw = {entry.key: entry.value for entry in proto.metadata_props}
     try:
-        facts = {name: json.loads(raw[name]) for name in OnnxFacts.__dataclass_fields__}
-        preprocess = facts["preprocess"]
-        return OnnxFacts(
-            class_names=tuple(facts["class_names"]),
-            preprocess=Preprocess(
-                **{**preprocess, "mean": tuple(preprocess["mean"]), "std": tuple(preprocess["std"])}
-            ),
-            digest=facts["digest"],
-            stage=facts["stage"],
+        facts = TypeAdapter(OnnxFacts).validate_python(
+            {name: parse_json(raw[name]) for name in OnnxFacts.__dataclass_fields__}
         )
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, ValueError):
         raise CompressError(
             f"{path} was not written by compress: its metadata lacks classes and preprocessing"
         ) from None
+    side, channels = facts.preprocess.size, facts.preprocess.channels
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [_signature(value) for value in proto.graph.input if value.name not in constants]
+    outputs = [_signature(value) for value in proto.graph.output]
+    if inputs != [(INPUT, onnx.TensorProto.UINT8, (channels, side, side))] or outputs != [
+        (OUTPUT, onnx.TensorProto.FLOAT, (len(facts.class_names),))
+    ]:
+        raise CompressError(
+            f"{path} is damaged or was edited: it must take {INPUT}, uint8 [batch, {channels}, "
+            f"{side}, {side}], and return {OUTPUT}, float32 [batch, {len(facts.class_names)}]"
+        )
+    return facts
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Reads a file that anybody may have written, before ONNX Runtime opens it.
+
+    Returns:
+        The model, without the values of its large constants.
+
+    Raises:
+        CompressError: it is no ONNX file; or its constants are in other files than those below its
+            folder, or one image would take gigabytes.
+    """
+    try:
+        if not path.is_file():  # a device or a pipe would be read for ever
+            raise CompressError("no file")
+        proto = onnx.load(path, load_external_data=False)
+        tensors = list(_constants(proto.graph.node, proto.graph))
+        tensors += [tensor for body in proto.functions for tensor in _constants(body.node)]
+    except Exception:  # protobuf's DecodeError has no importable public name
+        raise CompressError(f"{path} is not an ONNX file, or is damaged") from None
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            _check_beside(entries.get("location", ""), path)
+        if len(tensor.raw_data) > SHAPE_BYTES:
+            tensor.ClearField("raw_data")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    except Exception as error:  # of its own, and protobuf's
+        raise CompressError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    largest = max((_elements(value) for value in inferred.graph.input), default=0)
+    most = min(LARGE, max(SMALL, MAX_GROWTH * largest))
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        if _elements(value) > most:
+            raise CompressError(
+                f"{path} needs too much memory: {value.name} has {_elements(value):,} elements, "
+                f"more than {most:,}"
+            )
+    return proto
+
+
+def _check_beside(location: str, path: Path) -> None:
+    """Raises CompressError unless a file that an ONNX file names is in or below its folder."""
+    folder = path.parent.resolve()
+    with suppress(ValueError):  # a null byte
+        place = (folder / location).resolve()
+        if place.is_relative_to(folder) and place.is_file():
+            return
+    raise CompressError(f"{path} keeps its weights in {location!r}, which is no file beside it")
+
+
+def _elements(value: onnx.ValueInfoProto) -> int:
+    """Returns how many elements a value has for one image; unknown dimensions are 1."""
+    return math.prod(max(1, dim.dim_value) for dim in value.type.tensor_type.shape.dim)
+
+
+def _constants(
+    nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto | None = None
+) -> Iterator[onnx.TensorProto]:
+    """Yields all tensors that a graph, or a function's nodes, hold."""
+    if graph is not None:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _constants(inner.node, inner)
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int, ...]]:
+    """Returns an input's or output's name, type and shape but its first dimension, the batch."""
+    kind = value.type.tensor_type
+    return value.name, kind.elem_type, tuple(dim.dim_value for dim in kind.shape.dim[1:])
 
 
 def _use_global_pooling(proto: onnx.ModelProto) -> None:

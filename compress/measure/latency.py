@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,13 +13,15 @@ import numpy as np
 import onnxruntime as ort
 
 from compress.errors import CompressError
-from compress.measure.runtime import open_session
+from compress.measure.runtime import open_session, run_file
 from compress.progress import track
 
 ROUNDS = 60
 SLICE_S = 0.02
 """Each file runs this long, or once, before it is the next one's turn."""
 WARMUP_RUNS = 10
+MAX_ELEMENTS = 2**24
+"""Of an input, for one image: 3 channels of 2048 x 2048, and a few more."""
 RESAMPLES = 1000
 NUMPY_TYPES = {
     "tensor(uint8)": np.uint8,
@@ -69,7 +72,7 @@ def measure_latency(
     ]
     for session, feed in zip(sessions, feeds, strict=True):
         for _ in range(WARMUP_RUNS):
-            session.run(None, feed)
+            run_file(session, feed)
     slices: list[list[list[float]]] = [[] for _ in sessions]
     title = f"latency, {threads} thread{'s' * (threads > 1)}, batch {batch}"
     for number in track(range(rounds), title, total=rounds):
@@ -116,15 +119,21 @@ def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[s
     """Returns random input of a file's own type and shape; unknown dimensions but the batch are 1.
 
     Raises:
-        CompressError: the file's batch is fixed to another size, or its input type is unknown.
+        CompressError: the file's batch is fixed to another size, or its input has no batch, an
+            unknown type or too many elements.
     """
     generator = np.random.default_rng(0)
     feed = {}
     for put in session.get_inputs():
         if put.type not in NUMPY_TYPES:
             raise CompressError(f"{path}: cannot time an input of type {put.type}")
+        if not put.shape:
+            raise CompressError(f"{path}: its input {put.name} has no dimension for the batch")
         if isinstance(put.shape[0], int) and put.shape[0] != batch:
             raise CompressError(f"{path} takes batches of {put.shape[0]} only, asked for {batch}")
         shape = [batch, *(size if isinstance(size, int) else 1 for size in put.shape[1:])]
-        feed[put.name] = generator.integers(0, 256, shape).astype(NUMPY_TYPES[put.type])
+        if not 0 < math.prod(shape) <= batch * MAX_ELEMENTS:
+            raise CompressError(f"{path}: cannot time an input of shape {shape}")
+        bytes_ = generator.integers(0, 256, shape, np.uint8)
+        feed[put.name] = bytes_.astype(NUMPY_TYPES[put.type])
     return feed

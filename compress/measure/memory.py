@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from filelock import FileLock
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from compress.checkpoint import write_json
 from compress.measure.host import describe_host
@@ -66,6 +66,8 @@ class Measurement(Generic[T]):
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
     """What one stage used, in a row of its report."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     what: str
     measured: str

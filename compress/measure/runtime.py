@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -22,8 +24,7 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
             as_model(path), session_options(threads=threads), providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime raises its own types for every fault of the file
-        reason = str(error).splitlines()[0]
-        raise CompressError(f"ONNX Runtime cannot load {path}: {reason}") from None
+        raise CompressError(f"ONNX Runtime cannot load {path}: {_reason(error)}") from None
 
 
 def as_model(path: Path) -> Path | bytes:
@@ -45,7 +46,33 @@ def session_options(*, threads: int) -> ort.SessionOptions:
 
 
 def run_session(session: ort.InferenceSession, pixels: np.ndarray) -> np.ndarray:
-    """Returns float32 logits `[N, classes]` for uint8 pixels `[N, C, H, W]`."""
-    (logits,) = session.run([OUTPUT], {INPUT: pixels})
-    assert isinstance(logits, np.ndarray)
+    """Returns float32 logits `[N, classes]` for uint8 pixels `[N, C, H, W]`.
+
+    Raises:
+        CompressError: the file cannot do that.
+    """
+    (logits,) = run_file(session, {INPUT: pixels}, [OUTPUT])
+    if not isinstance(logits, np.ndarray) or logits.ndim != 2 or len(logits) != len(pixels):
+        raise CompressError(
+            f"the ONNX file returns {np.shape(logits)} for {len(pixels)} images, not their logits; "
+            "export it anew"
+        )
     return logits
+
+
+def run_file(
+    session: ort.InferenceSession, feed: Mapping[str, np.ndarray], outputs: list[str] | None = None
+) -> list[Any]:
+    """Returns what a file makes of its inputs; all its outputs, or those named.
+
+    Raises:
+        CompressError: it cannot be run on them.
+    """
+    try:
+        return session.run(outputs, feed)  # type: ignore[no-any-return]
+    except Exception as error:  # see `open_session`
+        raise CompressError(f"ONNX Runtime cannot run the file: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

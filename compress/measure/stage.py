@@ -64,7 +64,7 @@ def measure_stage(
         seconds=seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         digest=checkpoint.digest,
-        parent=description.lineage[-1].parent,
+        parent=description.step.parent,
         details=dict(details),
         host=describe_host(),
     )

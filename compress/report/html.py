@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,11 +72,6 @@ def _page(title: str, body: str) -> str:
         f"<title>{html_text(title)}</title><style>{STYLE}</style></head><body>"
         f"<h1>{html_text(title)}</h1>{body}</body></html>\n"
     )
-
-
-def read_history(text: str) -> list[dict[str, Any]]:
-    """Parses the rows of a `history.jsonl`."""
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def _draw_trade(axes: Axes, report: RunReport) -> None:

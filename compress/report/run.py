@@ -10,15 +10,15 @@ from compress.errors import CompressError
 from compress.measure.memory import Measurements
 from compress.paths import write_text
 from compress.report.data import (
-    HISTORY,
     REPORT_HTML,
     REPORT_JSON,
     REPORT_MD,
     RunReport,
     StageReport,
+    read_history,
     read_stage_report,
 )
-from compress.report.html import read_history, run_html
+from compress.report.html import run_html
 from compress.report.render import (
     ablation_text,
     measured_text,
@@ -43,11 +43,8 @@ def write_run_report(run: Path) -> RunReport:
         raise CompressError(f"{run} is no run of compress: it has no {RUN_FILE}")
     write_json(run / REPORT_JSON, report)
     write_text(run / REPORT_MD, run_markdown(report))
-    histories = {
-        stage: read_history((folder / HISTORY).read_text(encoding="utf-8"))
-        for stage, folder in finished_stages(run).items()
-        if (folder / HISTORY).is_file()
-    }
+    read = {stage: read_history(folder) for stage, folder in finished_stages(run).items()}
+    histories = {stage: rows for stage, rows in read.items() if rows is not None}
     write_text(run / REPORT_HTML, run_html(report, histories))
     return report
 
@@ -62,12 +59,15 @@ def collect(run: Path) -> RunReport:
     if not folders:
         raise CompressError(f"{run} holds no finished stage; start one with `compress run`")
     reports = {stage: read_stage_report(folder) for stage, folder in folders.items()}
+    for stage, one in reports.items():
+        if one.stage != stage:
+            raise CompressError(f"{folders[stage]} holds the report of the stage {one.stage}")
     stages = tuple(reports.values())
     last = stages[-1]
     ship = f"{folders[last.stage].name}/{last.file}"
     return RunReport(
         name=printable(run.name),
-        data=printable(load_checkpoint(folders[last.stage]).description.lineage[-1].data),
+        data=printable(load_checkpoint(folders[last.stage]).description.step.data),
         stages=stages,
         ship=ship,
         verdict=str(last.details.get("reason", _unfinished(last.stage))),
@@ -108,6 +108,17 @@ def _remarks_on_memory(stage: StageReport) -> list[str]:
     return [f"{stage.stage} remembered {', '.join(remembered)}; --remeasure measures anew"]
 
 
+def _remarks_on_balance(stages: tuple[StageReport, ...]) -> list[str]:
+    told = [
+        f"{stage.stage} {stage.balanced_top1:.2f} %"
+        for stage in stages
+        if stage.balanced_top1 is not None
+    ]
+    if not told:
+        return []
+    return [f"the classes differ in size; balanced top-1, the mean over classes: {', '.join(told)}"]
+
+
 def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
     """What a reader should know: stages that did not pay, and ones made from older versions."""
     remarks = []
@@ -131,6 +142,7 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
             remarks.append(f"{stage.stage} cost {before.top1 - stage.top1:.2f} points of top-1")
         if "alone" in stage.details:
             remarks.append(ablation_text(stage))
+    remarks += _remarks_on_balance(stages)
     for stage in stages:
         remarks += [f"{stage.stage}: {finding}" for finding in stage.details.get("findings", [])]
         remarks += _remarks_on_memory(stage)
