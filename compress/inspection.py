@@ -33,9 +33,12 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
 
     path, scores, dataset = evaluate_file(model, data, split)
     low, high = scores.top1_ci95
+    balanced = ""
+    if scores.balanced_top1 is not None:
+        balanced = f", balanced (mean over classes) {scores.balanced_top1:.2f} %,"
     click.echo(
-        f"{path}: top-1 {scores.top1:.2f} % [{low:.2f}, {high:.2f}] on {scores.n_images} "
-        f"{split} images of {dataset}"
+        f"{path}: top-1 {scores.top1:.2f} % [{low:.2f}, {high:.2f}]{balanced} on "
+        f"{scores.n_images} {split} images of {dataset}"
     )
 
 

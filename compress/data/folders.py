@@ -23,8 +23,8 @@ from compress.text import readable_name
 
 MAX_UNREADABLE = 0.1
 """Share of unreadable images above which something is wrong with the set, not with a file."""
-NAMED_UNREADABLE = 5
-"""Unreadable files named in the warning; all are counted."""
+NAMED = 5
+"""Files or classes that a message names; all are counted."""
 CHECKED_AT_ONCE = 1024
 """Images handed to the threads together: a million waiting ones would take gigabytes."""
 
@@ -86,7 +86,7 @@ def read_folders(root: Path) -> Folders:
     if len(unreadable) > MAX_UNREADABLE * len(names):
         raise DataError(
             f"{len(unreadable)} of {len(names)} images under {root} cannot be read, "
-            f"{_named(root, unreadable)}; repair or remove them"
+            f"{_named([str(root / name) for name in unreadable])}; repair or remove them"
         )
     readable = {split: _without(one, set(unreadable)) for split, one in listed.items()}
     for split, one in readable.items():
@@ -109,7 +109,7 @@ def read_folders(root: Path) -> Folders:
 def folder_warnings(folders: Folders) -> Iterator[str]:
     """Yields what is odd about folders that can be used all the same."""
     if count := len(folders.unreadable):
-        named = _named(folders.root, folders.unreadable)
+        named = _named([str(folders.root / name) for name in folders.unreadable])
         yield f"{count} unreadable image{'s' * (count > 1)} left out: {named}"
     for split, listing in folders.splits.items():
         if missing := _missing(folders.class_names, listing):
@@ -121,12 +121,12 @@ def folder_warnings(folders: Folders) -> Iterator[str]:
 def _missing(class_names: Sequence[str], listing: Listing) -> str:
     """Returns the classes that a split lacks, in words; empty if there are none."""
     there = set(listing.labels.unique().tolist())
-    return ", ".join(name for label, name in enumerate(class_names) if label not in there)
+    return _named([name for label, name in enumerate(class_names) if label not in there])
 
 
-def _named(root: Path, names: Sequence[str]) -> str:
-    shown = ", ".join(str(root / name) for name in names[:NAMED_UNREADABLE])
-    more = len(names) - NAMED_UNREADABLE
+def _named(items: Sequence[str]) -> str:
+    shown = ", ".join(items[:NAMED])
+    more = len(items) - NAMED
     return f"{shown} and {more} more" if more > 0 else shown
 
 
@@ -148,7 +148,10 @@ def _list_split(
         folders = sorted(entry.name for entry in entries if entry.is_dir())
     for folder in folders:
         if _class_name(folder) not in label_of:
-            raise DataError(f"{root / split / folder} is a class that train/ does not have")
+            raise DataError(
+                f"{root / split / folder} is a class that train/ does not have; add training "
+                "images of it, or move it away"
+            )
         found = sorted(_images_below(root, f"{split}/{folder}", known))
         for name, facts in found:
             content.update(os.fsencode(name) + facts.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from compress.data.config import DataConfig
+from compress.data.copies import copied_images, remembered_copies
 from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
 from compress.data.folders import Listing, folder_warnings, read_folders
 from compress.data.preprocess import Preprocess
 from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_split
 from compress.distributed import processes_here
-from compress.errors import CompressError
+from compress.errors import CompressError, DataError
 from compress.measure.host import allowed_cores
 from compress.progress import say, warn
 from compress.settings import nearest
@@ -75,12 +77,36 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
     else:
         root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve()
         data = _image_folder(root, config, seed)
+    if not len(data.validation):
+        raise DataError(
+            f"{name}: no class has two training images, so none can be held out for validation; "
+            "add images, or validation images in a folder val/ beside train/"
+        )
+    for warning in _copies(data):
+        say(f"[yellow]warning[/]: {warning}")
     side = data.preprocess.size
     say(
         f"data: {name}, {side} x {side} px, {len(data.class_names)} classes, {len(data.train)} "
         f"training, {len(data.validation)} validation and {len(data.test)} test images"
     )
     return data
+
+
+def _copies(data: Data) -> Iterator[str]:
+    """Yields how many images two splits have in common."""
+    splits = {"training": data.train, "validation": data.validation, "test": data.test}
+    images = {name: one.images for name, one in splits.items() if isinstance(one, TensorSplit)}
+    files = {name: one.names for name, one in splits.items() if isinstance(one, FolderSplit)}
+    if isinstance(data.train, FolderSplit):
+        found = remembered_copies(data.train.root, files, data.split_fingerprint)
+    else:
+        found = copied_images(images)
+    for (first, second), count in found.items():
+        if count:
+            yield (
+                f"{count} of {len(splits[second])} {second} images are {first} images too, byte "
+                f"for byte: the {second} top-1 flatters; remove one of each"
+            )
 
 
 def _fashion_mnist(config: DataConfig, seed: int) -> Data:

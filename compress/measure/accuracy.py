@@ -17,6 +17,8 @@ from compress.progress import track
 BATCH = 100
 Z_95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
+IMBALANCE = 2
+"""Classes differ in size where the largest has more than so many times the images of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,9 @@ class Accuracy:
     """Percent."""
     top1_ci95: tuple[float, float]
     """Wilson interval, percent."""
+    balanced_top1: float | None
+    """Percent, the mean over the classes: a class counts as much as another, however many images
+    it has. None where classes hardly differ in size."""
     n_images: int
 
 
@@ -46,8 +51,20 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
         predicted: int `[n]`.
         labels: int `[n]`.
     """
-    correct, n = int((predicted == labels).sum()), len(labels)
-    return Accuracy(top1=100 * correct / n, top1_ci95=wilson_interval(correct, n), n_images=n)
+    right = predicted == labels
+    correct, n = int(right.sum()), len(labels)
+    sizes = np.bincount(labels)
+    there = sizes > 0
+    balanced = None
+    if sizes.max() > IMBALANCE * sizes[there].min():
+        shares = np.bincount(labels, right)[there] / sizes[there]
+        balanced = 100 * float(shares.mean())
+    return Accuracy(
+        top1=100 * correct / n,
+        top1_ci95=wilson_interval(correct, n),
+        balanced_top1=balanced,
+        n_images=n,
+    )
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:

@@ -112,12 +112,16 @@ def run_markdown(report: RunReport) -> str:
 def stage_markdown(report: StageReport) -> str:
     """Returns a stage's report as Markdown."""
     low, high = report.top1_ci95
+    balanced = []
+    if report.balanced_top1 is not None:
+        balanced = [("balanced top-1", f"{report.balanced_top1:.2f} %, the mean over classes")]
     rows = [
         ("file", f"`{report.file}`"),
         ("parameters", f"{report.parameters:,}"),
         ("MACs per image", f"{report.macs:,}"),
         ("size", f"{report.size_bytes:,} bytes"),
         ("top-1", f"{report.top1:.2f} % [{low:.2f}, {high:.2f}] on {report.n_images} images"),
+        *balanced,
         ("latency p50 / p90", f"{report.latency_ms_p50:.3f} / {report.latency_ms_p90:.3f} ms"),
         ("against the teacher", f"{report.speedup:.2f} times faster"),
         ("operators", operators_text(report.operators)),

@@ -35,6 +35,16 @@ def test_accuracy_counts_right_answers() -> None:
     assert (scores.top1, scores.n_images) == (75.0, 4)
 
 
+def test_accuracy_by_class_is_told_where_classes_differ_in_size() -> None:
+    labels = np.array([0] * 9 + [1] * 3 + [4])
+    predicted = np.array([0] * 9 + [1, 0, 0] + [0])
+    scores = accuracy(predicted, labels)
+    assert scores.top1 == pytest.approx(1000 / 13)
+    assert scores.balanced_top1 == pytest.approx(100 * (1 + 1 / 3 + 0) / 3)  # none of 2 and 3
+    assert accuracy(labels[7:], labels[7:]).balanced_top1 == 100
+    assert accuracy(np.zeros(4, int), np.array([0, 0, 1, 1])).balanced_top1 is None
+
+
 def test_predictions_of_the_file_are_torchs(digits: Data, tmp_path: Path) -> None:
     spec = student_spec(digits)
     model = settled(spec, digits.train)
