@@ -12,7 +12,7 @@ READY := .venv/ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline lint types test test-slow torture bench lock format clean
+.PHONY: help setup pipeline lint types test test-slow torture fuzz bench lock format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ test-slow: $(READY)  ## the tests that take minutes each
 
 torture: $(READY)  ## 200 kills, Ctrl-C and full disks; half an hour; result in bench/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.torture
+
+fuzz: $(READY)  ## 10,000 damaged files read; half an hour; result in bench/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz
 
 bench: $(READY)  ## every comparison, half a day; results go to bench/results
 	$(BIN)/python -m bench
