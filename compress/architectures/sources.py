@@ -21,7 +21,7 @@ from compress.architectures.scaled_resnet import ScaledResNet
 from compress.architectures.spec import ModelSpec
 from compress.code_digest import code_digest
 from compress.errors import CompressError
-from compress.settings import nearest
+from compress.settings import nearest, shown
 from compress.trust import is_trusted
 
 TIMM = "timm:"
@@ -193,7 +193,9 @@ def _call(
             for name in inspect.signature(factory).parameters
             if name not in ("weights", "progress", "kwargs", "given", *arguments)
         )
-        given = dict(spec.arguments) or f"what it is called with ({', '.join(arguments)})"
+        given = f"what it is called with ({', '.join(arguments)})"
+        if spec.arguments:
+            given = shown(dict(spec.arguments))
         allowed = f"its arguments: {taken}" if taken else str(error)
         raise CompressError(f"{spec.architecture} does not take {given}; {allowed}") from None
     except MemoryError:
@@ -203,7 +205,7 @@ def _call(
             raise _failed(spec.architecture, error) from error
         if spec.arguments:
             raise CompressError(
-                f"{spec.architecture} cannot be made with {dict(spec.arguments)}: {error}"
+                f"{spec.architecture} cannot be made with {shown(dict(spec.arguments))}: {error}"
             ) from error
         raise
     if not isinstance(network, nn.Module):
@@ -226,7 +228,7 @@ def _check_arguments(spec: ModelSpec, refused: set[str]) -> None:
         if not _is_plain(value):
             raise CompressError(
                 f"{spec.architecture}: the argument {name} must be a number, text, true or false, "
-                f"or a list of them, got {value!r}"
+                f"or a list of them, got {shown(value)}"
             )
 
 
