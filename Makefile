@@ -49,7 +49,7 @@ test-slow: $(READY)  ## the tests that take minutes each
 torture: $(READY)  ## 200 kills, Ctrl-C and full disks; half an hour; result in bench/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.torture
 
-fuzz: $(READY)  ## 10,000 damaged files read; half an hour; result in bench/results
+fuzz: $(READY)  ## 10,000 damaged files read; a quarter of an hour; result in bench/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz
 
 bench: $(READY)  ## every comparison, half a day; results go to bench/results

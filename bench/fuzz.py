@@ -12,6 +12,7 @@ states. Writes bench/results/fuzz.json.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -479,6 +480,7 @@ def _start(target: Target, cases: Sequence[Case], first: int, scratch: Path) -> 
         quiet = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(quiet, stream)
+        faulthandler.disable()  # the parent counts what a child dies of
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
         warnings.simplefilter("ignore")
         limit = _memory_kib("VmSize") * 1024 + HEADROOM_MIB * 2**20

@@ -60,6 +60,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         pytest.param(lambda raw: raw["spec"]["preprocess"].update(channels=2), id="two channels"),
         pytest.param(lambda raw: raw["spec"]["preprocess"].update(std=[0]), id="no deviation"),
         pytest.param(lambda raw: raw["spec"]["preprocess"].update(mean=[1, 2]), id="a mean more"),
+        pytest.param(lambda raw: raw["spec"]["preprocess"].update(mean=[1e300]), id="huge mean"),
         pytest.param(lambda raw: raw.update(stage="../.."), id="stage"),
         pytest.param(lambda raw: raw.update(removed=["nothing"]), id="no such block"),
         pytest.param(lambda raw: raw.update(removed=[""]), id="the whole network"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,10 @@ from PIL import Image
 from compress.data.config import MAX_SIDE
 from compress.data.image import Mode
 from compress.errors import CompressError
+
+
+SMALLEST_STD = 1e-3
+"""Of pixels scaled to 0..1; 1/255 is that of networks which take 0..255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,10 @@ class Preprocess:
             raise CompressError(f"channels must be 1 or 3, got {self.channels}")
         if not len(self.mean) == len(self.std) == self.channels:
             raise CompressError("mean and std must have a number for each channel")
-        if not all(math.isfinite(mean) for mean in self.mean) or not all(
-            0 < std < math.inf for std in self.std
+        if not all(0 <= mean <= 1 for mean in self.mean) or not all(
+            SMALLEST_STD <= std <= 1 for std in self.std
         ):
-            raise CompressError("mean must be finite and std positive")
+            raise CompressError(f"mean must be in [0, 1] and std in [{SMALLEST_STD}, 1]")
 
     @property
     def mode(self) -> Mode:
