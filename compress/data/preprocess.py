@@ -11,7 +11,6 @@ from compress.data.config import MAX_SIDE
 from compress.data.image import Mode
 from compress.errors import CompressError
 
-
 SMALLEST_STD = 1e-3
 """Of pixels scaled to 0..1; 1/255 is that of networks which take 0..255."""
 
