@@ -83,7 +83,7 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
             "add images, or validation images in a folder val/ beside train/"
         )
     for warning in _copies(data):
-        say(f"[yellow]warning[/]: {warning}")
+        warn(f"warning: {warning}")
     side = data.preprocess.size
     say(
         f"data: {name}, {side} x {side} px, {len(data.class_names)} classes, {len(data.train)} "
