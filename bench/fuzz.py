@@ -322,7 +322,10 @@ def _signed(document: Any) -> bytes:
 def _tensors(source: Path, count: int, seed: int) -> list[Case]:
     random_ = random.Random(seed)
     found: list[Case] = []
-    content, description = (source / TENSORS).read_bytes(), (source / DESCRIPTION).read_text()
+    content, description = (
+        (source / TENSORS).read_bytes(),
+        (source / DESCRIPTION).read_text(encoding="utf-8"),
+    )
     for _ in range(count):
         changed = random_.choice((damaged_bytes, damaged_safetensors))(content, random_)
         with tempfile.NamedTemporaryFile() as file:
@@ -562,14 +565,14 @@ def _ends(child: int, pipe: int) -> Iterator[dict[str, Any]]:
 
 
 def _memory_kib(entry: str) -> int:
-    text = Path("/proc/self/status").read_text()
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith(f"{entry}:"))
     return int(line.split()[1])
 
 
 def _forget_peak() -> None:
     """Lets the kernel count the peak of resident memory anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def make_run(folder: Path) -> Path:
