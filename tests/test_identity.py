@@ -51,7 +51,7 @@ def test_the_same_tensors_used_otherwise_are_another_network(
     spec = dataclasses.replace(first.spec, **{field: value})  # type: ignore[arg-type]
     tensors = {"weight": torch.zeros(3)}
     digests = set()
-    for name, one in (("a", first.spec), ("b", spec), ("c", first.spec)):
+    for name, one in (("teacher", first.spec), ("distill", spec), ("prune", first.spec)):
         (tmp_path / name).mkdir()
         facts = {"stage": name, "spec": one, "lineage": ()}
         written = write_checkpoint(tmp_path / name, tensors, **facts)
