@@ -62,7 +62,7 @@ class ModelCard:
 class Recipe:
     """Which stages run, in which order, with which settings."""
 
-    description: str
+    description: str = ""
     stages: tuple[str, ...] = STAGES
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     data: DataConfig = field(default=DataConfig())

@@ -61,6 +61,10 @@ class Hinted(nn.Module):
             if loss == "features"
         )
 
+    def __getstate__(self) -> dict[str, object]:
+        """Returns what a copy takes over: not the features last seen, which belong to a graph."""
+        return {**self.__dict__, "_seen": {}}
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Maps pixels to the student's logits `[N, classes]`."""
         return self.student(pixels)  # type: ignore[no-any-return]
