@@ -1,5 +1,5 @@
 """Comparisons with other tools; each writes its own file under bench/results."""
 
-from compress.process import prepare_process
+from compress.cli.process import prepare_process
 
 prepare_process()  # before a bench imports torch, as the command does

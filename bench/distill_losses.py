@@ -32,20 +32,20 @@ import torch
 from bench.results_file import add_to_results, commands_text, read_results, spread_text
 from compress.architectures.build import build
 from compress.checkpoint import load_checkpoint
-from compress.context import Context
 from compress.distill.ablation import seconds_of
-from compress.distill.config import GuidanceConfig
-from compress.distill.guidance import Guided, train_guided
-from compress.distill.teachers import checkpoint_teacher
-from compress.export.onnx_file import export_onnx
+from compress.host import Host, describe_host
+from compress.kd.config import GuidanceConfig
+from compress.kd.context import Context
+from compress.kd.teachers import checkpoint_teacher
+from compress.kd.training import Guided, train_guided
+from compress.log import say
 from compress.measure.accuracy import accuracy, predict_split
-from compress.measure.host import Host, describe_host
-from compress.pipeline import model_spec
-from compress.progress import say
-from compress.recipe import Network, Recipe, load_card
-from compress.report.data import read_stage_report
+from compress.measure.results import read_stage_report
+from compress.onnx_file import export_onnx
 from compress.report.render import host_text, markdown_table
-from compress.single import data_of, measure_of
+from compress.run.recipe import Network, Recipe, load_card
+from compress.run.runner import model_spec
+from compress.run.single_stage import data_of, measure_of
 from compress.train.loop import label_loss, train
 from compress.train.schedule import epochs_for, images_of_training
 

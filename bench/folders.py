@@ -31,9 +31,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from compress.checkpoint import write_json
-from compress.measure.host import Host, describe_host
-from compress.progress import say, track
+from compress.files import write_json
+from compress.host import Host, describe_host
+from compress.log import say, track
 from compress.report.render import host_text, markdown_table
 from compress.train.micro_batch import free_memory
 
@@ -50,7 +50,7 @@ LIST = """
 import json, resource, sys, time
 from pathlib import Path
 from compress.data.folders import read_folders
-from compress.progress import console
+from compress.log import console
 console.quiet = True
 
 def resident():

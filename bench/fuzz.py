@@ -51,25 +51,26 @@ from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import (
     DESCRIPTION,
+    HISTORY,
     MODEL_FILE,
+    REPORT_JSON,
     TENSORS,
     _checksum,
-    file_digest,
     load_checkpoint,
-    write_json,
 )
-from compress.cli import main as compress_main
+from compress.cli.group import OUT_OF_MEMORY
+from compress.cli.main import main as compress_main
 from compress.data.image import FORMATS, read_image
 from compress.data.preprocess import Preprocess, picture_to_pixels
 from compress.errors import CompressError
-from compress.measure.host import Host, describe_host
-from compress.program import OUT_OF_MEMORY
-from compress.progress import say
-from compress.recipe import load_card, load_recipe, recipe_settings
-from compress.report.data import HISTORY, REPORT_JSON
-from compress.report.run import write_run_report
-from compress.restore import load_model
-from compress.single import bench_files, data_of, evaluate_file, predict_images
+from compress.files import file_digest, write_json
+from compress.host import Host, describe_host
+from compress.int8.restore import load_model
+from compress.log import say
+from compress.run.evaluate import bench_files, evaluate_file, predict_images
+from compress.run.recipe import load_card, load_recipe, recipe_settings
+from compress.run.report import write_run_report
+from compress.run.single_stage import data_of
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
 CASE_S = 30

@@ -25,11 +25,10 @@ import torch.nn.functional as F
 
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
-from compress.checkpoint import write_json
 from compress.data.preprocess import Preprocess
-from compress.measure.host import Host, describe_host
-from compress.paths import write_text
-from compress.progress import track
+from compress.files import write_json, write_text
+from compress.host import Host, describe_host
+from compress.log import track
 from compress.report.render import host_text, markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "train_speed_neighbor.json"
@@ -175,7 +174,7 @@ def results_markdown(results: Results) -> str:
             f"{ARCHITECTURE.removeprefix('timm:')}, {SIDE} px, batches of {BATCH}, fp32, on all "
             "cores; images a second, medians, in quiet and while another process uses the same "
             "cores: an endless loop in one thread, or the same training in the same setting. "
-            "compress/process.py says what `compress` sets.",
+            "compress/cli/process.py says what `compress` sets.",
             "",
             markdown_table(COLUMNS, rows),
             "",

@@ -128,12 +128,12 @@ def _prepare_compress(**repairs: bool) -> Callable[[Path, np.ndarray, Path], Job
 
         from compress.architectures.build import Classifier
         from compress.checkpoint import load_checkpoint
-        from compress.export.onnx_file import export_onnx
+        from compress.int8.placement import freeze, prepare
+        from compress.int8.ptq import Calibration
+        from compress.int8.restore import load_model
+        from compress.onnx_file import export_onnx
         from compress.quantize.config import QuantizeConfig
-        from compress.quantize.placement import freeze, prepare
-        from compress.quantize.ptq import Calibration
         from compress.quantize.stage import CALIBRATION_BATCH, fitting_this_chip, plan_of
-        from compress.restore import load_model
 
         checkpoint = load_checkpoint(source)
         model = load_model(checkpoint)

@@ -32,29 +32,29 @@ from torch import nn
 from bench.results_file import add_to_results, commands_text, spread_text
 from compress.architectures.build import Classifier, example_input
 from compress.checkpoint import Checkpoint, load_checkpoint
-from compress.context import Context
 from compress.data.load import Data, calibration_order
-from compress.distill.config import GuidanceConfig
-from compress.distill.guidance import train_guided
-from compress.distill.teachers import checkpoint_teacher
-from compress.export.onnx_file import export_onnx
+from compress.host import Host, describe_host
+from compress.int8.placement import freeze, prepare
+from compress.int8.ptq import Calibration
+from compress.int8.restore import load_model
+from compress.kd.config import GuidanceConfig
+from compress.kd.context import Context
+from compress.kd.teachers import checkpoint_teacher
+from compress.kd.training import train_guided
+from compress.log import say
 from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.cost import count_macs, count_parameters
-from compress.measure.host import Host, describe_host
 from compress.measure.latency import measure_latency
-from compress.progress import say
+from compress.onnx_file import export_onnx
 from compress.prune.batchnorm import reestimate_batchnorm
+from compress.prune.config import PruneConfig
 from compress.prune.importance import Criterion
 from compress.prune.probe import export_to_time
 from compress.prune.search import SCORING_BATCH, SCORING_IMAGES, Search
-from compress.prune.stage import PruneConfig
 from compress.quantize.config import QuantizeConfig
-from compress.quantize.placement import freeze, prepare
-from compress.quantize.ptq import Calibration
 from compress.quantize.stage import CALIBRATION_BATCH, fitting_this_chip, plan_of
 from compress.report.render import host_text, markdown_table, size_text
-from compress.restore import load_model
-from compress.single import data_of, measure_of
+from compress.run.single_stage import data_of, measure_of
 from compress.train.config import TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "prune_peers.json"

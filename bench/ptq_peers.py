@@ -31,22 +31,22 @@ from bench.peers import BATCH, PEERS, Cost, run_peer
 from bench.results_file import read_results
 from compress.architectures.build import SMALL_IMAGE, build
 from compress.architectures.spec import ModelSpec
-from compress.checkpoint import Checkpoint, load_checkpoint, write_checkpoint, write_json
+from compress.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
+from compress.cli.terminal import print_table
 from compress.data.load import IMAGENET_MEAN, IMAGENET_STD, as_numpy, calibration_order
 from compress.data.preprocess import Preprocess
 from compress.data.splits import Split, TensorSplit
-from compress.export.onnx_file import INPUT, OUTPUT, export_onnx
+from compress.files import write_json
+from compress.host import Host, allowed_cores, describe_host
+from compress.int8.restore import load_model
+from compress.log import say, track
 from compress.measure.accuracy import BATCH as SCORING_BATCH
 from compress.measure.accuracy import accuracy
-from compress.measure.host import Host, allowed_cores, describe_host
 from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
-from compress.progress import say, track
-from compress.quantize.common import OPSET
+from compress.onnx_file import INPUT, OPSET, OUTPUT, export_onnx
 from compress.report.render import host_text, markdown_table, size_text
-from compress.restore import load_model
-from compress.single import data_of
-from compress.terminal import print_table
+from compress.run.single_stage import data_of
 
 RESULTS = Path(__file__).parent / "results" / "ptq_peers.json"
 PAGE = RESULTS.with_suffix(".md")

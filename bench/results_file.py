@@ -10,8 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from compress.checkpoint import write_json
-from compress.paths import atomic_write
+from compress.files import atomic_write, write_json
 
 
 class Row(Protocol):

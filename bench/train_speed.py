@@ -30,22 +30,22 @@ from bench.neighbor import PAGE as NEIGHBOR_PAGE
 from bench.neighbor import compare_neighbors
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
-from compress.checkpoint import load_checkpoint, write_json
+from compress.checkpoint import load_checkpoint
+from compress.cli.process import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from compress.data.load import Data
 from compress.data.splits import TensorSplit
-from compress.distill.config import GuidanceConfig
-from compress.distill.guidance import guided_loss, views_to_ask
-from compress.distill.losses import knowledge_distillation
-from compress.distill.stored import stored_logits
-from compress.distill.teachers import Voice, checkpoint_teacher, open_teacher
-from compress.measure.host import Host, describe_host
-from compress.paths import atomic_write
-from compress.pipeline import model_spec
-from compress.process import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
-from compress.progress import say
-from compress.recipe import load_card
+from compress.files import atomic_write, write_json
+from compress.host import Host, describe_host
+from compress.kd.config import GuidanceConfig
+from compress.kd.losses import knowledge_distillation
+from compress.kd.stored_logits import stored_logits
+from compress.kd.teachers import Voice, checkpoint_teacher, open_teacher
+from compress.kd.training import guided_loss, views_to_ask
+from compress.log import say
 from compress.report.render import host_text, markdown_table
-from compress.single import data_of
+from compress.run.recipe import load_card
+from compress.run.runner import model_spec
+from compress.run.single_stage import data_of
 from compress.train.config import TrainConfig
 from compress.train.evaluate import first_pixels
 from compress.train.loop import Loss, label_loss, train
@@ -66,7 +66,7 @@ COLUMNS = (
 INTRODUCTION = """\
 Our loop against a bare PyTorch loop (channels_last, the faster precision, no augmentation, no
 checks), in turns on the same images; medians, and the median of the turns' ratios. *By itself*:
-without what `compress` sets for its process, that freed memory is kept (compress/process.py)."""
+freed memory is not kept, as `compress` has it for its process (compress/cli/process.py)."""
 MIB = 2**20
 
 

@@ -1,5 +1,5 @@
 """`python -m compress` is the `compress` command."""
 
-from compress.cli import main
+from compress.cli.main import main
 
 main()

@@ -15,8 +15,7 @@ from pydantic import Field, PlainValidator, TypeAdapter
 
 from compress.architectures.spec import ModelSpec
 from compress.errors import CheckpointError
-from compress.paths import atomic_write, write_text
-from compress.plain import parse_json, read_text
+from compress.files import atomic_write, file_digest, parse_json, read_text, to_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +24,11 @@ FORMAT = 5
 TENSORS, DESCRIPTION = "model.safetensors", "checkpoint.json"
 MODEL_FILE = "model.onnx"
 """The network, as measured."""
+FLOAT_FILE, INT8_FILE = "model-float.onnx", "model-int8.onnx"
+"""What stage export writes in its place."""
+REPORT_JSON, REPORT_MD, REPORT_HTML = "report.json", "report.md", "report.html"
+HISTORY = "history.jsonl"
+"""A row for each epoch of a stage that trained."""
 IDENTITY = ("format", "spec", "shapes", "removed", "quantized", "tensors")
 """What two checkpoints of the same network have in common, whoever made them."""
 STAGES = ("teacher", "distill", "prune", "quantize", "export")
@@ -247,26 +251,9 @@ def require_stage(checkpoint: Checkpoint, allowed: tuple[str, ...], *, wanted_by
         )
 
 
-def file_digest(path: Path) -> str:
-    """Returns a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _checksum(raw: Mapping[str, Any]) -> str:
     return _json_digest({name: value for name, value in raw.items() if name != "checksum"})
 
 
 def _json_digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def to_json(value: Any) -> str:
-    """Returns readable JSON of a dataclass or of plain data."""
-    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-    return json.dumps(plain, indent=2, allow_nan=False) + "\n"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a dataclass or plain data as readable JSON, atomically."""
-    write_text(path, to_json(value))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from compress.errors import CompressError
-from compress.progress import console
+from compress.log import console
 from compress.trust import is_trusted, set_trusted
 
 P = ParamSpec("P")

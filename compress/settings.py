@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from compress.errors import CompressError
-from compress.plain import check_plain
+from compress.files import check_plain
 
 T = TypeVar("T")
 SHOWN = 80

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from compress.architectures.build import Classifier, build
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import Checkpoint, write_checkpoint
-from compress.cli import main
+from compress.cli.main import main
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.data.splits import Split
@@ -36,7 +36,7 @@ RUN_SETTINGS = (
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Probes of one test session must not meet those of another; the data set may be shared."""
-    from compress.paths import cache_folder
+    from compress.files import cache_folder
 
     shared = cache_folder() / "fashion-mnist"
     own = tmp_path_factory.mktemp("cache")

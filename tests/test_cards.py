@@ -8,8 +8,8 @@ import torch
 from click.testing import CliRunner
 from torchvision.models import resnet18
 
-from compress.cli import main
-from compress.recipe import card_names
+from compress.cli.main import main
+from compress.run.recipe import card_names
 from tests.data.test_folders import write_pictures
 
 pytestmark = pytest.mark.slow

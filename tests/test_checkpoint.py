@@ -4,16 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.checkpoint import (
-    DESCRIPTION,
-    TENSORS,
-    load_checkpoint,
-    require_stage,
-    write_json,
-)
+from compress.checkpoint import DESCRIPTION, TENSORS, load_checkpoint, require_stage
 from compress.errors import CheckpointError
-from compress.paths import atomic_write
-from compress.restore import load_model
+from compress.files import atomic_write, write_json
+from compress.int8.restore import load_model
 
 STAGE_FOLDERS = ("0-teacher", "1-distill", "2-prune", "3-quantize", "4-export")
 

@@ -17,22 +17,21 @@ from compress.architectures.build import build
 from compress.checkpoint import (
     DESCRIPTION,
     MODEL_FILE,
+    REPORT_JSON,
     TENSORS,
     Checkpoint,
     _checksum,
-    file_digest,
     load_checkpoint,
-    write_json,
 )
 from compress.data.load import Data
 from compress.errors import CheckpointError, CompressError
-from compress.export.onnx_file import export_onnx, read_facts
-from compress.plain import MAX_BYTES, parse_json, read_text
-from compress.recipe import load_card, load_recipe
-from compress.report.data import REPORT_JSON, read_stage_report
-from compress.report.run import write_run_report
-from compress.restore import load_model
-from compress.single import bench_files, evaluate_file, predict_images
+from compress.files import MAX_BYTES, file_digest, parse_json, read_text, write_json
+from compress.int8.restore import load_model
+from compress.measure.results import read_stage_report
+from compress.onnx_file import export_onnx, read_facts
+from compress.run.evaluate import bench_files, evaluate_file, predict_images
+from compress.run.recipe import load_card, load_recipe
+from compress.run.report import write_run_report
 from tests.conftest import saved, settled, student_spec
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -419,8 +418,8 @@ def test_an_input_of_gigabytes_is_not_timed(tmp_path: Path) -> None:
 
 
 def test_a_card_in_a_checkpoint_is_checked_too(run_copy: Path) -> None:
-    from compress.export.stage import ExportConfig
-    from compress.single import run_single_stage
+    from compress.export.config import ExportConfig
+    from compress.run.single_stage import run_single_stage
 
     folder = run_copy / "3-quantize"
     rewrite(folder, lambda raw: raw["lineage"][-1].update(card={"teacher": 5}))

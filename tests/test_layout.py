@@ -5,27 +5,50 @@ import subprocess
 import sys
 import venv
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGE_MODULES = {
-    "compress.teacher",
-    "compress.distill.stage",
-    "compress.prune.stage",
-    "compress.quantize.stage",
-    "compress.export.stage",
-}
-OUTER = {
-    f"compress.{name}"
-    for name in ("cli", "inspection", "program", "single", "pipeline", "options", "layers")
-}
+FLOORS = (
+    ("errors",),
+    ("log",),
+    ("files",),
+    ("host", "settings", "trust"),
+    ("cache", "distributed"),
+    ("data",),
+    ("architectures",),
+    ("checkpoint",),
+    ("onnx_file",),
+    ("measure",),
+    ("train",),
+    ("int8",),
+    ("kd",),
+    ("teacher", "distill", "prune", "quantize", "export"),
+    ("report",),
+    ("run",),
+    ("cli",),
+)
+"""From the ground up. A room imports from lower floors only, so rooms of one floor, the stages too,
+know nothing of each other."""
+TOP_MODULES = 10
+LATE_IMPORTS = {"cli", "checkpoint"}
+"""Rooms in which a function may import: torch takes seconds, and help texts must answer at once."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in (ROOT / "compress").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
 
 
 def imports(path: Path) -> set[str]:
+    """All that a file imports, at any level and under any condition."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
@@ -33,10 +56,56 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("module", sorted(STAGE_MODULES))
-def test_no_stage_imports_another_or_the_runner(module: str) -> None:
-    path = ROOT / f"{module.replace('.', '/')}.py"
-    assert not imports(path) & (STAGE_MODULES | OUTER)
+def arrows() -> dict[str, set[str]]:
+    """The modules that each module of ours imports."""
+    known = modules()
+    found = {}
+    for name, path in known.items():
+        named = {module for module in imports(path) if module in known and module != "compress"}
+        inner = {module for module in named if any(one.startswith(f"{module}.") for one in named)}
+        found[name] = named - inner - {name}
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = [name for floor in FLOORS for name in floor]
+    assert len(rooms) == len(set(rooms))
+    there = {room(name) for name in modules() if "." in name} - {"__main__"}
+    assert there == set(rooms)
+    top = [path for path in (ROOT / "compress").glob("*.py") if not path.name.startswith("__")]
+    assert len(top) <= TOP_MODULES
+
+
+def test_imports_go_down() -> None:
+    floor_of = {name: place for place, floor in enumerate(FLOORS) for name in floor}
+    wrong = [
+        f"{module} -> {other}"
+        for module, others in arrows().items()
+        for other in others
+        if "." in module
+        and module != "compress.__main__"
+        and room(module) != room(other)
+        and floor_of[room(module)] <= floor_of[room(other)]
+    ]
+    assert not wrong
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    TopologicalSorter(arrows()).prepare()  # raises CycleError, which names them
+
+
+def test_imports_stand_at_the_top_of_files() -> None:
+    late = set()
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nested = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        if set(nested) - set(tree.body):
+            late.add(room(name))
+    assert late <= LATE_IMPORTS
 
 
 def test_only_one_file_touches_torch_pruning() -> None:

@@ -19,16 +19,16 @@ from PIL import Image
 from rich.console import Console
 
 from compress.checkpoint import load_checkpoint
-from compress.cli import main
+from compress.cli.main import main
 from compress.data.config import DataConfig
 from compress.data.load import load_data
-from compress.export.onnx_file import read_facts
-from compress.paths import write_text
-from compress.progress import say, track, waiting
-from compress.report.data import read_run_report
+from compress.files import write_text
+from compress.log import printable, say, track, waiting
+from compress.measure.results import read_run_report
+from compress.onnx_file import read_facts
 from compress.report.html import run_html
 from compress.report.render import run_markdown, stage_markdown
-from compress.text import markdown_text, printable
+from compress.report.text import markdown_text
 
 FOLDERS = (
     b"[raw]", b"a|b", b"<b>&amp;", "日本語".encode(), "naïve *x*".encode(), b"_x_ `y`", b":smile:",
@@ -218,7 +218,7 @@ def test_any_name_is_shown_as_it_is_while_working(
 ) -> None:
     shown = io.StringIO()
     terminal = Console(file=shown, force_terminal=True, width=200)
-    monkeypatch.setattr("compress.progress.console", terminal)
+    monkeypatch.setattr("compress.log.console", terminal)
     with waiting(name):
         pass
     waited = shown.tell()

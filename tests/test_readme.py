@@ -8,8 +8,8 @@ import pytest
 
 from bench import distill_losses, prune_peers, ptq_peers, train_speed
 from bench.results_file import read_results
-from compress.cli import main
-from compress.report.data import read_run_report
+from compress.cli.main import main
+from compress.measure.results import read_run_report
 from compress.report.render import COLUMNS, conditions, markdown_table, run_rows
 
 ROOT = Path(__file__).parents[1]

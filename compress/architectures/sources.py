@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torchvision import models
 
+from compress.architectures.code_digest import code_digest
 from compress.architectures.plain_cnn import PlainCNN
 from compress.architectures.scaled_resnet import ScaledResNet
 from compress.architectures.spec import ModelSpec
-from compress.code_digest import code_digest
 from compress.errors import CompressError
 from compress.settings import nearest, shown
 from compress.trust import is_trusted
@@ -60,13 +61,10 @@ def construct(spec: ModelSpec) -> nn.Module:
 
 def torchvision_names() -> list[str]:
     """Returns the names of torchvision's classification models."""
-    from torchvision import models
-
     return models.list_models(module=models)  # type: ignore[no-any-return]
 
 
 def _from_torchvision(spec: ModelSpec, arguments: dict[str, Any]) -> nn.Module:
-    from torchvision import models
 
     name, size = spec.architecture, spec.preprocess.size
     if name not in torchvision_names():

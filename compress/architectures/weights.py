@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision import models
 
 from compress.architectures.sources import TIMM, import_timm
 from compress.architectures.spec import WEIGHT_FILES
@@ -108,7 +109,6 @@ def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
 
 
 def _from_torchvision(architecture: str, name: str) -> Mapping[str, Tensor]:
-    from torchvision import models
 
     try:
         known = models.get_model_weights(architecture)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from compress.paths import cache_folder, write_text
+from compress.files import cache_folder, write_text
 
 TAIL = 4096
 """Bytes at the end of files that are compared before whole files are."""

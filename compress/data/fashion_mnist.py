@@ -15,9 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from torchvision.datasets import FashionMNIST
 
 from compress.errors import DataError
-from compress.paths import atomic_write, cache_folder
+from compress.files import atomic_write, cache_folder
 
 CLASS_NAMES = (
     "t-shirt", "trouser", "pullover", "dress", "coat",
@@ -104,7 +105,6 @@ def _parse_idx(content: bytes) -> np.ndarray:
 
 
 def _fetch_from_mirrors(cache: Path) -> Path:
-    from torchvision.datasets import FashionMNIST
 
     problem: OSError | None = None
     for mirror in FashionMNIST.mirrors:

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from compress.data.image import range_warning, read_image
 from compress.errors import DataError
-from compress.paths import cache_folder, write_text
-from compress.progress import track
-from compress.text import readable_name
+from compress.files import cache_folder, readable_name, write_text
+from compress.log import track
 
 MAX_UNREADABLE = 0.1
 """Share of unreadable images above which something is wrong with the set, not with a file."""

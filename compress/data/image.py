@@ -33,7 +33,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from compress.errors import DataError
-from compress.progress import say
+from compress.log import say
 
 Mode = Literal["L", "RGB"]
 """Pillow's names of one gray channel and of three colors."""

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from compress.data.config import DataConfig
 from compress.data.copies import copied_images, remembered_copies
@@ -21,8 +23,8 @@ from compress.data.preprocess import Preprocess
 from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_split
 from compress.distributed import processes_here
 from compress.errors import CompressError, DataError
-from compress.measure.host import allowed_cores
-from compress.progress import say, warn
+from compress.host import allowed_cores
+from compress.log import say, warn
 from compress.settings import nearest
 
 FOLDER_PREFIX = "imagefolder:"
@@ -126,7 +128,6 @@ def _fashion_mnist(config: DataConfig, seed: int) -> Data:
 
 
 def _digits(config: DataConfig, seed: int) -> Data:
-    from sklearn.datasets import load_digits
 
     digits = load_digits()
     grey = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)  # 0..16 to 0..255
@@ -186,7 +187,6 @@ def _resized(images: Tensor, size: int) -> Tensor:
     """Resizes uint8 `[n, channels, side, side]`; 0 keeps the size."""
     if size in (0, images.shape[-1]):
         return images
-    from torchvision.transforms.v2 import functional
 
     return torch.cat(
         [functional.resize(part, [size, size], antialias=True) for part in images.split(1000)]

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from compress.architectures.build import build
-from compress.distill.guidance import Guided
+from compress.architectures.spec import ModelSpec
 from compress.distributed import everywhere
-from compress.export.onnx_file import export_onnx
+from compress.kd.context import Context
+from compress.kd.training import Guided
 from compress.measure.accuracy import accuracy, predict_split
+from compress.onnx_file import export_onnx
 from compress.train.config import TrainConfig
 from compress.train.loop import label_loss, train
 from compress.train.schedule import epochs_for
 from compress.train.state import Epoch
-
-if TYPE_CHECKING:
-    from compress.architectures.spec import ModelSpec
-    from compress.context import Context
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from torch import nn
 
 from compress.data.load import as_numpy
 from compress.data.splits import Split
-from compress.measure.host import allowed_cores
+from compress.host import allowed_cores
+from compress.log import track
 from compress.measure.runtime import open_session, run_session
-from compress.progress import track
 
 ODD_BATCHES = (1, 2, 7)
 """Sizes that an export with a frozen batch dimension gets wrong."""

@@ -5,29 +5,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
-
-if TYPE_CHECKING:
-    from compress.checkpoint import Checkpoint
-    from compress.context import Context, Product
-
-FLOAT_FILE, INT8_FILE = "model-float.onnx", "model-int8.onnx"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """When the int8 file is good enough to ship."""
-
-    max_drop: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="Points of validation top-1 that int8 may lose before the float file "
-            "ships instead.",
-        ),
-    ] = 1.0
+from compress.checkpoint import FLOAT_FILE, INT8_FILE, Checkpoint
+from compress.export.config import ExportConfig
+from compress.export.parity import check_parity
+from compress.int8.restore import load_model
+from compress.kd.context import Context, Product
+from compress.log import say
+from compress.measure.accuracy import accuracy, predict_split
+from compress.measure.latency import measure_latency
+from compress.onnx_file import export_onnx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +36,6 @@ def run(
         config: when int8 is good enough.
         context: validation images for the choice, test images for the comparison with torch.
     """
-    from compress.context import Product
-    from compress.export.onnx_file import export_onnx
-    from compress.export.parity import check_parity
-    from compress.progress import say
-    from compress.restore import load_model
-
     sources = {INT8_FILE: checkpoint} if checkpoint.description.quantized else {}
     float_source = origin if sources else checkpoint
     if float_source is None:
@@ -79,9 +60,6 @@ def run(
 
 def choose(folder: Path, names: list[str], config: ExportConfig, context: Context) -> Verdict:
     """Decides between the files, on validation images and on this machine's clock."""
-    from compress.measure.accuracy import accuracy, predict_split
-    from compress.measure.latency import measure_latency
-
     if len(names) == 1:
         return Verdict(ship=names[0], reason="the only file")
     validation = context.data.validation

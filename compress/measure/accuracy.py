@@ -10,9 +10,9 @@ import numpy as np
 
 from compress.data.load import as_numpy
 from compress.data.splits import Split
-from compress.measure.host import allowed_cores
+from compress.host import allowed_cores
+from compress.log import track
 from compress.measure.runtime import open_session, run_session
-from compress.progress import track
 
 BATCH = 100
 Z_95 = 1.959964

@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime as ort
 
 from compress.errors import CompressError
+from compress.log import track
 from compress.measure.runtime import open_session, run_file
-from compress.progress import track
 
 ROUNDS = 60
 SLICE_S = 0.02

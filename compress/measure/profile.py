@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 import onnxruntime as ort
 
 from compress.measure.latency import random_feed
+from compress.measure.results import OperatorSummary
 from compress.measure.runtime import as_model, session_options
-from compress.report.data import OperatorSummary
 
 RUNS = 15
 HALF_TICK = 0.5

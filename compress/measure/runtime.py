@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from compress.errors import CompressError
-from compress.export.onnx_file import INPUT, OUTPUT
+from compress.onnx_file import INPUT, OUTPUT
 
 
 def open_session(path: Path, *, threads: int) -> ort.InferenceSession:

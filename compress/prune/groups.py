@@ -15,7 +15,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from compress.architectures.attention import SelfAttention
-from compress.progress import waiting
+from compress.log import waiting
 
 UNTRACEABLE = {"SwinTransformer": "torch-pruning cannot trace shifted windows"}
 """Networks on which its tracing never ends, by class."""

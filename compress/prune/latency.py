@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from compress.quantize.layer import Layer
-from compress.quantize.placement import layers_of, set_mode
+from compress.int8.layer import Layer
+from compress.int8.placement import layers_of, set_mode
 
 ALIGNED, HALF_ALIGNED = 16, 8
 """Channels that fill a kernel's vectors, and half of them."""

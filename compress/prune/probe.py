@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 import onnx.parser
@@ -17,19 +16,17 @@ from torch import Tensor
 from compress.architectures.build import Classifier, build
 from compress.architectures.resize import differing_shapes, remove_blocks
 from compress.architectures.spec import ModelSpec
+from compress.cache import Measurement, remembered
 from compress.checkpoint import Checkpoint
-from compress.export.onnx_file import export_onnx
+from compress.int8.placement import freeze, prepare
+from compress.int8.ptq import Calibration, Plan
+from compress.int8.speed import LAYER_KINDS, operators_by_layer
+from compress.kd.context import Context
+from compress.log import waiting
 from compress.measure.cost import count_macs
 from compress.measure.latency import measure_latency
-from compress.measure.memory import Measurement, remembered
-from compress.progress import waiting
+from compress.onnx_file import export_onnx
 from compress.prune.table import Arithmetic
-from compress.quantize.placement import freeze, prepare
-from compress.quantize.ptq import Calibration, Plan
-from compress.quantize.speed import LAYER_KINDS, operators_by_layer
-
-if TYPE_CHECKING:
-    from compress.context import Context
 
 QUICK = Plan(observer="minmax", weights="max")
 """Ranges do not change the speed."""

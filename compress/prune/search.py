@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,7 +16,9 @@ from compress.architectures.build import Classifier, example_input
 from compress.architectures.resize import remove_blocks
 from compress.checkpoint import Checkpoint
 from compress.errors import CompressError
-from compress.progress import say, waiting
+from compress.int8.placement import layers_of, prepare
+from compress.kd.context import Context
+from compress.log import say, waiting
 from compress.prune.allocation import (
     Allocator,
     Budget,
@@ -27,17 +28,13 @@ from compress.prune.allocation import (
     Problem,
     candidate_widths,
 )
+from compress.prune.config import PruneConfig
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
 from compress.prune.latency import LatencyModel, layer_shapes
 from compress.prune.probe import Measured, Probe
 from compress.prune.surgery import best_channels, keep_channels, residual_blocks
 from compress.prune.table import measure_layers
-from compress.quantize.placement import layers_of, prepare
-
-if TYPE_CHECKING:
-    from compress.context import Context
-    from compress.prune.stage import PruneConfig
 
 SCORING_IMAGES, SCORING_BATCH = 1024, 32
 """Training images that importances are estimated on."""

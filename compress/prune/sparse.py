@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from compress.architectures.build import Classifier, example_input
-from compress.distill.guidance import train_guided
+from compress.kd.context import Context
+from compress.kd.training import train_guided
+from compress.prune.config import PruneConfig
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
 from compress.train.config import TrainConfig
 from compress.train.loop import TrainBatch
 from compress.train.schedule import batch_size_for, steps_of_epoch
-
-if TYPE_CHECKING:
-    from compress.context import Context
-    from compress.prune.stage import PruneConfig
 
 PENALTY = 1e-4
 """Of an average weight at the end; it grows from zero."""

@@ -3,81 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
+from torch import nn
 
-from compress.distill.config import GuidanceConfig, check_views
-from compress.train.config import MUON, TrainConfig
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from compress.architectures.build import Classifier
-    from compress.checkpoint import Checkpoint
-    from compress.context import Context, Product
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruneConfig:
-    """Remove the channels that cost most time for what they give, and recover the accuracy."""
-
-    latency_ratio: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=1,
-            description="Latency to reach, as a share of the unpruned; 1: no limit. The default "
-            "gives way where it cannot be met.",
-        ),
-    ] = 0.8
-    latency_ms: Annotated[
-        float, Field(ge=0, description="Latency to reach, milliseconds; 0: no limit.")
-    ] = 0.0
-    macs_ratio: Annotated[
-        float, Field(gt=0, le=1, description="Multiply-accumulates to reach; 1: no limit.")
-    ] = 1.0
-    size_ratio: Annotated[
-        float, Field(gt=0, le=1, description="Size of the file to reach; 1: no limit.")
-    ] = 1.0
-    arithmetic: Annotated[
-        Literal["int8", "float"],
-        Field(description="The file whose latency and size count: quantised, or as it is."),
-    ] = "int8"
-    importance: Annotated[
-        Literal[
-            "l1", "l2", "batchnorm", "lamp", "fpgm", "taylor", "hessian", "activation", "random"
-        ],
-        Field(description="What a channel is worth."),
-    ] = "taylor"
-    steps: Annotated[
-        int, Field(ge=1, description="Cuts on the way; between them a short recovery.")
-    ] = 2
-    step_epochs: Annotated[
-        int, Field(ge=0, description="Epochs of training after each cut but the last.")
-    ] = 1
-    floor: Annotated[
-        float, Field(gt=0, le=1, description="Least share of its channels that a layer keeps.")
-    ] = 0.1
-    depth: Annotated[bool, Field(description="Whole residual blocks may go too.")] = True
-    sparse_epochs: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Epochs before pruning in which a growing penalty empties the least "
-            "important channels.",
-        ),
-    ] = 0
-    guidance: GuidanceConfig = field(default=GuidanceConfig())
-    train: TrainConfig = field(
-        default=dataclasses.replace(MUON, epochs=8, batch_size=256, lr=0.003)
-    )
-
-    def __post_init__(self) -> None:
-        check_views(self.guidance, self.train)
+from compress.architectures.build import Classifier, build
+from compress.architectures.resize import differing_shapes, remove_blocks
+from compress.checkpoint import Checkpoint
+from compress.distributed import everywhere
+from compress.int8.restore import load_model
+from compress.kd.context import Context, Product
+from compress.kd.training import train_guided
+from compress.log import say, waiting, warn
+from compress.prune.batchnorm import reestimate_batchnorm
+from compress.prune.config import PruneConfig
+from compress.prune.search import Search, UnmetBudgetError
+from compress.prune.sparse import train_sparse
+from compress.train.evaluate import evaluate
 
 
 def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Product:
@@ -92,15 +37,6 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
         UnmetBudgetError: no pruned network is fast (or small) enough for what was asked. The
             default budget gives way instead, and the report says so.
     """
-    from compress.architectures.build import Classifier, build
-    from compress.architectures.resize import differing_shapes, remove_blocks
-    from compress.context import Product
-    from compress.distributed import everywhere
-    from compress.progress import say, warn
-    from compress.prune.search import Search, UnmetBudgetError
-    from compress.prune.sparse import train_sparse
-    from compress.restore import load_model
-
     model = load_model(checkpoint)
     assert isinstance(model, Classifier)
     before = _widths(model)
@@ -168,12 +104,6 @@ class Recovery:
 
 def _recover(model: Classifier, config: PruneConfig, context: Context, number: int) -> Recovery:
     """Re-estimates BatchNorm and trains, briefly unless it is the last cut."""
-    from compress.distill.guidance import train_guided
-    from compress.distributed import everywhere
-    from compress.progress import waiting
-    from compress.prune.batchnorm import reestimate_batchnorm
-    from compress.train.evaluate import evaluate
-
     validation = context.data.validation
     _, raw = evaluate(model, validation)
     with waiting("re-estimating BatchNorm"):
@@ -199,8 +129,6 @@ def _limits(config: PruneConfig) -> tuple[float, ...]:
 
 def _widths(model: nn.Module) -> dict[str, int]:
     """Returns the output channels of each convolution and linear layer."""
-    from torch import nn
-
     return {
         name.removeprefix("network."): len(module.weight)
         for name, module in model.named_modules()

@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.measure.memory import Measurement, remembered_all, spread_of
+from compress.cache import Measurement, remembered_all, spread_of
+from compress.int8.speed import LAYER_KINDS, plain_name
+from compress.log import track
 from compress.measure.profile import profile
-from compress.progress import track
+from compress.onnx_file import OPSET
 from compress.prune.latency import ALIGNED, HALF_ALIGNED, LayerCurve, LayerShape
-from compress.quantize.common import OPSET
-from compress.quantize.speed import LAYER_KINDS, plain_name
 
 Arithmetic = Literal["int8", "float"]
 GRID_SHARES = (0.25, 0.5, 0.75, 1.0)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.distill.config import GuidanceConfig, check_views
+from compress.kd.config import GuidanceConfig, check_views
 from compress.train.config import TrainConfig
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import fx
 
-from compress.progress import say
+from compress.int8.placement import layers_of
+from compress.int8.ptq import Calibration, Plan, Score, score_float, without_repairs
+from compress.int8.ranges import OBSERVERS
+from compress.int8.speed import LayerCost
+from compress.log import say
 from compress.quantize.config import QuantizeConfig
-from compress.quantize.placement import layers_of
-from compress.quantize.ptq import Calibration, Plan, Score, score_float, without_repairs
-from compress.quantize.ranges import OBSERVERS
 from compress.quantize.sensitivity import with_float
-from compress.quantize.speed import LayerCost
 
 REPAIRS: Mapping[str, str] = {
     "corrected biases": "correct_biases",

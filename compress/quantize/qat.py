@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import fx
 
-from compress.distill.guidance import train_guided
-from compress.quantize.placement import layers_of, quantizers_of
-
-if TYPE_CHECKING:
-    from compress.context import Context
-    from compress.quantize.config import QuantizeConfig
+from compress.int8.placement import layers_of, quantizers_of
+from compress.kd.context import Context
+from compress.kd.training import train_guided
+from compress.quantize.config import QuantizeConfig
 
 
 def learn_scales(placed: fx.GraphModule) -> None:

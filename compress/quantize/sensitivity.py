@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compress.checkpoint import ALL_INT8, QuantizedLayout
-from compress.progress import track
-from compress.quantize.placement import layers_of
-from compress.quantize.ptq import Calibration, Plan, Score, score_float
-from compress.quantize.speed import LayerCost
+from compress.int8.placement import layers_of
+from compress.int8.ptq import Calibration, Plan, Score, score_float
+from compress.int8.speed import LayerCost
+from compress.log import track
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,31 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor, fx
+
+from compress.architectures.build import Classifier
+from compress.cache import Measurement, remembered
+from compress.checkpoint import MODEL_FILE, Checkpoint
+from compress.data.load import calibration_order
+from compress.distributed import everywhere
+from compress.host import describe_host
+from compress.int8.placement import freeze, layers_of, prepare
+from compress.int8.ptq import Calibration, Plan, without_repairs
+from compress.int8.ranges import OBSERVERS
+from compress.int8.restore import load_model
+from compress.int8.saturation import Saturation, find_saturation, without_saturation
+from compress.int8.speed import LayerCost, Speed, cheapest_float_layers, layer_borders, layer_costs
+from compress.kd.context import Context, Product
+from compress.log import say, track, waiting
+from compress.measure.latency import measure_latency
+from compress.onnx_file import export_onnx
 from compress.quantize.config import QuantizeConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor, fx
-
-    from compress.checkpoint import Checkpoint
-    from compress.context import Context, Product
-    from compress.quantize.ptq import Calibration, Plan
-    from compress.quantize.saturation import Saturation
-    from compress.quantize.speed import LayerCost, Speed
+from compress.quantize.policy import Trials, better, choose
+from compress.quantize.qat import train_quantized
+from compress.quantize.sensitivity import with_float
+from compress.train.evaluate import evaluate
 
 CALIBRATION_BATCH = 16
 SATURATION_IMAGES = 256
@@ -32,16 +45,6 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
         config: method, calibration and, for QAT, the schedule.
         context: data, seed, folder and the teacher (QAT learns from it).
     """
-    from compress.context import Product
-    from compress.distributed import everywhere
-    from compress.progress import waiting
-    from compress.quantize.placement import freeze
-    from compress.quantize.policy import Trials, better, choose
-    from compress.quantize.qat import train_quantized
-    from compress.quantize.saturation import without_saturation
-    from compress.quantize.sensitivity import with_float
-    from compress.train.evaluate import evaluate
-
     calibration = calibrate(checkpoint, config, context)
     plan = fitting_this_chip(plan_of(config), calibration)
     validation = context.data.validation
@@ -86,9 +89,6 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
 
 def plan_of(config: QuantizeConfig) -> Plan:
     """Returns the plan that the settings name: their ranges and repairs, all int8."""
-    from compress.quantize.ptq import Plan
-    from compress.quantize.ranges import OBSERVERS
-
     return Plan(
         observer=OBSERVERS[0] if config.observer == "auto" else config.observer,
         weights=config.weights,
@@ -100,9 +100,6 @@ def plan_of(config: QuantizeConfig) -> Plan:
 
 def fitting_this_chip(plan: Plan, calibration: Calibration) -> Plan:
     """Returns the plan with 7-bit weights in all layers if this chip's sums could saturate."""
-    from compress.measure.host import describe_host
-    from compress.quantize.placement import layers_of
-
     if describe_host().multiplies_bytes_exactly:
         return plan
     names = layers_of(calibration.prepared(equalized=False))
@@ -111,12 +108,6 @@ def fitting_this_chip(plan: Plan, calibration: Calibration) -> Plan:
 
 def calibrate(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Calibration:
     """Returns the traced network with its calibration images."""
-    from compress.architectures.build import Classifier
-    from compress.progress import waiting
-    from compress.quantize.placement import prepare
-    from compress.quantize.ptq import Calibration
-    from compress.restore import load_model
-
     model = load_model(checkpoint)
     assert isinstance(model, Classifier)
     with waiting("tracing the network"):
@@ -132,18 +123,6 @@ def measure_speed(
     A minimum cut proposes; the whole file decides: a mixed one must be faster than the int8 one
     beyond noise. Weights do not matter, so a steady answer is remembered for the network's shape.
     """
-    from compress.checkpoint import MODEL_FILE
-    from compress.measure.latency import measure_latency
-    from compress.measure.memory import Measurement, remembered
-    from compress.progress import say, waiting
-    from compress.quantize.sensitivity import with_float
-    from compress.quantize.speed import (
-        Speed,
-        cheapest_float_layers,
-        layer_borders,
-        layer_costs,
-    )
-
     threads, batch = context.measure.threads, context.measure.batch
 
     def measure() -> Measurement[Speed]:
@@ -185,10 +164,6 @@ def _probe(
     calibration: Calibration, plan: Plan, checkpoint: Checkpoint, path: Path
 ) -> Iterator[Path]:
     """Writes a file to be timed, without the repairs that do not change its speed."""
-    from compress.export.onnx_file import export_onnx
-    from compress.quantize.placement import freeze
-    from compress.quantize.ptq import without_repairs
-
     model = freeze(calibration.quantize(without_repairs(plan)))
     export_onnx(model, checkpoint.spec, path, digest=checkpoint.digest, stage="quantize")
     try:
@@ -199,9 +174,6 @@ def _probe(
 
 def _saturation(frozen: fx.GraphModule, config: QuantizeConfig, context: Context) -> Saturation:
     """Tells what chips without VNNI would lose."""
-    from compress.progress import say, waiting
-    from compress.quantize.saturation import find_saturation
-
     with waiting("emulating chips without VNNI"):
         found = find_saturation(frozen, context.data.validation, SATURATION_IMAGES)
     if found.layers:
@@ -215,9 +187,6 @@ def _saturation(frozen: fx.GraphModule, config: QuantizeConfig, context: Context
 
 def _calibration_batches(config: QuantizeConfig, context: Context) -> Iterator[Tensor]:
     """Yields the calibration images, uint8 `[N, C, H, W]`, from the training split."""
-    from compress.data.load import calibration_order
-    from compress.progress import track
-
     split = context.data.train
     order = calibration_order(split, config.calib, seed=context.seed)
     batches = split.batches(CALIBRATION_BATCH, order=order)

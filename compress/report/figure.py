@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from compress.text import html_text
+from compress.report.text import html_text
 
 
 def figure_html(draw: Callable[[Axes, Any], None], content: Any, caption: str) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from compress.report.data import RunReport, StageReport
+from compress.measure.results import RunReport, StageReport
 from compress.report.figure import figure_html
 from compress.report.pruning import pruning_figures
 from compress.report.render import COLUMNS, conditions, run_rows
-from compress.text import html_text
+from compress.report.text import html_text
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;

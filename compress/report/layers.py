@@ -10,15 +10,15 @@ from matplotlib.axes import Axes
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from compress.checkpoint import write_json
-from compress.measure.host import Host
-from compress.measure.memory import Measurements
-from compress.paths import write_text
+from compress.cache import Measurements
+from compress.files import write_json, write_text
+from compress.host import Host
+from compress.log import printable
 from compress.quantize.sensitivity import Sensitivity
 from compress.report.figure import figure_html
 from compress.report.html import STYLE
 from compress.report.render import measured_text
-from compress.text import html_text, printable
+from compress.report.text import html_text
 
 LAYERS_JSON, LAYERS_HTML = "sensitivity.json", "sensitivity.html"
 COLUMNS = ("layer", "loss alone", "top-1 alone", "loss regained", "top-1 regained", "ms gained")

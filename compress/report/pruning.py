@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from compress.report.data import StageReport
+from compress.measure.results import StageReport
 from compress.report.figure import figure_html
 
 

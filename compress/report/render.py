@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from compress.measure.host import Host
-from compress.measure.memory import Measurements
-from compress.report.data import OperatorSummary, RunReport, StageReport
-from compress.text import markdown_text, printable
+from compress.cache import Measurements
+from compress.host import Host
+from compress.log import printable
+from compress.measure.results import OperatorSummary, RunReport, StageReport
+from compress.report.text import markdown_text
 
 COLUMNS = (
     "stage", "params", "MACs", "size", "top-1 %", "95 % CI", "p50 ms",

@@ -24,7 +24,7 @@ from compress import distributed
 from compress.data.load import Data
 from compress.data.splits import Batch, View
 from compress.errors import CompressError
-from compress.progress import say, track, waiting, warn
+from compress.log import say, track, waiting, warn
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import diagnose
 from compress.train.evaluate import evaluate, first_pixels

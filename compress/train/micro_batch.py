@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compress import distributed
 from compress.errors import CompressError
-from compress.measure.cgroup import groups
+from compress.host import groups
 from compress.train.precision import Precision, autocast
 
 MOST = 0.5

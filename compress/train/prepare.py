@@ -10,7 +10,7 @@ from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_f
 
 from compress.data.load import Data
 from compress.data.splits import TensorSplit
-from compress.progress import say
+from compress.log import say
 from compress.train.config import TrainConfig
 from compress.train.muon import Muon
 from compress.train.precision import Precision

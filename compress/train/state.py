@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from compress.paths import read_checked, write_checked, write_text
-from compress.progress import say
-from compress.report.data import HISTORY
+from compress.checkpoint import HISTORY
+from compress.files import read_checked, write_checked, write_text
+from compress.log import say
 from compress.train.precision import Precision
 
 STATE = "training.pt"

@@ -14,7 +14,7 @@ from compress.architectures.resize import differing_shapes, resize
 from compress.architectures.sources import torchvision_names
 from compress.architectures.spec import ModelSpec
 from compress.architectures.weights import load_weights
-from compress.cli import main
+from compress.cli.main import main
 from compress.data.load import Data
 from compress.data.preprocess import Preprocess
 from compress.trust import _TRUSTED

@@ -16,9 +16,9 @@ from compress.architectures.sources import TIMM_FLOOR, torchvision_names
 from compress.architectures.spec import ModelSpec
 from compress.architectures.weights import load_weights
 from compress.checkpoint import load_checkpoint, write_checkpoint
-from compress.cli import main
+from compress.cli.main import main
 from compress.data.load import Data
-from compress.restore import load_model
+from compress.int8.restore import load_model
 from tests.conftest import student_spec, torchvision_spec
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 from compress.data import fashion_mnist
 from compress.data.fashion_mnist import SHA256, read_fashion_mnist
 from compress.errors import DataError
-from compress.paths import cache_folder
+from compress.files import cache_folder
 
 
 def test_the_real_set_is_found_and_complete() -> None:

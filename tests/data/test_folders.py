@@ -11,7 +11,7 @@ from compress.data.folders import read_folders
 from compress.data.load import Data, load_data
 from compress.data.splits import FolderSplit, View
 from compress.errors import DataError
-from compress.paths import cache_folder
+from compress.files import cache_folder
 
 
 def write_pictures(root: Path, splits: dict[str, int], classes: tuple[str, ...]) -> None:

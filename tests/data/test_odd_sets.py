@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from compress.cli import main
+from compress.cli.main import main
 from compress.data.config import DataConfig
 from compress.data.copies import copied_files
 from compress.data.load import Data, load_data

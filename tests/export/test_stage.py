@@ -1,6 +1,7 @@
 import pytest
 
-from compress.export.stage import FLOAT_FILE, INT8_FILE, judge
+from compress.checkpoint import FLOAT_FILE, INT8_FILE
+from compress.export.stage import judge
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from scipy.stats import binomtest
 
 from compress.architectures.build import build
 from compress.data.load import Data
-from compress.export.onnx_file import export_onnx
+from compress.host import allowed_cores, describe_host
 from compress.measure.accuracy import accuracy, predict_split, wilson_interval
 from compress.measure.cost import count_macs, count_parameters
-from compress.measure.host import allowed_cores, describe_host
 from compress.measure.latency import measure_latency
+from compress.onnx_file import export_onnx
 from tests.conftest import settled, student_spec, torchvision_spec
 
 

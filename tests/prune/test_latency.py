@@ -10,14 +10,14 @@ import onnxruntime as ort
 import pytest
 
 from compress.architectures.build import build
+from compress.cache import measuring_for
 from compress.data.load import Data
+from compress.files import cache_folder
+from compress.int8.placement import layers_of, prepare
 from compress.measure.cost import count_macs
-from compress.measure.memory import measuring_for
 from compress.measure.profile import Operator, profile
-from compress.paths import cache_folder
 from compress.prune.latency import LayerCurve, LayerShape, layer_shapes
 from compress.prune.table import Arithmetic, _layers_file, measure_layers
-from compress.quantize.placement import layers_of, prepare
 from tests.conftest import torchvision_spec
 
 CONV = LayerShape(
@@ -89,7 +89,7 @@ def test_the_table_has_a_time_for_each_width_and_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arithmetic: Arithmetic
 ) -> None:
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
-    monkeypatch.setattr("compress.measure.memory.STEADY", math.inf)
+    monkeypatch.setattr("compress.cache.STEADY", math.inf)
     first = curve(arithmetic, 48)
     assert first.in_channels == (3,)
     assert first.out_channels == (8, 16, 24, 32, 40, 48)

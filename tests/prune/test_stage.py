@@ -10,15 +10,15 @@ import torch
 from click.testing import CliRunner, Result
 
 from compress.architectures.build import build, example_input
+from compress.cache import MEASURED, now
 from compress.checkpoint import load_checkpoint
-from compress.cli import main
+from compress.cli.main import main
 from compress.data.load import Data
 from compress.data.splits import View
-from compress.measure.memory import MEASURED, now
+from compress.int8.restore import load_model
+from compress.measure.results import StageReport, read_stage_report
 from compress.prune.groups import find_groups
 from compress.prune.sparse import growing_penalty
-from compress.report.data import StageReport, read_stage_report
-from compress.restore import load_model
 from compress.train.loop import TrainBatch
 from tests.conftest import student_spec
 
@@ -60,7 +60,7 @@ def test_the_budget_is_met_as_measured(run_copy: Path) -> None:
 def test_what_was_measured_before_is_told_and_dropped_when_asked(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.measure.memory.STEADY", math.inf)
+    monkeypatch.setattr("compress.cache.STEADY", math.inf)
     pruned(run_copy, "--latency-ratio", "0.7")
     start = now()
     again = pruned(run_copy, "--latency-ratio", "0.7001")  # another key: it runs, and remembers

@@ -9,12 +9,12 @@ from compress.architectures.resize import differing_shapes, remove_blocks, resiz
 from compress.architectures.spec import ModelSpec
 from compress.data.load import Data
 from compress.data.preprocess import Preprocess
-from compress.export.onnx_file import export_onnx
+from compress.int8.placement import freeze, prepare
+from compress.int8.ptq import Calibration, Plan
+from compress.onnx_file import export_onnx
 from compress.prune.groups import find_groups
 from compress.prune.importance import score_channels
 from compress.prune.surgery import best_channels, keep_channels, residual_blocks
-from compress.quantize.placement import freeze, prepare
-from compress.quantize.ptq import Calibration, Plan
 from tests.conftest import settled, student_spec, torchvision_spec
 
 GREY_32 = Preprocess(size=32, resize=32, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)

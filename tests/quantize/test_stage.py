@@ -11,22 +11,22 @@ import torch
 from click.testing import CliRunner
 
 from compress.checkpoint import load_checkpoint
-from compress.cli import main
+from compress.cli.main import main
 from compress.data.load import Data
+from compress.int8.modules import ActivationQuantizer
+from compress.int8.placement import layers_of
+from compress.int8.ptq import Plan
+from compress.int8.restore import load_model
+from compress.int8.speed import LayerCost
+from compress.measure.results import read_stage_report
 from compress.quantize.config import QuantizeConfig
-from compress.quantize.modules import ActivationQuantizer
-from compress.quantize.placement import layers_of
 from compress.quantize.policy import Trials, choose
-from compress.quantize.ptq import Plan
 from compress.quantize.qat import learn_scales
-from compress.quantize.speed import LayerCost
-from compress.report.data import read_stage_report
-from compress.restore import load_model
 from compress.train.config import TrainConfig
 from compress.train.evaluate import evaluate
 from compress.train.loop import label_loss, train
 from tests.conftest import student_spec
-from tests.quantize.test_placement import briefly_trained, calibration
+from tests.int8.test_placement import briefly_trained, calibration
 
 PLAN = Plan(observer="minmax", weights="max")
 
@@ -145,11 +145,11 @@ import sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from compress.checkpoint import load_checkpoint
-from compress.quantize.placement import freeze, place, prepare
-from compress.quantize.ptq import Calibration, Plan
+from compress.int8.placement import freeze, place, prepare
+from compress.int8.ptq import Calibration, Plan
 from compress.quantize.qat import learn_scales
-from compress.restore import load_model
-from compress.single import data_of
+from compress.int8.restore import load_model
+from compress.run.single_stage import data_of
 from compress.train.config import TrainConfig
 from compress.train.loop import label_loss, train
 checkpoint = load_checkpoint(Path(sys.argv[1]))
@@ -171,7 +171,7 @@ sums = [None] * dist.get_world_size()
 dist.all_gather_object(sums, digest)
 if dist.get_rank() == 0:
     assert len(sums) == 2 and sums[0] == sums[1], sums
-    from compress.export.onnx_file import export_onnx
+    from compress.onnx_file import export_onnx
     export_onnx(freeze(placed), checkpoint.spec, folder / "qat.onnx", digest="", stage="quantize")
     print("epochs", len(history), "top1", history[-1].validation_top1)
 dist.destroy_process_group()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from compress.checkpoint import write_json
-from compress.report.data import RunReport, StageReport, read_run_report, read_stage_report
+from compress.files import write_json
+from compress.measure.results import RunReport, StageReport, read_run_report, read_stage_report
 from compress.report.render import run_markdown, run_rows, short, size_text
-from compress.report.run import collect, write_run_report
+from compress.run.report import collect, write_run_report
 
 
 @pytest.fixture

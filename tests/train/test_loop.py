@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compress.architectures.build import Classifier, build
 from compress.data.load import Data
 from compress.data.splits import TensorSplit
-from compress.paths import read_checked
+from compress.files import read_checked
 from compress.train.config import MUON, TrainConfig
 from compress.train.evaluate import evaluate
 from compress.train.loop import (

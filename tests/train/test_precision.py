@@ -45,7 +45,7 @@ def test_the_faster_arithmetic_is_taken_and_remembered(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
-    monkeypatch.setattr("compress.measure.memory.STEADY", math.inf)
+    monkeypatch.setattr("compress.cache.STEADY", math.inf)
     monkeypatch.setattr("compress.train.precision.has_bf16", lambda _device: supported)
     pixels = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
     STEPS.clear()

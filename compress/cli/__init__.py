@@ -1,0 +1,1 @@
+"""The `compress` command: parse, call, print."""

@@ -1,0 +1,209 @@
+"""What the commands share: errors as one line, settings as options, a sign of life."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from compress.cli.process import prepare_process
+from compress.errors import CompressError
+from compress.files import cache_folder
+from compress.log import printable
+
+OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
+"""What torch says on CPU and GPU."""
+INSIST_AFTER_S = 2.0
+"""Seconds after which Ctrl-C is raised again."""
+RUNS = Path("runs")
+FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
+"""Resolved, since `.` has neither a name nor siblings."""
+
+
+class UserFault(click.ClickException):
+    """A mistake of the user's: one line, exit code 2."""
+
+    exit_code = 2
+
+
+class Bug(click.ClickException):
+    """A fault of ours: one line, exit code 1; the traceback is in a file."""
+
+    exit_code = 1
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C: one line, and the exit code that shells give it."""
+
+    exit_code = 130
+
+
+class Program(click.Group):
+    """Turns the errors meant for users into one line each."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; with --debug its errors keep their tracebacks."""
+        prepare_process()
+        _print_any_name()
+        try:
+            with _insistent_interrupts():
+                if not _has_companions():
+                    return super().invoke(ctx)
+                return self._invoke_together(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            message = "interrupted; the same command continues where it stopped"
+            raise Interrupted(message) from None
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            raise _told(error) from None
+
+    def _invoke_together(self, ctx: click.Context) -> Any:
+        """Runs the command in torchrun's first process; the others help where it trains."""
+        from compress import distributed
+
+        with distributed.joined():
+            if distributed.is_first():
+                return super().invoke(ctx)
+            try:
+                return distributed.serve()
+            except (distributed.LostProcessError, KeyboardInterrupt):
+                ctx.exit(1)  # the first process says why
+            except Exception as error:
+                told = _told(error)
+                raise type(told)(f"{distributed.process_name()}: {told.message}") from None
+
+
+def _has_companions() -> bool:
+    """Returns whether torchrun, or whoever sets its variables, started more than one process."""
+    return "MASTER_ADDR" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _print_any_name() -> None:
+    """Lets this process print what its terminal's encoding lacks: names that are not UTF-8, too."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _insistent_interrupts() -> Iterator[None]:
+    """Within, Ctrl-C is raised again and again until it is heard.
+
+    Where a library calls back into Python from its own code (a destructor, a hook of autograd),
+    Python prints a KeyboardInterrupt and goes on as if nothing had happened.
+    """
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, INSIST_AFTER_S)
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)
+    }
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _told(error: Exception) -> click.ClickException:
+    """Returns what the user is told of an error."""
+    if isinstance(error, CompressError):
+        return UserFault(_one_line(str(error)))
+    if isinstance(error, OSError):
+        return UserFault(_one_line(_system_fault(error)))
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        return UserFault(
+            "out of memory; take smaller batches (--set distill.train.batch_size=32) or smaller "
+            f"images (--set data.size=128) ({_one_line(str(error))[:200]})"
+        )
+    return Bug(
+        f"this is a bug in compress: {type(error).__name__}: {_one_line(str(error))[:300]}; the "
+        f"traceback is in {_write_traceback(error)}"
+    )
+
+
+def _system_fault(error: OSError) -> str:
+    """Returns what the system refused, and what to do about it."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+    what = f"{', '.join(names)}: {error.strerror or error}" if names else str(error)
+    remedies = {
+        errno.ENOSPC: "; free some space, then run the same command again: it continues",
+        errno.EDQUOT: "; free some space, then run the same command again: it continues",
+        errno.EACCES: "; choose a folder you may write to (--out, COMPRESS_CACHE)",
+        errno.EROFS: "; choose a folder you may write to (--out, COMPRESS_CACHE)",
+    }
+    return what + remedies.get(error.errno or 0, "")
+
+
+def _write_traceback(error: Exception) -> Path:
+    """Writes an error's traceback to a file of its own, and returns the file."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        (cache_folder() / "errors").mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(".txt", "compress-", cache_folder() / "errors")
+    except OSError:
+        handle, name = tempfile.mkstemp(".txt", "compress-")
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+    return Path(name)
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+class StageCommand(click.Command):
+    """A command whose options are its stage's settings, read only when they are needed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Returns the command's own options and the stage's settings."""
+        from compress.cli.options import stage_options
+
+        own = super().get_params(ctx)
+        return [*own[:-1], *stage_options(str(self.name)), own[-1]]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options under headings: the command's own, then a group of settings each."""
+        from compress.cli.options import heading_of
+
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = heading_of(str(self.name), str(parameter.name))
+                rows.setdefault(heading, []).append(record)
+        for heading, records in rows.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def starting() -> AbstractContextManager[object]:
+    """Shows that the program is alive while it imports torch, which takes seconds."""
+    from compress.log import waiting
+
+    return waiting("starting")

@@ -1,0 +1,183 @@
+"""The commands that only look: score, compare, list, classify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from compress.cli.group import FOLDER, RUNS, starting
+from compress.errors import CompressError
+from compress.log import printable
+from compress.trust import trust_option
+
+ONNX_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.option("--data", help="Data set.  [default: the one the checkpoint was made with]")
+@click.option(
+    "--split", type=click.Choice(["test", "validation"]), default="test", show_default=True
+)
+def evaluate(model: Path, data: str | None, split: str) -> None:
+    """Score MODEL, a checkpoint's folder or an ONNX file, in ONNX Runtime.
+
+    \b
+    compress evaluate runs/resnet18-fashion-mnist/3-quantize
+    compress evaluate model.onnx --data imagefolder:photos
+    """
+    with starting():
+        from compress.run.evaluate import evaluate_file
+
+    path, scores, dataset = evaluate_file(model, data, split)
+    low, high = scores.top1_ci95
+    balanced = ""
+    if scores.balanced_top1 is not None:
+        balanced = f", balanced (mean over classes) {scores.balanced_top1:.2f} %,"
+    click.echo(
+        f"{path}: top-1 {scores.top1:.2f} % [{low:.2f}, {high:.2f}]{balanced} on "
+        f"{scores.n_images} {split} images of {dataset}"
+    )
+
+
+@click.command()
+@click.argument("checkpoint", type=FOLDER)
+@click.option("--images", default=1000, show_default=True, help="Validation images to score.")
+@click.option("--calib", default=512, show_default=True, help="Calibration images.")
+@click.option("--remeasure", is_flag=True, help="Time the layers anew, whatever is remembered.")
+@trust_option
+def sensitivity(checkpoint: Path, images: int, calib: int, remeasure: bool) -> None:
+    """Show what each layer of CHECKPOINT (a float one) would lose and gain in int8.
+
+    Writes sensitivity.json and sensitivity.html, with a plot, into the checkpoint's folder.
+
+    \b
+    compress sensitivity runs/resnet18-fashion-mnist/2-prune
+    """
+    with starting():
+        from compress.cli.terminal import print_table
+        from compress.quantize.config import QuantizeConfig
+        from compress.report.layers import EXPLANATION, LAYERS_HTML, layers_table
+        from compress.run.sensitivity import analyse_layers
+
+    report = analyse_layers(checkpoint, QuantizeConfig(calib=calib), images, remeasure=remeasure)
+    click.echo(EXPLANATION)
+    print_table(layers_table(report))
+    click.echo(checkpoint / LAYERS_HTML)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=ONNX_FILE, metavar="A.onnx [B.onnx]...")
+@click.option("--threads", default="1", show_default=True, help="Thread counts, e.g. 1,2.")
+@click.option("--batch", default="1", show_default=True, help="Batch sizes, e.g. 1,8.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the figures to this file.",
+)
+def bench(files: Sequence[Path], threads: str, batch: str, json_path: Path | None) -> None:
+    """Compare the latency of ONNX files in ONNX Runtime on this CPU.
+
+    The files take turns in one process; the first is the reference of the ratios.
+
+    \b
+    compress bench float.onnx int8.onnx --threads 1,2 --batch 1,8
+    """
+    from compress.cli.terminal import print_table
+    from compress.run.evaluate import bench_files, bench_table
+
+    result = bench_files(files, _counts(threads, "--threads"), _counts(batch, "--batch"))
+    print_table(bench_table(result))
+    if json_path is not None:
+        from compress.files import write_json
+
+        write_json(json_path, result)
+        click.echo(json_path)
+
+
+@click.command()
+@click.argument("run_folder", metavar="[RUN]", required=False, type=FOLDER)
+def report(run_folder: Path | None) -> None:
+    """Print the table of RUN (default: the newest) and write its report anew.
+
+    \b
+    compress report runs/resnet18-digits
+    """
+    from compress.cli.terminal import print_report
+    from compress.run.lookup import newest_run
+    from compress.run.report import write_run_report
+
+    folder = run_folder or newest_run(RUNS)
+    print_report(write_run_report(folder), folder)
+
+
+@click.command()
+def models() -> None:
+    """List the model cards.
+
+    \b
+    compress models
+    """
+    from compress.cli.terminal import print_list
+    from compress.run.recipe import card_names, load_card
+
+    print_list([(name, load_card(name).description) for name in card_names()])
+
+
+@click.command()
+@click.argument("name", required=False)
+def pipelines(name: str | None) -> None:
+    """List the recipes, or all settings of the recipe NAME.
+
+    \b
+    compress pipelines
+    compress pipelines default
+    """
+    from compress.cli.terminal import print_list
+    from compress.run.recipe import load_recipe, recipe_names, recipe_settings
+
+    if name is not None:
+        print_list(recipe_settings(load_recipe(name)))
+        return
+    print_list([(name, load_recipe(name).description) for name in recipe_names()])
+
+
+@click.command()
+@click.argument("model", type=ONNX_FILE)
+@click.argument(
+    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
+)
+@click.option(
+    "--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes shown."
+)
+def predict(model: Path, images: Sequence[Path], top: int) -> None:
+    """Classify pictures with an ONNX file that compress wrote.
+
+    \b
+    compress predict runs/resnet18-fashion-mnist/4-export/model-int8.onnx shoe.png
+    """
+    from compress.run.evaluate import predict_images
+
+    unreadable = 0
+    for path, answers in predict_images(model, images, top):
+        if isinstance(answers, str):
+            unreadable += 1
+            click.echo(printable(answers), err=True)
+            continue
+        said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers)
+        click.echo(printable(f"{path}: {said}"))
+    if unreadable:
+        raise CompressError(f"{unreadable} of {len(images)} pictures could not be read")
+
+
+def _counts(text: str, option: str) -> list[int]:
+    counts = text.split(",")
+    if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
+        raise CompressError(f"{option} takes positive whole numbers with commas, got {text!r}")
+    return [int(count) for count in counts]
+
+
+COMMANDS = (evaluate, sensitivity, bench, report, models, pipelines, predict)

@@ -1,0 +1,72 @@
+"""Command line options of a stage, derived from its config dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import click
+
+from compress.run.recipe import Recipe
+from compress.settings import Setting, parse, settings_of
+
+STAGE_OF_COMMAND = {"train": "teacher"}
+"""Commands named otherwise than their stage."""
+HEADINGS = {
+    (): "Settings of the stage",
+    ("guidance",): "Learning from the teacher",
+    ("train",): "Training",
+}
+"""In help texts, by where in the stage's config a setting lies."""
+OWN_OPTIONS = "Options"
+
+
+@cache
+def stage_options(command: str) -> tuple[click.Option, ...]:
+    """Returns an option for each setting of a command's stage."""
+    settings = list(settings_of(getattr(Recipe, STAGE_OF_COMMAND.get(command, command))))
+    names = [setting.path[-1] for setting in settings]
+    assert len(set(names)) == len(names), f"two settings of {command} share a name: {names}"
+    return tuple(_option(setting) for setting in settings)
+
+
+def heading_of(command: str, option: str) -> str:
+    """Returns the heading in help texts of a command's option."""
+    for setting in settings_of(getattr(Recipe, STAGE_OF_COMMAND.get(command, command))):
+        if setting.path[-1] == option:
+            return HEADINGS[setting.path[:-1]]
+    return OWN_OPTIONS
+
+
+def stage_config(stage: str, given: Mapping[str, Any]) -> Any:
+    """Returns a stage's config from the options that were given; None counts as not given.
+
+    Raises:
+        CompressError: a value is out of range.
+    """
+    default = getattr(Recipe, stage)
+    nested: dict[str, Any] = {}
+    for setting in settings_of(default):
+        value = given[setting.path[-1]]
+        if value is None:
+            continue
+        table = nested
+        for part in setting.path[:-1]:
+            table = table.setdefault(part, {})
+        table[setting.path[-1]] = value
+    return parse(default, nested, section=stage)
+
+
+def _option(setting: Setting) -> click.Option:
+    name = setting.path[-1].replace("_", "-")
+    is_switch = setting.annotation is bool
+    facts = [f"default: {setting.default}"]
+    if not (setting.choices or is_switch):
+        facts.insert(0, setting.allowed)
+    return click.Option(
+        [f"--{name}/--no-{name}" if is_switch else f"--{name}"],
+        type=click.Choice(setting.choices) if setting.choices else setting.annotation,
+        default=None,
+        help=f"{setting.help}  [{'; '.join(facts)}]",
+    )

@@ -1,0 +1,42 @@
+"""What commands print on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from compress.checkpoint import REPORT_HTML, REPORT_MD
+from compress.log import printable
+from compress.measure.results import RunReport
+from compress.report.render import run_table
+
+LOG_WIDTH = 120
+"""Columns where there is no terminal to ask."""
+
+
+def print_report(report: RunReport, folder: Path) -> None:
+    """Prints a run's table and where its files are."""
+    print_table(run_table(report))
+    click.echo()
+    for remark in report.remarks:
+        click.echo(f"- {printable(remark)}")
+    click.echo(f"ship:   {folder / report.ship}\n        {report.verdict}")
+    click.echo(f"report: {folder / REPORT_MD}, {folder / REPORT_HTML}")
+
+
+def print_table(table: object) -> None:
+    """Prints a rich table; a pipe or a log gets plain text of a fixed width."""
+    console = Console(highlight=False, markup=False, emoji=False)  # names may hold brackets
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    console.print(table)
+
+
+def print_list(rows: Sequence[tuple[str, str]]) -> None:
+    """Prints names and descriptions in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, description in rows:
+        click.echo(f"{name:<{width}}  {description}")

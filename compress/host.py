@@ -1,0 +1,153 @@
+"""Facts about this machine, and what control groups (containers, services) allow this process."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+LIBRARIES = (
+    *("torch", "torchvision", "torch-pruning", "onnx", "onnxruntime"),
+    *("numpy", "pillow", "scipy"),
+)
+"""Those that compute what is reported."""
+ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+"""Instruction sets that decide how fast int8 and bf16 run."""
+UNLIMITED = math.inf
+V2 = ""
+"""In place of a controller's name: the unified hierarchy has all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What a latency means nothing without."""
+
+    cpu: str
+    isa: tuple[str, ...]
+    cores: int
+    """Cores this process may use."""
+    system: str
+    python: str
+    versions: dict[str, str]
+
+    @property
+    def multiplies_bytes_exactly(self) -> bool:
+        """False on x86 chips without VNNI, whose sums of uint8 times int8 saturate."""
+        return "x86" not in self.system or bool({"avx512_vnni", "avx_vnni"} & set(self.isa))
+
+
+def describe_host() -> Host:
+    """Returns the facts of this machine."""
+    flags = set(_cpuinfo("flags").split())
+    return Host(
+        cpu=cpu_name(),
+        isa=tuple(flag for flag in ISA_FLAGS if flag in flags),
+        cores=allowed_cores(),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=library_versions(),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of the libraries that decide a result."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def cpu_name() -> str:
+    """Returns the processor's model name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def allowed_cores() -> int:
+    """Returns on how many cores this process may compute at once.
+
+    That is the cores of its affinity mask, but no more than the CPU quota of its cgroups pays for,
+    rounded up: of further threads the kernel would always hold one back while the others wait.
+    """
+    quota = cpu_quota()
+    cores = _cores_in_mask()
+    return cores if quota == UNLIMITED else max(1, min(cores, math.ceil(quota)))
+
+
+def is_quota_short() -> bool:
+    """Tells whether the quota allows less than the affinity mask does."""
+    return allowed_cores() < _cores_in_mask()
+
+
+def _cores_in_mask() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpuinfo(field: str) -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """Returns how many cores' worth of time this process may use, infinite without a limit.
+
+    Each group on the way up may set a limit, and the least holds. Source: the kernel's
+    admin-guide/cgroup-v2 (`cpu.max`) and scheduler/sched-bwc (`cpu.cfs_quota_us`).
+
+    Args:
+        root: where /proc and the mounted hierarchies are looked for.
+    """
+    return min([_quota(folder) for folder in groups("cpu", root)], default=UNLIMITED)
+
+
+def _quota(group: Path) -> float:
+    both = _read(group / "cpu.max").split()  # "max 100000" or "150000 100000"
+    if not both:
+        both = _read(group / "cpu.cfs_quota_us").split()  # -1: none
+        both += _read(group / "cpu.cfs_period_us").split()
+    try:
+        quota, period = map(int, both)
+    except ValueError:  # "max", or no such files
+        return UNLIMITED
+    return quota / period if quota > 0 and period > 0 else UNLIMITED
+
+
+def groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """Yields the folders of the groups of this process, from its own to the topmost that it sees.
+
+    Args:
+        controller: of version 1; version 2 is looked at in any case.
+        root: see `cpu_quota`.
+    """
+    paths: dict[str, str] = {}
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        paths |= dict.fromkeys(controllers.split(","), path)
+    for line in _read(root / "proc/self/mountinfo").splitlines():
+        mount, _, filesystem = line.partition(" - ")
+        mounted, point = mount.split()[3:5]
+        kind, _, options = filesystem.split(" ", 2)
+        wanted = {"cgroup2": V2, "cgroup": controller}.get(kind)
+        if wanted not in paths or (wanted and wanted not in options.split(",")):
+            continue
+        top = root / point.lstrip("/")
+        inside = Path(paths[wanted])
+        # In a container the mount may show only the container's own part of the hierarchy.
+        below = inside.relative_to(mounted) if inside.is_relative_to(mounted) else Path()
+        for part in (below, *below.parents):
+            yield top / part
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

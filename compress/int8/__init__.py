@@ -1,0 +1,1 @@
+"""int8 networks: lowering, quantizers, calibration, conversion, restoring."""

@@ -1,0 +1,196 @@
+"""Rewrites of the float graph that change no result and leave less to compute, or only int8 forms.
+
+What remains are layers and operators that ONNX Runtime has integer kernels for.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from compress.architectures.build import Normalize
+from compress.int8.graph import (
+    NORMALIZE,
+    aten,
+    clean,
+    insert_call,
+    layer_of,
+    module_of,
+    only_reader,
+    set_module,
+    shape_of,
+    substitute,
+    tensor_of,
+)
+from compress.int8.layer import Layer, per_channel
+from compress.int8.modules import FloatActivation, PixelInput
+
+MOST_GROWTH = 2
+"""A layer that takes over a pool may have so many times its inputs."""
+
+
+@torch.no_grad()
+def rewrite(traced: fx.GraphModule) -> None:
+    """Applies all rewrites, in place."""
+    _fold_batchnorms(traced)
+    _fold_channel_factors(traced)
+    _fold_uneven_pools(traced)
+    _split_activations(traced)
+    _fold_pixels(traced)
+    clean(traced)
+
+
+def _fold_batchnorms(traced: fx.GraphModule) -> None:
+    """Folds a BatchNorm into the layer before it, or makes it a depthwise layer of its own.
+
+    As `y = factor * x + shift` per channel; one weight a channel loses nothing in int8.
+    """
+    for node in list(traced.graph.nodes):
+        if node.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        (output,) = (user for user in node.users if user.target is operator.getitem)
+        source, *statistics = node.args[:5]
+        gamma, beta, mean, variance = (tensor_of(traced, value) for value in statistics)
+        assert mean is not None
+        assert variance is not None
+        factor = (1 if gamma is None else gamma) / torch.sqrt(variance + node.args[6])
+        shift = (0 if beta is None else beta) - mean * factor
+        layer = layer_of(traced, source)
+        if layer is not None and only_reader(source) is node:
+            _scale_outputs(layer, factor)
+            layer.bias.add_(shift)
+            new = source
+        elif len(shape_of(output) or ()) == 4:
+            name = str(statistics[2].target).replace("running_mean", "affine")
+            geometry = ((1, 1), (0, 0), (1, 1), len(factor))
+            affine = Layer.conv(factor.view(-1, 1, 1, 1), shift, geometry)
+            set_module(traced, name, affine)
+            new = insert_call(traced, output, name, (source,))
+        else:
+            continue
+        substitute(traced, output, new)
+        traced.graph.erase_node(node)
+
+
+def _fold_channel_factors(traced: fx.GraphModule) -> None:
+    """Folds a learned factor per channel (ConvNeXt's layer scale) into the layer before it."""
+    for node in list(traced.graph.nodes):
+        if node.target is not aten.mul.Tensor:
+            continue
+        for value, constant in (node.args, node.args[::-1]):
+            factor = tensor_of(traced, constant)
+            if factor is None or not isinstance(value, fx.Node):
+                continue
+            found = _layer_behind_moves(traced, value)
+            rank = len(shape_of(value) or ())
+            if found is None or factor.ndim > rank:
+                continue
+            layer, channel_dim = found
+            sizes = [1] * (rank - factor.ndim) + list(factor.shape)
+            if any(size != 1 for dim, size in enumerate(sizes) if dim != channel_dim):
+                continue
+            _scale_outputs(layer, factor.flatten().expand(len(layer.weight)))
+            substitute(traced, node, value)
+            break
+
+
+def _layer_behind_moves(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, int] | None:
+    """Returns the layer whose output a value is, perhaps permuted, and where its channels lie."""
+    order = list(range(len(shape_of(node) or ())))
+    while only_reader(node) is not None:
+        source = node.args[0] if node.args else None
+        layer = layer_of(traced, node)
+        if layer is not None and layer.is_convolution:
+            return layer, order.index(1)
+        flattened = layer_of(traced, source)
+        if node.target is aten.reshape.default and flattened is not None:
+            assert isinstance(source, fx.Node)
+            # The matrix of a linear layer, given back its leading dimensions.
+            linear = not flattened.is_convolution and only_reader(source) is node
+            return (flattened, order.index(len(order) - 1)) if linear else None
+        if node.target is not aten.permute.default:
+            return None
+        order = [int(node.args[1][axis]) for axis in order]  # type: ignore[arg-type, index]
+        assert isinstance(source, fx.Node)
+        node = source
+    return None
+
+
+def _fold_uneven_pools(traced: fx.GraphModule) -> None:
+    """Folds an adaptive pool that is no plain average (VGG's, of small images) into a linear layer.
+
+    Each of its outputs is a mean of inputs, so it is a matrix, which is multiplied with the weight
+    of the layer after it: where the pool enlarges, the layer becomes as much smaller.
+    """
+    for node in list(traced.graph.nodes):
+        if node.target is not aten.adaptive_avg_pool2d.default:
+            continue
+        source, flattened = node.args[0], only_reader(node)
+        inside, outside = shape_of(source), shape_of(node)
+        assert inside is not None
+        assert outside is not None
+        if inside[1:] == outside[1:]:
+            substitute(traced, node, source)
+            continue
+        layer = layer_of(traced, only_reader(flattened)) if flattened is not None else None
+        n_inside, n_outside = inside[2:].numel(), outside[2:].numel()
+        plain = all(i % o == 0 for i, o in zip(inside[2:], outside[2:], strict=True))
+        if flattened is None or layer is None or plain or n_inside > MOST_GROWTH * n_outside:
+            continue
+        if shape_of(flattened)[1:] != (outside[1] * n_outside,):  # type: ignore[index]
+            continue
+        basis = torch.eye(n_inside).view(n_inside, 1, *inside[2:])
+        pool = F.adaptive_avg_pool2d(basis, (outside[2], outside[3])).flatten(1)
+        weight = layer.weight.view(-1, inside[1], n_outside) @ pool.T
+        layer.weight = nn.Parameter(weight.flatten(1))
+        substitute(traced, node, source)
+        flattened.target, flattened.args = aten.flatten.using_ints, (source, 1)
+        flattened.meta["val"] = source.meta["val"].flatten(1)
+
+
+def _split_activations(traced: fx.GraphModule) -> None:
+    """Writes HardSwish as a gate and a product, for integer kernels; SiLU and GELU as one."""
+    for node in list(traced.graph.nodes):
+        if node.target is aten.hardswish.default:
+            gate = insert_call(traced, node, aten.hardsigmoid.default, (node.args[0],))
+            new = insert_call(traced, gate, aten.mul.Tensor, (node.args[0], gate))
+        elif node.target is aten.silu.default or (
+            node.target is aten.gelu.default and node.kwargs.get("approximate", "none") == "none"
+        ):
+            name = f"{node.name}_activation"
+            is_silu = node.target is aten.silu.default
+            set_module(traced, name, FloatActivation("silu" if is_silu else "gelu"))
+            new = insert_call(traced, node, name, node.args[:1])
+        else:
+            continue
+        substitute(traced, node, new)
+
+
+def _fold_pixels(traced: fx.GraphModule) -> None:
+    """Folds the normalisation into the first convolution, which then takes the image's bytes.
+
+    With zero point z and scale s: `w * (p / 255 - mean) / std = w' * s * (p - z) + w' * s * (z -
+    255 * mean)`, where `w' = w / (255 * std * s)`, about w. The second term joins the bias: exact
+    but for the zero padding.
+    """
+    node = next(n for n in traced.graph.nodes if n.target == NORMALIZE)
+    normalize = module_of(traced, node)
+    assert isinstance(normalize, Normalize)
+    reader = only_reader(node)
+    layer = layer_of(traced, reader)
+    if layer is None or not layer.is_convolution or layer.groups > 1:
+        return
+    mean, std = normalize.mean, normalize.std
+    zero_point = round(255 * float(mean.mean()))
+    scale = 1 / (255 * float(std.mean()))
+    layer.weight.div_(255 * std * scale)
+    layer.bias.add_((layer.weight * scale * (zero_point - 255 * mean)).sum((1, 2, 3)))
+    set_module(traced, NORMALIZE, PixelInput(scale, zero_point))
+
+
+def _scale_outputs(layer: Layer, factor: Tensor) -> None:
+    layer.weight.mul_(per_channel(factor, layer.weight))
+    layer.bias.mul_(factor)

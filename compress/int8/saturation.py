@@ -1,0 +1,190 @@
+"""What ONNX Runtime would compute on x86 chips without VNNI, emulated.
+
+Their instruction for uint8 times int8 (vpmaddubsw) adds two neighbouring products in int16, which
+overflows at 32,767: sums saturate and accuracy is lost (onnxruntime#14642, #5849). Neighbours are
+input channels at the same kernel position. Depthwise kernels do not use the instruction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from compress.data.splits import Split, stratified_sample
+from compress.int8.layer import Layer
+from compress.int8.modules import QMAX_ACTIVATION, ActivationQuantizer, PixelInput
+from compress.int8.placement import freeze, layers_of
+from compress.int8.ptq import Calibration, Plan
+
+INT16 = (-32768, 32767)
+PAIRS_AT_ONCE = 64
+BATCH = 16
+"""Unfolded inputs of a large image take a lot of memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saturation:
+    """What saturation would do to a network on older chips."""
+
+    layers: tuple[str, ...]
+    """Whose sums saturate on the images seen."""
+    top1: float
+    """Percent, on this chip."""
+    top1_saturated: float
+    """Percent, on a chip without VNNI."""
+    n_images: int
+
+
+@torch.no_grad()
+def find_saturation(frozen: fx.GraphModule, split: Split, n_images: int) -> Saturation:
+    """Finds the layers that would saturate and what accuracy that would cost.
+
+    Args:
+        frozen: the int8 network.
+        split: labelled images.
+        n_images: how many of them to look at, drawn from all classes.
+    """
+    order = stratified_sample(split.labels, n_images, seed=0)
+
+    def top1() -> float:
+        correct = 0
+        for batch in split.batches(BATCH, order=order):
+            correct += int((frozen(batch.images).argmax(1) == batch.labels).sum())
+        return 100 * correct / len(order)
+
+    plain = top1()
+    with emulating_saturation(frozen) as saturating:
+        saturated = top1()
+    return Saturation(
+        layers=tuple(name for name in layers_of(frozen) if name in saturating),
+        top1=plain,
+        top1_saturated=saturated,
+        n_images=len(order),
+    )
+
+
+@contextmanager
+def emulating_saturation(frozen: fx.GraphModule) -> Iterator[set[str]]:
+    """Within, an int8 network computes what chips without VNNI do; gives what saturated so far."""
+    saturating: set[str] = set()
+
+    def corrected(name: str, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+        zero_point = _input_zero_point(frozen, layer)
+
+        def correct(sums: Tensor, levels: Tensor) -> Tensor:
+            excess = saturation_excess(layer, levels, zero_point)
+            if excess is None:
+                return sums
+            saturating.add(name)
+            return sums - excess
+
+        return correct
+
+    layers = layers_of(frozen)
+    for name, layer in layers.items():
+        if layer.frozen and layer.groups < len(layer.weight_int8):
+            layer.correction = corrected(name, layer)
+    try:
+        yield saturating
+    finally:
+        for layer in layers.values():
+            layer.correction = None
+
+
+def without_saturation(calibration: Calibration, plan: Plan, split: Split, n_images: int) -> Plan:
+    """Returns the plan with 7-bit weights in the layers that would saturate, and only there."""
+    while True:  # a layer may saturate only once those before it do not
+        frozen = freeze(calibration.quantize(plan))
+        layers = find_saturation(frozen, split, n_images).layers
+        if not layers:
+            return plan
+        reduced = plan.reduced_layers | frozenset(layers)
+        assert reduced != plan.reduced_layers, "7-bit weights cannot saturate"
+        plan = dataclasses.replace(plan, reduced_layers=reduced)
+
+
+def saturation_excess(layer: Layer, levels: Tensor, zero_point: int) -> Tensor | None:
+    """Returns by how much a layer's integer sums exceed the saturated ones, None if nowhere.
+
+    Args:
+        layer: frozen.
+        levels: its input, uint8 levels minus zero point, float `[N, C, H, W]` or `[N, in]`.
+        zero_point: of the input; padding is as large.
+
+    Returns:
+        Float of the layer's output's shape.
+    """
+    raw = levels + zero_point
+    if not layer.is_convolution:
+        columns, weights = [raw[:, :, None]], [layer.weight_int8.float()]
+        shape: tuple[int, ...] = (len(raw), len(layer.weight_int8))
+    else:
+        columns, weights = _columns(layer, raw, zero_point)
+        shape = tuple(layer.operation(levels[:1], layer.weight_int8.float(), None).shape[1:])
+        shape = (len(raw), *shape)
+    parts = [_excess(column, weight) for column, weight in zip(columns, weights, strict=True)]
+    if all(part is None for part in parts):
+        return None
+    sizes = [len(weight) for weight in weights]
+    length = columns[0].shape[2]
+    whole = [
+        part if part is not None else torch.zeros(len(raw), size, length)
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+    return torch.cat(whole, dim=1).reshape(shape)
+
+
+def _columns(layer: Layer, raw: Tensor, zero_point: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns, for each group, inputs `[N, K, L]` and weights `[out, K]`, channels innermost."""
+    geometry = layer.operation.keywords  # type: ignore[attr-defined]
+    weight = layer.weight_int8.float()
+    height, width = weight.shape[2:]
+    padding = geometry["padding"]
+    top, left = (padding, padding) if isinstance(padding, int) else padding
+    padded = F.pad(raw, (left, left, top, top), value=float(zero_point))
+    columns, weights = [], []
+    for part, kernel in zip(
+        padded.chunk(layer.groups, 1), weight.chunk(layer.groups, 0), strict=True
+    ):
+        unfolded = F.unfold(
+            part, (height, width), dilation=geometry["dilation"], stride=geometry["stride"]
+        )
+        channels, positions = part.shape[1], height * width
+        by_position = unfolded.view(len(raw), channels, positions, -1).transpose(1, 2)
+        columns.append(by_position.reshape(len(raw), channels * positions, -1))
+        weights.append(kernel.permute(0, 2, 3, 1).flatten(1))
+    return columns, weights
+
+
+def _excess(columns: Tensor, weight: Tensor) -> Tensor | None:
+    """Returns what the pairs' sums exceed int16 by, `[N, out, L]`, None if nothing."""
+    if weight.shape[1] % 2:
+        weight, columns = F.pad(weight, (0, 1)), F.pad(columns, (0, 0, 0, 1))
+    pairs = weight.view(len(weight), -1, 2)
+    largest = QMAX_ACTIVATION * pairs.clamp_min(0).sum(2)
+    smallest = QMAX_ACTIVATION * pairs.clamp_max(0).sum(2)
+    risky = ((largest > INT16[1]) | (smallest < INT16[0])).nonzero()
+    if not len(risky):
+        return None
+    total = torch.zeros(len(columns), len(weight), columns.shape[2])
+    for outputs, places in zip(
+        risky[:, 0].split(PAIRS_AT_ONCE), risky[:, 1].split(PAIRS_AT_ONCE), strict=True
+    ):
+        chosen = pairs[outputs, places]
+        sums = columns[:, 2 * places] * chosen[:, 0, None]
+        sums += columns[:, 2 * places + 1] * chosen[:, 1, None]
+        total.index_add_(1, outputs, sums - sums.clamp(*INT16))
+    return total if bool(total.any()) else None
+
+
+def _input_zero_point(frozen: fx.GraphModule, layer: Layer) -> int:
+    assert layer.source is not None
+    source = frozen.get_submodule(layer.source)
+    assert isinstance(source, ActivationQuantizer | PixelInput)
+    return int(source.zero_point)

@@ -1,0 +1,1 @@
+"""Knowledge distillation: teachers, losses, stored logits; used by every stage that trains."""

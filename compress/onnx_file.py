@@ -1,0 +1,277 @@
+"""Writing an ONNX file that anyone can run: bytes in, logits out, and what they mean inside."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+import onnx.parser
+import onnx.shape_inference
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from compress.architectures.spec import ModelSpec
+from compress.data.preprocess import Preprocess
+from compress.errors import CompressError
+from compress.files import atomic_write, parse_json
+from compress.log import waiting
+
+OPSET = 18
+CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators; their version is 1."""
+INPUT, OUTPUT = "pixels", "logits"
+MAX_GROWTH, SMALL, LARGE = 256, 2**22, 2**28
+"""A value on the way has at most so many times the input's elements, within these bounds."""
+SHAPE_BYTES = 1024
+"""Constants up to this size may be shapes, and are read to infer others."""
+CONTRIB_BODIES = {
+    "QuickGelu": (("s = Sigmoid(x)", "y = Mul(x, s)"), ("alpha",)),  # with alpha = 1
+    "Gelu": (
+        (
+            "root = Constant <value_float = 1.41421356> ()",
+            "one = Constant <value_float = 1.0> ()",
+            "half = Constant <value_float = 0.5> ()",
+            "scaled = Div(x, root)",
+            "erf = Erf(scaled)",
+            "shifted = Add(erf, one)",
+            "product = Mul(x, shifted)",
+            "y = Mul(product, half)",
+        ),
+        (),
+    ),
+}
+"""ONNX Runtime's own operators that we use: nodes that say the same, and their attributes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxFacts:
+    """What a file of ours says about itself in its metadata."""
+
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    digest: str
+    """Of the checkpoint it was exported from."""
+    stage: str
+
+
+def export_onnx(model: nn.Module, spec: ModelSpec, path: Path, *, digest: str, stage: str) -> None:
+    """Exports a model that takes pixels.
+
+    Input `pixels`: uint8 `[batch, channels, size, size]`; output `logits`: float32
+    `[batch, classes]`; the batch is dynamic. The written file has passed ONNX's checker and
+    strict shape inference.
+
+    Args:
+        model: in eval mode, on the CPU.
+        spec: names the classes and the preprocessing.
+        path: of the file.
+        digest: of the checkpoint, for the metadata.
+        stage: that made the checkpoint, likewise.
+    """
+    side, channels = spec.preprocess.size, spec.preprocess.channels
+    example = torch.zeros(2, channels, side, side, dtype=torch.uint8)
+    with waiting(f"exporting {path.name}"), _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model.eval(),
+            (example,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    facts = {
+        "class_names": list(spec.class_names),
+        "preprocess": asdict(spec.preprocess),
+        "digest": digest,
+        "stage": stage,
+    }
+    onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in facts.items()})
+    _strip_debug_information(proto)
+    _use_global_pooling(proto)
+    _define_contrib_operators(proto)
+    inferred = onnx.shape_inference.infer_shapes(
+        proto, check_type=True, strict_mode=True, data_prop=True
+    )
+    onnx.checker.check_model(inferred, full_check=True)
+    with atomic_write(path) as partial:
+        onnx.save(proto, partial)
+
+
+def read_facts(path: Path) -> OnnxFacts:
+    """Reads the metadata of a file that `export_onnx` wrote.
+
+    Raises:
+        CompressError: see `read_onnx`; or it is of another origin.
+    """
+    proto = read_onnx(path)
+    raw = {entry.key: entry.value for entry in proto.metadata_props}
+    try:
+        facts = TypeAdapter(OnnxFacts).validate_python(
+            {name: parse_json(raw[name]) for name in OnnxFacts.__dataclass_fields__}
+        )
+    except (KeyError, ValueError):
+        raise CompressError(
+            f"{path} was not written by compress: its metadata lacks classes and preprocessing"
+        ) from None
+    side, channels = facts.preprocess.size, facts.preprocess.channels
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [_signature(value) for value in proto.graph.input if value.name not in constants]
+    outputs = [_signature(value) for value in proto.graph.output]
+    if inputs != [(INPUT, onnx.TensorProto.UINT8, (channels, side, side))] or outputs != [
+        (OUTPUT, onnx.TensorProto.FLOAT, (len(facts.class_names),))
+    ]:
+        raise CompressError(
+            f"{path} is damaged or was edited: it must take {INPUT}, uint8 [batch, {channels}, "
+            f"{side}, {side}], and return {OUTPUT}, float32 [batch, {len(facts.class_names)}]"
+        )
+    return facts
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Reads a file that anybody may have written, before ONNX Runtime opens it.
+
+    Returns:
+        The model, without the values of its large constants.
+
+    Raises:
+        CompressError: it is no ONNX file; or its constants are in other files than those below its
+            folder, or one image would take gigabytes.
+    """
+    try:
+        if not path.is_file():  # a device or a pipe would be read for ever
+            raise CompressError("no file")
+        proto = onnx.load(path, load_external_data=False)
+        tensors = list(_constants(proto.graph.node, proto.graph))
+        tensors += [tensor for body in proto.functions for tensor in _constants(body.node)]
+    except Exception:  # protobuf's DecodeError has no importable public name
+        raise CompressError(f"{path} is not an ONNX file, or is damaged") from None
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            _check_beside(entries.get("location", ""), path)
+        if len(tensor.raw_data) > SHAPE_BYTES:
+            tensor.ClearField("raw_data")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    except Exception as error:  # of its own, and protobuf's
+        raise CompressError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    largest = max((_elements(value) for value in inferred.graph.input), default=0)
+    most = min(LARGE, max(SMALL, MAX_GROWTH * largest))
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        if _elements(value) > most:
+            raise CompressError(
+                f"{path} needs too much memory: {value.name} has {_elements(value):,} elements, "
+                f"more than {most:,}"
+            )
+    return proto
+
+
+def _check_beside(location: str, path: Path) -> None:
+    """Raises CompressError unless a file that an ONNX file names is in or below its folder."""
+    folder = path.parent.resolve()
+    with suppress(ValueError):  # a null byte
+        place = (folder / location).resolve()
+        if place.is_relative_to(folder) and place.is_file():
+            return
+    raise CompressError(f"{path} keeps its weights in {location!r}, which is no file beside it")
+
+
+def _elements(value: onnx.ValueInfoProto) -> int:
+    """Returns how many elements a value has for one image; unknown dimensions are 1."""
+    return math.prod(max(1, dim.dim_value) for dim in value.type.tensor_type.shape.dim)
+
+
+def _constants(
+    nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto | None = None
+) -> Iterator[onnx.TensorProto]:
+    """Yields all tensors that a graph, or a function's nodes, hold."""
+    if graph is not None:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _constants(inner.node, inner)
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int, ...]]:
+    """Returns an input's or output's name, type and shape but its first dimension, the batch."""
+    kind = value.type.tensor_type
+    return value.name, kind.elem_type, tuple(dim.dim_value for dim in kind.shape.dim[1:])
+
+
+def _use_global_pooling(proto: onnx.ModelProto) -> None:
+    """Writes means over height and width as GlobalAveragePool.
+
+    ONNX Runtime has it in int8 and, in float, does it faster than ReduceMean.
+    """
+    graph = proto.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or node.input[1] not in constants:
+            continue
+        axes = sorted(onnx.numpy_helper.to_array(constants[node.input[1]]).tolist())
+        keeps = {entry.name: entry.i for entry in node.attribute}.get("keepdims", 1)
+        if axes in ([2, 3], [-2, -1]) and keeps:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1], node.attribute[:]
+    used = {name for node in graph.node for name in node.input}
+    unused = [tensor for tensor in graph.initializer if tensor.name not in used]
+    for tensor in unused:
+        graph.initializer.remove(tensor)
+
+
+def _define_contrib_operators(proto: onnx.ModelProto) -> None:
+    """Defines ONNX Runtime's own operators by standard ones, for runtimes that lack them.
+
+    ONNX Runtime prefers its kernel to the definition.
+    """
+    used = {node.op_type for node in proto.graph.node if node.domain == CONTRIB}
+    opsets = [onnx.helper.make_opsetid("", OPSET)]
+    for name in sorted(used):
+        body, attributes = CONTRIB_BODIES[name]
+        nodes = [onnx.parser.parse_node(line) for line in body]
+        function = onnx.helper.make_function(
+            CONTRIB, name, ["x"], ["y"], nodes, opsets, attributes=attributes
+        )
+        proto.functions.append(function)
+
+
+def _strip_debug_information(proto: onnx.ModelProto) -> None:
+    """Removes the exporter's notes about Python source lines: bytes, and paths of this machine."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    del proto.graph.metadata_props[:]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's remarks, which are about its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Runs: the runner, keys and folders of stages, single stages."""

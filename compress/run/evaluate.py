@@ -1,0 +1,166 @@
+"""Looking at files that are there: score one, compare some, classify images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from compress.checkpoint import load_checkpoint
+from compress.data.config import DataConfig
+from compress.data.image import read_image
+from compress.data.load import load_data
+from compress.data.preprocess import picture_to_pixels
+from compress.errors import CompressError, DataError
+from compress.host import Host, describe_host
+from compress.log import printable
+from compress.measure.accuracy import Accuracy, accuracy, predict_split
+from compress.measure.latency import ROUNDS, Latency, measure_latency
+from compress.measure.results import read_stage_report
+from compress.measure.runtime import open_session, run_session
+from compress.onnx_file import read_facts, read_onnx
+from compress.report.render import size_text
+from compress.run.single_stage import is_checkpoint
+from compress.settings import parse
+
+
+def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accuracy, str]:
+    """Scores a checkpoint's ONNX file, or any ONNX file that compress wrote.
+
+    Returns:
+        The file, its score, and the data set's name.
+
+    Raises:
+        CompressError: no data set is known, or its classes are not the file's.
+    """
+    folder = model if model.is_dir() else model.parent
+    checkpoint = load_checkpoint(folder) if model.is_dir() or is_checkpoint(folder) else None
+    path = folder / read_stage_report(folder).file if model.is_dir() else model
+    facts = read_facts(path)
+    if checkpoint is None and split == "validation":
+        raise CompressError(
+            f"{path} lies in no checkpoint, so nothing says which images it was trained on; name "
+            "the checkpoint's folder, or score the test split"
+        )
+    name, config, seed = data, DataConfig(), 0
+    if checkpoint is not None:  # its own split: of another, images may have been trained on
+        step = checkpoint.description.step
+        name, seed = data or step.data, step.seed
+        config = parse(config, step.data_config, section="data")
+    if name is None:
+        raise CompressError(f"{path} lies in no checkpoint; name the data set with --data")
+    loaded = load_data(name, dataclasses.replace(config, size=facts.preprocess.size), seed=seed)
+    if loaded.class_names != facts.class_names:
+        raise CompressError(
+            f"{path} knows the classes {', '.join(facts.class_names)}; {loaded.name} has "
+            f"{', '.join(loaded.class_names)}"
+        )
+    chosen = loaded.test if split == "test" else loaded.validation
+    predicted = predict_split(path, chosen)
+    return path, accuracy(predicted, chosen.labels.numpy()), loaded.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """One file at one setting; its speedup is against the first file."""
+
+    file: str
+    size_bytes: int
+    latency: Latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """A comparison of files, a row for each at each setting."""
+
+    host: Host
+    rows: tuple[BenchRow, ...]
+
+
+def bench_files(
+    files: Sequence[Path],
+    threads: Sequence[int],
+    batches: Sequence[int],
+    *,
+    rounds: int = ROUNDS,
+) -> BenchResult:
+    """Times files against the first, for every pair of thread count and batch size.
+
+    Args:
+        files: ONNX files of any origin.
+        threads: counts of ONNX Runtime's threads.
+        batches: images a run.
+        rounds: turns of each file.
+
+    Raises:
+        CompressError: one is no ONNX file, or cannot be run at that batch size.
+    """
+    for path in files:
+        read_onnx(path)
+    rows = tuple(
+        BenchRow(file=str(path), size_bytes=path.stat().st_size, latency=latency)
+        for count in threads
+        for batch in batches
+        for path, latency in zip(
+            files, measure_latency(files, threads=count, batch=batch, rounds=rounds), strict=True
+        )
+    )
+    return BenchResult(host=describe_host(), rows=rows)
+
+
+def bench_table(result: BenchResult) -> Table:
+    """Returns the comparison for the terminal."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("file", overflow="fold")
+    for column in ("threads", "batch", "size", "p50 ms", "p90 ms", "images/s", "faster", "95 % CI"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for place, row in enumerate(result.rows):
+        latency, rest = row.latency, result.rows[place + 1 :]
+        low, high = latency.speedup_ci95
+        table.add_row(
+            printable(str(Path(*Path(row.file).parts[-2:]))),
+            str(latency.threads),
+            str(latency.batch),
+            size_text(row.size_bytes),
+            f"{latency.latency_ms_p50:.3f}",
+            f"{latency.latency_ms_p90:.3f}",
+            f"{1000 * latency.batch / latency.latency_ms_p50:.0f}",
+            f"{latency.speedup:.2f}x",
+            f"{low:.2f}-{high:.2f}",
+            end_section=bool(rest) and rest[0].file == result.rows[0].file,
+        )
+    return table
+
+
+def predict_images(
+    model: Path, images: Sequence[Path], top: int
+) -> Iterator[tuple[Path, list[tuple[str, float]] | str]]:
+    """Yields each picture's most probable classes and their probabilities, or what is wrong.
+
+    Raises:
+        CompressError: the file is not one of ours.
+    """
+    facts = read_facts(model)
+    session = open_session(model, threads=1)
+    for path in images:
+        try:
+            picture = read_image(path, facts.preprocess.mode)
+        except DataError as error:
+            yield path, str(error)
+            continue
+        pixels = picture_to_pixels(picture, facts.preprocess)
+        logits = run_session(session, pixels[None])[0].astype(np.float64)
+        if len(logits) != len(facts.class_names) or not np.isfinite(logits).all():
+            raise CompressError(
+                f"{model} returns no finite logit for each of {len(facts.class_names)} classes; "
+                "export it anew"
+            )
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        best = np.argsort(-shares)[:top]
+        yield path, [(facts.class_names[place], float(shares[place])) for place in best]

@@ -1,0 +1,69 @@
+"""What each layer of a float checkpoint would lose and gain in int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from compress.cache import measuring_for, now
+from compress.checkpoint import load_checkpoint
+from compress.errors import CompressError
+from compress.host import describe_host
+from compress.int8.ptq import without_repairs
+from compress.kd.context import Context
+from compress.quantize.config import QuantizeConfig
+from compress.quantize.sensitivity import analyse
+from compress.quantize.stage import calibrate, fitting_this_chip, measure_speed, plan_of
+from compress.report.layers import LayersReport, write_layers_report
+from compress.run.single_stage import data_of, measure_of
+from compress.train.evaluate import evaluate
+
+
+def analyse_layers(
+    folder: Path, config: QuantizeConfig, images: int, *, remeasure: bool = False
+) -> LayersReport:
+    """Measures each layer of a float checkpoint and writes the report into its folder.
+
+    Args:
+        folder: of the checkpoint.
+        config: how it would be quantised.
+        images: validation images to score.
+        remeasure: remember nothing that was measured before.
+
+    Raises:
+        CompressError: the checkpoint is quantised already.
+    """
+    checkpoint = load_checkpoint(folder)
+    if checkpoint.description.quantized is not None:
+        raise CompressError(f"{folder} is quantised already; name the float checkpoint before it")
+    data, measure = data_of(checkpoint), measure_of(folder)
+    since = now() if remeasure else ""
+    with TemporaryDirectory() as scratch, measuring_for(Path(scratch), since=since) as measurements:
+        context = Context(
+            data=data,
+            seed=checkpoint.description.step.seed,
+            measure=measure,
+            folder=Path(scratch),
+            store=Path(scratch),
+            teachers=(),
+        )
+        calibration = calibrate(checkpoint, config, context)
+        plan = fitting_this_chip(without_repairs(plan_of(config)), calibration)
+        costs = measure_speed(calibration, plan, checkpoint, context).costs
+        rows = analyse(
+            calibration,
+            plan,
+            lambda network: evaluate(network, data.validation, images=images),
+            costs,
+        )
+    report = LayersReport(
+        checkpoint=checkpoint.digest,
+        n_images=min(images, len(data.validation)),
+        calibration_images=min(config.calib, len(data.train)),
+        threads=measure.threads,
+        host=describe_host(),
+        rows=tuple(rows),
+        measurements=tuple(measurements()),
+    )
+    write_layers_report(folder, report)
+    return report

@@ -1,0 +1,117 @@
+"""What the commands do that are not a whole run: one stage, a score, a comparison, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.cache import now
+from compress.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
+from compress.data.config import DataConfig
+from compress.data.load import Data, load_data
+from compress.errors import CompressError
+from compress.kd.teachers import read_teachers
+from compress.log import say, warn
+from compress.measure.config import MeasureConfig
+from compress.measure.results import read_stage_report
+from compress.run.folder import check_target, owned_folder, owned_run, stage_folder
+from compress.run.key import Request
+from compress.run.lookup import is_run, newest_stage_before
+from compress.run.recipe import parse_card
+from compress.run.report import write_run_report
+from compress.run.runner import find_origin, run_stage
+from compress.settings import parse
+
+RUNS = Path("runs")
+
+
+def run_single_stage(
+    stage: str,
+    config: Any,
+    *,
+    source: Path | None,
+    out: Path | None,
+    teachers: Sequence[str],
+    remeasure: bool = False,
+) -> Checkpoint:
+    """Runs one stage on a checkpoint.
+
+    Args:
+        stage: its name.
+        config: its settings.
+        source: the checkpoint to start from; None takes the newest run's stage before.
+        out: folder of the result; None puts it beside the source.
+        teachers: see `read_teachers`; none takes the teacher of the source's run.
+        remeasure: run it anew, and remember nothing that was measured before.
+
+    Raises:
+        CompressError: the source or the teacher cannot be found or is of the wrong stage, or the
+            folder of the result holds what is not ours.
+    """
+    if source is None:
+        source = newest_stage_before(stage, RUNS)
+        say(f"from {source}")
+    parent = load_checkpoint(source)
+    before = parent.description.step.parent
+    in_run = source == stage_folder(source.parent, parent.stage)
+    if in_run and before is not None and find_origin(parent) is None:
+        warn(
+            f"warning: {source} was made from an earlier version of the stage before "
+            "it; run that stage again first"
+        )
+    if not teachers:
+        teachers = [str(stage_folder(source.parent, "teacher"))]
+        if not is_checkpoint(Path(teachers[0])):
+            raise CompressError(f"there is no teacher in {teachers[0]}; name one with --teacher")
+    folder = out or stage_folder(source.parent, stage)
+    run = folder.parent if is_run(folder.parent) else None
+    if run is not None and folder != stage_folder(run, stage):
+        run = None
+    with owned_folder(folder) if run is None else owned_run(run):
+        check_target(folder)
+        given = read_teachers(teachers)
+        for taken in (source, *(teacher.path for teacher in given)):
+            if taken.resolve() == folder.resolve():
+                raise CompressError(
+                    f"{folder} is what the stage starts from and would be replaced; choose another "
+                    "folder with --out"
+                )
+        cards = [step.card for step in parent.description.lineage if step.card is not None]
+        result = run_stage(
+            Request(
+                stage=stage,
+                config=config,
+                folder=folder,
+                run=run,
+                card=parse_card(cards[-1], f"in {source}") if cards else None,
+                parent=parent,
+                teachers=given,
+                data=data_of(parent),
+                measure=measure_of(source),
+                seed=parent.description.step.seed,
+                again=remeasure,
+                measured_since=now() if remeasure else "",
+            )
+        )
+        if run is not None:
+            write_run_report(run)
+    return result
+
+
+def measure_of(folder: Path) -> MeasureConfig:
+    """Returns the yardstick's settings that a stage was measured with."""
+    report = read_stage_report(folder)
+    return MeasureConfig(threads=report.threads, batch=report.batch)
+
+
+def data_of(checkpoint: Checkpoint) -> Data:
+    """Loads the data set that a checkpoint was made with."""
+    step = checkpoint.description.step
+    config = parse(DataConfig(), step.data_config, section="data")
+    return load_data(step.data, config, seed=step.seed)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Tells whether a folder is a checkpoint's, whole or not."""
+    return (folder / DESCRIPTION).is_file()

@@ -1,0 +1,25 @@
+"""Settings of stage teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from compress.train.config import MUON, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Train the teacher; zero epochs take its weights as they are."""
+
+    train: TrainConfig = field(
+        default=dataclasses.replace(
+            MUON,
+            epochs=7,
+            batch_size=512,
+            lr=0.005,
+            label_smoothing=0.05,
+            warmup=0.2,
+            first_size=0.5,
+        )
+    )

@@ -1,0 +1,333 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from compress.cli.main import main, run_name
+from tests.conftest import RUN_SETTINGS
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_help_imports_nothing_slow() -> None:
+    program = (
+        "import sys; from compress.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'pydantic', 'rich', 'numpy', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_each_command_has_a_help_with_an_example(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert re.search(rf"^ +compress {command}\b", result.output, re.M)
+
+
+def test_stage_options_come_from_the_settings() -> None:
+    output = call("prune", "--help").output
+    for heading in (
+        "Options:",
+        "Settings of the stage:",
+        "Learning from the teacher:",
+        "Training:",
+    ):
+        assert f"\n{heading}\n" in output
+    text = " ".join(output.split())
+    assert "--latency-ratio FLOAT Latency to reach" in text
+    assert "a number in (0, 1]; default: 0.8" in text
+
+
+def test_python_m_compress_is_the_same_program() -> None:
+    command = [sys.executable, "-m", "compress", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "version" in done.stdout
+
+
+def test_models_and_pipelines_are_listed() -> None:
+    assert "resnet18" in call("models").output
+    assert "default" in call("pipelines").output
+    settings = call("pipelines", "smoke").output
+    assert "data.size=0 " in settings
+    assert "teacher.train.min_steps=60 " in settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["run", "resnet19"], "unknown model 'resnet19'; did you mean resnet18"),
+        (["run", "resnet18", "--data", "digit"], "unknown data set 'digit'; did you mean digits?"),
+        (["run", "resnet18", "--pipeline", "defautl"], "unknown recipe 'defautl'; did you mean"),
+        (
+            ["run", "resnet18", "--set", "prune.macs_ratio=2"],
+            "prune.macs_ratio must be a number in (0, 1]",
+        ),
+        (["run", "resnet18", "--data", "imagefolder:/nowhere"], "there is no folder /nowhere"),
+        (["run", "resnet18", "--data", "digits", "--until", "prum"], "no stage 'prum'"),
+        (["prune", "--floor", "1.5"], "prune.floor must be a number in (0, 1], got 1.5"),
+        (["quantize", "--in", "nowhere"], "nowhere is no checkpoint: there is no such folder"),
+        (["quantize"], "there is no run under runs/; start one"),
+        (["bench", "a.onnx"], "does not exist"),
+        (["report", "nowhere"], "holds no finished stage"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    arguments: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert part in result.output
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("--debug", "run", "resnet19")
+    assert isinstance(result.exception, ValueError)
+
+
+def test_the_run_ends_with_a_table_and_the_file_to_ship(finished_run: Path) -> None:
+    result = call("report", finished_run)
+    assert result.exit_code == 0, result.output
+    for word in ("teacher", "distill", "prune", "quantize", "export", "ship:", "report:"):
+        assert word in result.output
+    ship = re.search(r"ship: +(\S+)", result.output)
+    assert ship is not None
+    assert Path(ship.group(1)).is_file()
+
+
+def test_a_second_run_skips_everything(run_copy: Path) -> None:
+
+    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
+    before = (run_copy / "4-export" / "checkpoint.json").stat().st_mtime_ns
+    result = call("run", "resnet18", "--data", "digits", "--out", run_copy, *settings)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("done before") == 5
+    assert (run_copy / "4-export" / "checkpoint.json").stat().st_mtime_ns == before
+
+
+def test_single_stages_find_the_newest_run(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_copy.parents[1])
+    for arguments in (
+        ["prune", "--latency-ratio", "1", "--macs-ratio", "0.8", "--steps", "1", "--epochs", "0"],
+        ["quantize", "--calib", "64"],
+        ["export"],
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 0, result.output
+    description = json.loads((run_copy / "3-quantize" / "checkpoint.json").read_text())
+    assert description["lineage"][-1]["config"]["calib"] == 64
+    assert [step["stage"] for step in description["lineage"]] == [
+        "teacher", "distill", "prune", "quantize",
+    ]  # fmt: skip
+    report = json.loads((run_copy / "report.json").read_text())
+    assert not any("earlier version" in remark for remark in report["remarks"])
+
+
+def test_a_stage_takes_in_and_out(run_copy: Path, tmp_path: Path) -> None:
+    before = (run_copy / "3-quantize" / "checkpoint.json").read_bytes()
+    out = tmp_path / "int8"
+    result = call("quantize", "--in", run_copy / "2-prune", "--out", out, "--calib", "32")
+    assert result.exit_code == 0, result.output
+    assert (out / "model.onnx").is_file()
+    assert (run_copy / "3-quantize" / "checkpoint.json").read_bytes() == before
+
+
+def test_qat_trains_and_freezes(run_copy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "qat"
+    result = call(
+        "quantize", "--method", "qat", "--in", run_copy / "2-prune", "--out", out,
+        "--epochs", "2", "--min-steps", "0",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "report.json").read_text())
+    assert report["details"]["method"] == "qat"
+    assert report["top1"] > 90
+
+
+def test_a_teacher_of_random_weights_is_told(tmp_path: Path) -> None:
+    card, out = tmp_path / "card.toml", tmp_path / "run"
+    own = "{ width = 0.25, depths = [1, 1] }"
+    card.write_text(
+        f'[teacher]\narchitecture = "scaled_resnet"\narguments = {own}\n'
+        f'[student]\narchitecture = "scaled_resnet"\narguments = {own}\n'
+    )
+    command = ["run", card, "--data", "digits", "--pipeline", "ptq", "--until", "teacher"]
+    result = call(*command, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "the teacher was never trained" in " ".join(result.output.split())
+    assert "the teacher was never trained" in (out / "report.md").read_text()
+
+
+def test_calibration_takes_what_there_is(run_copy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    command = ["quantize", "--calib", "100000", "--method", "ptq", "--in", run_copy / "2-prune"]
+    result = call(*command, "--out", out)
+    assert result.exit_code == 0, result.output
+    details = json.loads((out / "report.json").read_text())["details"]
+    assert details["calibration_images"] == 1322  # all of the digits' training images
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["prune", "--in", "3-quantize"], "prune takes a checkpoint of the stage teacher"),
+        (["distill", "--in", "2-prune"], "distill takes a checkpoint of the stage teacher"),
+    ],
+)
+def test_a_mistake_in_a_stage_loses_nothing(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str
+) -> None:
+    monkeypatch.chdir(run_copy if "--in" in arguments else run_copy.parents[1])
+    files = {path: path.read_bytes() for path in run_copy.rglob("*.json")}
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert part in result.output
+    assert all(path.read_bytes() == content for path, content in files.items())
+
+
+def test_a_damaged_checkpoint_is_named(run_copy: Path) -> None:
+    tensors = run_copy / "2-prune" / "model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:1000])
+    result = call("quantize", "--in", run_copy / "2-prune", "--out", run_copy / "new")
+    assert result.exit_code == 2
+    assert "truncated or changed" in result.output
+    assert not (run_copy / "new").exists()
+
+
+def test_evaluate_scores_checkpoints_and_files_alike(finished_run: Path, tmp_path: Path) -> None:
+    report = json.loads((finished_run / "3-quantize" / "report.json").read_text())
+    expected = f"top-1 {report['top1']:.2f} %"
+    assert expected in call("evaluate", finished_run / "3-quantize").output
+    alone = tmp_path / "alone.onnx"
+    shutil.copy(finished_run / "3-quantize" / "model.onnx", alone)
+    assert expected in call("evaluate", alone, "--data", "digits").output
+    without = call("evaluate", alone)
+    assert without.exit_code == 2
+    assert "name the data set with --data" in without.output
+    other = call("evaluate", alone, "--data", "fashion-mnist")
+    assert other.exit_code == 2
+    assert "knows the classes 0, 1" in other.output
+
+
+def test_bench_compares_files(finished_run: Path, tmp_path: Path) -> None:
+    files = [finished_run / name / "model.onnx" for name in ("0-teacher", "2-prune")]
+    path = tmp_path / "bench.json"
+    result = call("bench", *files, "--threads", "1,2", "--batch", "1,8", "--json", path)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(path.read_text())["rows"]
+    settings = [(row["latency"]["threads"], row["latency"]["batch"]) for row in rows]
+    assert settings == [(1, 1), (1, 1), (1, 8), (1, 8), (2, 1), (2, 1), (2, 8), (2, 8)]
+    assert rows[1]["latency"]["speedup"] > 2
+    assert "images/s" in result.output
+    wrong = call("bench", files[0], "--threads", "0")
+    assert wrong.exit_code == 2
+    assert "positive whole numbers" in wrong.output
+
+
+def test_bench_explains_what_it_cannot_time(tmp_path: Path) -> None:
+    text = tmp_path / "text.onnx"
+    text.write_text("no model")
+    result = call("bench", text)
+    assert result.exit_code == 2
+    assert "text.onnx is not an ONNX file, or is damaged" in result.output
+    fixed = tmp_path / "fixed.onnx"
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3])
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value], [out])
+    onnx.save(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
+        ),
+        fixed,
+    )
+    result = call("bench", fixed, "--batch", "8")
+    assert result.exit_code == 2
+    assert "takes batches of 1 only, asked for 8" in result.output
+
+
+def test_predict_names_the_class(finished_run: Path, tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    paths = []
+    for digit in range(10):
+        small = (digits.images[digits.target == digit][0] * (255 / 16)).round().astype(np.uint8)
+        paths.append(tmp_path / f"{digit}.png")
+        Image.fromarray(small).resize((160, 160), Image.Resampling.NEAREST).save(paths[-1])
+    report = json.loads((finished_run / "report.json").read_text())
+    result = call("predict", finished_run / report["ship"], *paths)
+    assert result.exit_code == 0, result.output
+    answers = [line.split(": ")[1][0] for line in result.output.splitlines()]
+    right = sum(answer == str(digit) for digit, answer in enumerate(answers))
+    assert right >= 9
+
+
+def test_predict_tells_each_bad_picture_in_a_line_and_goes_on(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    good = tmp_path / "good.png"
+    Image.new("L", (16, 16), 99).save(good)
+    long = tmp_path / "long.png"
+    Image.new("L", (1, 60_000), 99).save(long)
+    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:50])
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    Image.new("F", (16, 16)).save(tmp_path / "float.tif")
+    names = ("broken.png", "empty.png", "cut.png", "bomb.png", "float.tif", "absent.png")
+    bad = [tmp_path / name for name in names]
+    report = json.loads((finished_run / "report.json").read_text())
+    result = call("predict", finished_run / report["ship"], good, *bad, long)
+    assert result.exit_code == 2
+    lines = result.output.splitlines()
+    assert lines[0].startswith(f"{good}: ")
+    for path, line in zip(bad, lines[1:-2], strict=True):
+        assert line.startswith(f"{path} ")
+    assert lines[-2].startswith(f"{long}: ")
+    assert "6 of 8 pictures could not be read" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "pipeline", "name"),
+    [
+        ("resnet18", "digits", "default", "resnet18-digits"),
+        ("cards/my_card.toml", "imagefolder:/data/birds/", "default", "my_card-birds"),
+        ("resnet18", "digits", "smoke", "resnet18-digits-smoke"),
+    ],
+)
+def test_runs_are_named_after_what_made_them(
+    model: str, data: str, pipeline: str, name: str
+) -> None:
+    assert run_name(model, data, pipeline) == name
+
+
+def test_another_yardstick_trains_nothing_anew_before_the_cut(run_copy: Path) -> None:
+    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
+    command = ["run", "resnet18", "--data", "digits", "--out", run_copy, *settings]
+    before = (run_copy / "1-distill" / "checkpoint.json").read_bytes()
+    result = call(*command, "--set", "measure.batch=4")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("measuring again") == 2
+    assert "measure.batch = 1" in result.output
+    assert (run_copy / "1-distill" / "checkpoint.json").read_bytes() == before
+    reports = [json.loads(path.read_text()) for path in run_copy.glob("[0-4]-*/report.json")]
+    assert {report["batch"] for report in reports} == {4}

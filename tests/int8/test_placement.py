@@ -1,0 +1,340 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from compress.architectures.build import Classifier, build
+from compress.architectures.spec import ModelSpec
+from compress.checkpoint import QuantizedLayout
+from compress.data.config import DataConfig
+from compress.data.load import Data, load_data
+from compress.int8.modules import PixelInput
+from compress.int8.placement import freeze, layers_of, place, prepare, quantizers_of, set_mode
+from compress.int8.ptq import Calibration, Plan
+from compress.onnx_file import export_onnx
+from compress.quantize.stage import fitting_this_chip
+from tests.conftest import settled, student_spec, torchvision_spec
+
+PLAN = Plan(observer="minmax", weights="max")
+FLOAT_COMPUTE = {"Conv", "FusedConv", "Gemm", "FusedGemm", "ReduceMean"}
+CONVOLUTIONAL = FLOAT_COMPUTE | {
+    *("MatMul", "Add", "Mul", "AveragePool", "MaxPool", "Concat"),
+    *("HardSigmoid", "HardSwish", "Sigmoid", "Relu", "Clip", "BatchNormalization"),
+}
+"""What must not be left in float where everything is meant to be int8."""
+FAST = {
+    "resnet18": (32, 21, CONVOLUTIONAL),
+    "mobilenet_v3_small": (32, 54, CONVOLUTIONAL),
+}
+SLOW = {
+    "alexnet": (64, 8, CONVOLUTIONAL),
+    "shufflenet_v2_x0_5": (32, 57, CONVOLUTIONAL),
+    "squeezenet1_1": (64, 26, CONVOLUTIONAL),
+    "mobilenet_v2": (32, 53, CONVOLUTIONAL),
+    "vgg11": (32, 11, CONVOLUTIONAL),
+    "vgg11_bn": (32, 11, CONVOLUTIONAL),
+    "resnet50": (32, 54, CONVOLUTIONAL),
+    "resnext50_32x4d": (32, 54, CONVOLUTIONAL),
+    "wide_resnet50_2": (32, 54, CONVOLUTIONAL),
+    "densenet121": (32, 121 + 62, CONVOLUTIONAL),
+    "googlenet": (32, 58, CONVOLUTIONAL),
+    "inception_v3": (75, 95, CONVOLUTIONAL),
+    "mobilenet_v3_large": (32, 64, CONVOLUTIONAL),
+    "mnasnet0_5": (32, 53, CONVOLUTIONAL),
+    "efficientnet_b0": (32, 82, CONVOLUTIONAL),
+    "efficientnet_v2_s": (32, 171, CONVOLUTIONAL),
+    "regnet_y_400mf": (32, 86, CONVOLUTIONAL),
+    "convnext_tiny": (32, 59, FLOAT_COMPUTE),
+    "vit_b_16": (32, 50, FLOAT_COMPUTE),
+    "swin_t": (32, 53, FLOAT_COMPUTE),
+}
+"""Side of the images, number of layers, and operators that must not be left in float."""
+
+
+def optimised_operators(path: Path, tmp_path: Path) -> Counter[str]:
+    """What ONNX Runtime makes of a file."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def calibration(model: Classifier, data: Data, n: int = 256) -> Calibration:
+    order = torch.arange(n)
+    return Calibration(
+        prepare(model), lambda: (b.images for b in data.train.batches(32, order=order))
+    )
+
+
+def quantized_file(
+    model: Classifier, spec: ModelSpec, data: Data, folder: Path, plan: Plan = PLAN
+) -> tuple[nn.Module, Path]:
+    found = calibration(model, data)
+    quantized = freeze(found.quantize(fitting_this_chip(plan, found)))
+    path = folder / "int8.onnx"
+    export_onnx(quantized, spec, path, digest="", stage="quantize")
+    return quantized, path
+
+
+def run_file(path: Path, pixels: torch.Tensor) -> np.ndarray:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"pixels": pixels.numpy()})
+    return np.asarray(logits)
+
+
+def briefly_trained(spec: ModelSpec, data: Data) -> Classifier:
+    """A network that tells the digits apart, more or less; random logits have no top-1."""
+    torch.manual_seed(0)
+    model = build(spec).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for number in range(40):
+        order = torch.randint(len(data.train), (64,))
+        batch = next(iter(data.train.batches(64, order=order)))
+        loss = F.cross_entropy(model(batch.images), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        del number
+    return settled_model(model, data)
+
+
+def settled_model(model: Classifier, data: Data) -> Classifier:
+    from compress.prune.batchnorm import reestimate_batchnorm
+
+    reestimate_batchnorm(model, data.train)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+def test_every_family_runs_in_int8_and_torch_computes_the_same(tmp_path: Path, name: str) -> None:
+    size, layers, forbidden = (FAST | SLOW)[name]
+    data = load_data("digits", DataConfig(size=size), seed=0)
+    spec = torchvision_spec(name, data)
+    quantized, path = quantized_file(briefly_trained(spec, data), spec, data, tmp_path)
+    found = layers_of(quantized)  # type: ignore[arg-type]
+    assert len(found) == layers
+    assert all(layer.frozen for layer in found.values())
+    operators = optimised_operators(path, tmp_path)
+    assert not forbidden & set(operators), operators
+    assert operators["QLinearConv"] + operators["QGemm"] == layers
+    by_type = Counter[int]()
+    for tensor in onnx.load(path).graph.initializer:
+        by_type[tensor.data_type] += int(np.prod(tensor.dims))
+    weights = sum(layer.weight_int8.numel() for layer in found.values())
+    assert by_type[onnx.TensorProto.INT8] >= 0.999 * weights  # equal tensors are stored once
+    images = torch.cat([batch.images for batch in data.train.batches(100)])[:500]
+    with torch.no_grad():
+        expected = np.concatenate([quantized(part).numpy() for part in images.split(100)])
+    got = np.concatenate([run_file(path, part) for part in images.split(100)])
+    odd = run_file(path, images[:7])  # dynamic batch
+    assert np.allclose(odd, got[:7], atol=1e-4)
+    assert (expected.argmax(1) == got.argmax(1)).mean() >= 0.998
+    # A value on the border between two levels may go either way; a wrong scale anywhere would
+    # give differences of the outputs' own size.
+    assert np.abs(got - expected).mean() < 0.02 * expected.std()
+
+
+def test_a_plain_chain_is_exact(digits: Data, tmp_path: Path) -> None:
+    spec = student_spec(digits, depths=[1])
+    model = settled(spec, digits.train)
+    block = model.get_submodule("network.blocks.0")
+    plain = nn.Sequential(block.conv1, block.bn1, nn.ReLU())  # type: ignore[arg-type]
+    model.network.blocks = plain
+    quantized, path = quantized_file(model.eval(), spec, digits, tmp_path)
+    pixels = next(iter(digits.test.batches(300))).images
+    with torch.no_grad():
+        expected = quantized(pixels).numpy()
+    difference = np.abs(run_file(path, pixels) - expected).max(1)
+    # Layers are exact; the mean over the image may once in a while round the other way.
+    assert (difference < 1e-5).mean() >= 0.99
+    assert difference.max() < 0.05 * expected.std()
+
+
+def test_a_pool_that_enlarges_folds_into_the_layer_after_it(digits: Data) -> None:
+    spec = student_spec(digits)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 6, 3, stride=digits.preprocess.size // 3), nn.AdaptiveAvgPool2d(7)),
+        *(nn.Flatten(), nn.Dropout(), nn.Linear(6 * 49, 10)),
+    )
+    model = Classifier(build(spec).normalize, network).eval()
+    prepared = prepare(model)
+    side = network[0](torch.zeros(1, 1, digits.preprocess.size, digits.preprocess.size)).shape[-1]
+    assert 1 < side < 7
+    assert layers_of(prepared)["4"].weight.shape == (10, 6 * side**2)
+    pixels = next(iter(digits.test.batches(50))).images
+    set_mode(prepared, "float")
+    with torch.no_grad():
+        assert torch.allclose(prepared(pixels), model(pixels), atol=1e-5)
+
+
+class _Odd(nn.Module):
+    """Operators that have no integer kernel, between some that have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.head = nn.GroupNorm(2, 8), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.norm(self.first(x)))
+        x = F.leaky_relu(self.second(x)) * 2 + x.cumsum(2)
+        return self.head(x.amax((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_what_has_no_integer_kernel_is_a_float_island(digits: Data, tmp_path: Path) -> None:
+    spec = student_spec(digits)
+    torch.manual_seed(0)
+    model = Classifier(build(spec).normalize, _Odd()).eval()
+    quantized, path = quantized_file(model, spec, digits, tmp_path)
+    operators = optimised_operators(path, tmp_path)
+    assert operators["QLinearConv"] == 2
+    assert operators["QGemm"] == 1
+    pixels = next(iter(digits.test.batches(100))).images
+    with torch.no_grad():
+        expected = quantized(pixels).numpy()
+        assert np.abs(model(pixels).numpy() - expected).mean() < 0.05 * expected.std()
+    assert np.abs(run_file(path, pixels) - expected).max() < 0.05 * expected.std()
+
+
+BOUNDS = [
+    (-1.0, 1.0), (-2.0, 0.5), (-0.5, 2.0), (0.0, 6.0), (0.0, 1.0), (-1.0, 0.0), (-6.0, 0.0),
+    (-3.0, -1.0), (1.0, 2.0), (-0.001, 6.0), (-6.0, 0.001), (-2.0, 1.0), (-1.0, 5.0),
+]  # fmt: skip
+
+
+class _Clipped(nn.Module):
+    """Two convolutions, a clipping activation after each."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.first.weight.data *= 8  # so that both bounds are reached
+        self.activation, self.head = activation, nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.activation(self.first(x))
+        x = self.activation(self.second(x))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [*(nn.Hardtanh(*bounds) for bounds in BOUNDS), nn.Hardsigmoid(), nn.ReLU()],
+    ids=str,
+)
+@pytest.mark.parametrize("learned", [False, True])
+def test_whatever_an_activation_clips_to_the_file_is_the_simulation_and_near_float(
+    digits: Data, tmp_path: Path, activation: nn.Module, learned: bool
+) -> None:
+    """Hardtanh(-1, 1) clipped at 0.5 once it was frozen."""
+    spec = student_spec(digits)
+    torch.manual_seed(0)
+    model = Classifier(build(spec).normalize, _Clipped(activation)).eval()
+    found = calibration(model, digits)
+    placed = found.quantize(fitting_this_chip(PLAN, found))
+    if learned:  # as if training had let the levels grow
+        for quantizer in quantizers_of(placed).values():
+            if quantizer.highest < float("inf"):
+                quantizer.scale.data *= 3
+    frozen = freeze(placed)
+    export_onnx(frozen, spec, tmp_path / "int8.onnx", digest="", stage="quantize")
+    pixels = next(iter(digits.test.batches(200))).images
+    with torch.no_grad():
+        simulated, exact = frozen(pixels), model(pixels)
+    got = torch.from_numpy(run_file(tmp_path / "int8.onnx", pixels))
+    assert (got - simulated).abs().mean() < 0.02 * exact.std()
+    assert (got - exact).abs().mean() < 0.06 * exact.std()
+
+
+def test_named_layers_stay_in_float(digits: Data, tmp_path: Path) -> None:
+    spec = student_spec(digits)
+    model = settled(spec, digits.train)
+    names = list(layers_of(prepare(model)))
+    layout = QuantizedLayout(float_layers=(names[2], names[-1]))
+    plan = Plan(observer="minmax", weights="max", layout=layout)
+    quantized, path = quantized_file(model, spec, digits, tmp_path, plan)
+    operators = optimised_operators(path, tmp_path)
+    assert operators["QLinearConv"] + operators["QGemm"] == len(names) - 2
+    pixels = next(iter(digits.test.batches(300))).images
+    with torch.no_grad():
+        expected = quantized(pixels).numpy()
+    assert np.abs(run_file(path, pixels) - expected).mean() < 0.01 * expected.std()
+
+
+def test_with_all_layers_in_float_nothing_is_quantised(digits: Data) -> None:
+    model = settled(student_spec(digits), digits.train)
+    prepared = prepare(model)
+    layout = QuantizedLayout(float_layers=tuple(layers_of(prepared)))
+    assert quantizers_of(place(prepared, layout)) == {}
+
+
+def test_quantisers_have_the_same_names_whatever_stays_in_float(digits: Data) -> None:
+    """So that ranges noted once serve every layout."""
+    prepared = prepare(settled(torchvision_spec("mobilenet_v3_small", digits), digits.train))
+    everything = set(quantizers_of(place(prepared)))
+    for name in layers_of(prepared):
+        assert set(quantizers_of(place(prepared, QuantizedLayout(float_layers=(name,))))) <= (
+            everything
+        )
+
+
+def test_the_first_convolution_takes_the_bytes(digits: Data) -> None:
+    placed = place(prepare(settled(student_spec(digits), digits.train)))
+    first = placed.get_submodule("normalize")
+    assert isinstance(first, PixelInput)
+    assert int(first.zero_point) == round(255 * digits.preprocess.mean[0])
+
+
+def test_folding_the_normalisation_keeps_the_weights_size(digits: Data) -> None:
+    """Weights for bytes 0..255 would be hundreds of times smaller, and training destroy them."""
+    model = settled(student_spec(digits), digits.train)
+    for name, layer in layers_of(place(prepare(model))).items():
+        assert 0.01 < float(layer.weight.detach().abs().mean()) < 10, name
+
+
+@pytest.mark.parametrize("name", ["scaled_resnet", "mobilenet_v3_small"])
+def test_rewriting_changes_nothing_but_the_border(digits: Data, name: str) -> None:
+    """Folding the normalisation is exact but for the zero padding of the first layer."""
+    spec = student_spec(digits) if name == "scaled_resnet" else torchvision_spec(name, digits)
+    model = settled(spec, digits.train)
+    placed = place(prepare(model))
+    set_mode(placed, "float")
+    pixels = next(iter(digits.test.batches(64))).images
+    with torch.no_grad():
+        expected = model(pixels)
+        assert (placed(pixels) - expected).abs().max() < 0.1 * expected.std()
+
+
+def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
+    data = load_data("digits", DataConfig(size=32), seed=0)
+    torch.manual_seed(0)
+    model = build(torchvision_spec("convnext_tiny", data)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("layer_scale"):
+            nn.init.normal_(parameter)
+    placed = place(prepare(model))
+    set_mode(placed, "float")
+    assert not any("mul" in str(node.target) for node in placed.graph.nodes)
+    pixels = next(iter(data.test.batches(8))).images
+    with torch.no_grad():
+        expected = model(pixels)
+        assert (placed(pixels) - expected).abs().max() < 1e-3 * expected.std()
+
+
+def test_the_model_itself_is_left_alone(digits: Data) -> None:
+    model = settled(student_spec(digits), digits.train)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = Plan(observer="mse", weights="mse", equalize=True, correct_biases=True)
+    calibration(model, digits).quantize(plan)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,136 @@
+import itertools
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compress.data.load import Data
+from compress.data.splits import stratified_sample
+from compress.host import describe_host
+from compress.int8.layer import Layer
+from compress.int8.placement import freeze, layers_of
+from compress.int8.ptq import Plan
+from compress.int8.saturation import (
+    emulating_saturation,
+    find_saturation,
+    saturation_excess,
+    without_saturation,
+)
+from compress.onnx_file import export_onnx
+from tests.conftest import student_spec
+from tests.int8.test_placement import briefly_trained, calibration, run_file
+
+ZERO_POINT = 3
+PLAN = Plan(observer="minmax", weights="max")
+
+
+def frozen(weight: torch.Tensor, *, stride: int = 1, padding: int = 0, groups: int = 1) -> Layer:
+    """A layer with exactly these integer weights."""
+    if weight.ndim == 2:
+        layer = Layer.linear(weight, None)
+    else:
+        layer = Layer.conv(weight, None, ((stride, stride), (padding, padding), (1, 1), groups))
+    layer.place("input")
+    layer.weight_scale.data.fill_(1.0)
+    layer.freeze(torch.tensor(1.0))
+    return layer
+
+
+def saturated_sum(products: list[int]) -> int:
+    """Adds products two by two in int16, as vpmaddubsw does, then in int32."""
+    products = products + [0] * (len(products) % 2)
+    pairs = zip(products[::2], products[1::2], strict=True)
+    return sum(max(-32768, min(32767, one + other)) for one, other in pairs)
+
+
+def reference(levels: torch.Tensor, layer: Layer, stride: int, padding: int) -> torch.Tensor:
+    """Worked out in plain Python, position by position; levels `[N, C, H, W]` are raw uint8."""
+    weight = layer.weight_int8.int()
+    padded = nn.functional.pad(levels, (padding,) * 4, value=ZERO_POINT).int()
+    out, _, height, width = weight.shape
+    rows = (padded.shape[2] - height) // stride + 1
+    columns = (padded.shape[3] - width) // stride + 1
+    result = torch.zeros(len(levels), out, rows, columns)
+    for n in range(len(levels)):
+        for o in range(out):
+            for y in range(rows):
+                for x in range(columns):
+                    window = padded[
+                        n, :, y * stride : y * stride + height, x * stride : x * stride + width
+                    ]
+                    products = (window * weight[o]).permute(1, 2, 0).flatten().tolist()
+                    zero = ZERO_POINT * int(weight[o].sum())
+                    result[n, o, y, x] = saturated_sum(products) - zero
+    return result
+
+
+@pytest.mark.parametrize(("channels", "stride", "padding"), [(4, 1, 1), (3, 2, 0), (2, 2, 1)])
+def test_a_convolution_saturates_as_in_plain_python(
+    channels: int, stride: int, padding: int
+) -> None:
+    torch.manual_seed(0)
+    layer = frozen(
+        torch.randint(-127, 128, (5, channels, 3, 3)).float(), stride=stride, padding=padding
+    )
+    raw = torch.randint(0, 256, (2, channels, 6, 5)).float()
+    levels = raw - ZERO_POINT
+    excess = saturation_excess(layer, levels, ZERO_POINT)
+    assert excess is not None
+    exact = layer.operation(levels, layer.weight_int8.float(), None)
+    assert torch.equal(exact - excess, reference(raw, layer, stride, padding))
+
+
+def test_a_linear_layer_saturates_as_in_plain_python() -> None:
+    torch.manual_seed(0)
+    layer = frozen(torch.randint(-127, 128, (4, 7)).float())
+    raw = torch.randint(200, 256, (3, 7)).float()
+    excess = saturation_excess(layer, raw - ZERO_POINT, ZERO_POINT)
+    assert excess is not None
+    exact = layer.operation(raw - ZERO_POINT, layer.weight_int8.float(), None)
+    weight = layer.weight_int8.int()
+    for n, o in itertools.product(range(3), range(4)):
+        products = (raw[n].int() * weight[o]).tolist()
+        expected = saturated_sum(products) - ZERO_POINT * int(weight[o].sum())
+        assert (exact - excess)[n, o] == expected
+
+
+def test_seven_bits_never_saturate() -> None:
+    torch.manual_seed(0)
+    layer = frozen(63 * torch.randint(0, 2, (8, 16, 1, 1)).float() * 2 - 63)
+    raw = torch.full((1, 16, 4, 4), 255.0)
+    assert saturation_excess(layer, raw, 0) is None
+
+
+def test_a_network_names_its_saturating_layers_and_is_left_alone(digits: Data) -> None:
+    model = briefly_trained(student_spec(digits), digits)
+    found = calibration(model, digits)
+    order = stratified_sample(digits.validation.labels, 100, seed=0)
+    batch = next(iter(digits.validation.batches(100, order=order)))
+    network = freeze(found.quantize(PLAN))
+    before = network(batch.images)
+    saturation = find_saturation(network, digits.validation, 100)
+    assert torch.equal(network(batch.images), before)
+    assert 0 < len(saturation.layers) < len(layers_of(network))
+    assert saturation.top1 == pytest.approx(
+        100 * float((before.argmax(1) == batch.labels).float().mean())
+    )
+    plan = without_saturation(found, PLAN, digits.validation, 100)
+    assert set(saturation.layers) <= plan.reduced_layers
+    portable = freeze(found.quantize(plan))
+    assert not find_saturation(portable, digits.validation, 100).layers
+
+
+def test_the_file_computes_what_is_said_of_this_chip(digits: Data, tmp_path: Path) -> None:
+    """With VNNI the exact sums, without it the emulated ones: the chip itself is the reference."""
+    spec = student_spec(digits)
+    network = freeze(calibration(briefly_trained(spec, digits), digits).quantize(PLAN))
+    path = tmp_path / "int8.onnx"
+    export_onnx(network, spec, path, digest="", stage="quantize")
+    pixels = next(iter(digits.validation.batches(100))).images
+    exact = describe_host().multiplies_bytes_exactly
+    with torch.no_grad(), nullcontext() if exact else emulating_saturation(network):
+        expected = network(pixels).numpy()
+    assert np.abs(run_file(path, pixels) - expected).mean() < 0.01 * expected.std()

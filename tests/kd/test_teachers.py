@@ -1,0 +1,207 @@
+"""Ensembles of real checkpoints and real ONNX files."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+
+from compress.checkpoint import load_checkpoint
+from compress.cli.main import main
+from compress.data.config import DataConfig
+from compress.data.load import Data, load_data
+from compress.distill.ablation import epochs_in
+from compress.int8.restore import load_model
+from compress.kd.teachers import (
+    checkpoint_teacher,
+    mean_answer,
+    open_teacher,
+    read_teachers,
+)
+from tests.conftest import RUN_SETTINGS
+
+CPU = torch.device("cpu")
+
+
+def test_an_ensemble_says_the_geometric_mean_at_any_temperature() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = 3 * torch.randn(2, 6, 5, generator=generator)
+    mean = mean_answer([first, second + 7], [3.0, 1.0])
+    for temperature in (1.0, 4.0):
+        product = F.softmax(first / temperature, 1) ** 0.75
+        product = product * F.softmax(second / temperature, 1) ** 0.25
+        expected = product / product.sum(1, keepdim=True)
+        assert torch.allclose(F.softmax(mean / temperature, 1), expected, atol=1e-6)
+
+
+def test_one_teacher_is_its_own_ensemble() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(F.softmax(mean_answer([logits], [0.2]), 1), F.softmax(logits, 1))
+
+
+def test_a_file_answers_as_its_checkpoint(finished_run: Path, digits: Data) -> None:
+    folder, file = finished_run / "1-distill", finished_run / "1-distill" / "model.onnx"
+    pixels = digits.test.images[:16].float()  # type: ignore[attr-defined]
+    checkpoint, onnx = read_teachers([str(folder), f"{file}=2.5"])
+    of_checkpoint, of_file = (
+        open_teacher(one, digits, CPU).ask(pixels) for one in (checkpoint, onnx)
+    )
+    assert torch.allclose(of_checkpoint, of_file, atol=0.05)  # the teacher may answer in bf16
+    assert (checkpoint.weight, onnx.weight) == (1.0, 2.5)
+
+
+def test_a_teacher_of_another_size_sees_the_images_in_its_own(
+    finished_run: Path, digits: Data
+) -> None:
+    checkpoint = load_checkpoint(finished_run / "1-distill")
+    larger = load_data("digits", DataConfig(size=24), seed=0)
+    pixels = larger.test.images[:8].float()  # type: ignore[attr-defined]
+    shrunk = F.interpolate(pixels, size=16, mode="bilinear", antialias=True)
+    expected = load_model(checkpoint)(shrunk)
+    for path in (checkpoint.folder, checkpoint.folder / "model.onnx"):
+        (teacher,) = (*read_teachers([str(checkpoint.folder), str(path)])[1:],)
+        answers = open_teacher(teacher, larger, CPU).ask(pixels)
+        # A file takes whole pixels only.
+        assert (answers - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_a_teacher_of_other_classes_is_refused(finished_run: Path, digits: Data) -> None:
+    teacher = checkpoint_teacher(load_checkpoint(finished_run / "1-distill"))
+    other = dataclasses.replace(teacher, class_names=("cat", *teacher.class_names[1:]))
+    with pytest.raises(ValueError, match="its answers would teach wrong labels"):
+        open_teacher(other, digits, CPU)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["1-distill/model.onnx"], "the first --teacher must be a checkpoint folder"),
+        (["1-distill=-1"], "the weight must be positive, got -1"),
+        (["1-distill", "nothing.onnx"], "there is no file"),
+    ],
+)
+def test_wrong_teachers_are_explained(finished_run: Path, names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_teachers([str(finished_run / name) for name in names])
+
+
+def test_a_run_learns_from_several_teachers(finished_run: Path, tmp_path: Path) -> None:
+    """Two small ones teach a larger student; the first is what the run compares with."""
+    card = tmp_path / "large.toml"
+    card.write_text(
+        '[teacher]\narchitecture = "resnet18"\n[student]\narchitecture = "scaled_resnet"\n'
+        "arguments = { width = 0.5, depths = [1, 1] }\n"
+    )
+    small, file = finished_run / "1-distill", finished_run / "2-prune" / "model.onnx"
+    command = ["run", str(card), "--data", "digits", "--pipeline", "smoke"]
+    command += ["--teacher", str(small), "--teacher", f"{file}=0.5", "--until", "distill"]
+    command += ["--out", str(tmp_path / "run"), "--set", "distill.train.min_steps=150"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    teacher, student = json.loads((tmp_path / "run" / "report.json").read_text())["stages"]
+    assert load_checkpoint(tmp_path / "run" / "0-teacher").digest == load_checkpoint(small).digest
+    assert teacher["details"]["taken_from"] == str(small)
+    assert student["parameters"] < teacher["parameters"]  # a larger width, but two stages less
+    assert student["top1"] > 90
+    assert (
+        len(list((tmp_path / "run" / "teacher-answers").glob("*.npy"))) == 2
+    )  # one of each teacher
+    again = CliRunner().invoke(main, command)
+    assert "distill: done before" in again.output
+    other = [part.replace("=0.5", "=0.7") for part in command]
+    assert "distill: done before" not in CliRunner().invoke(main, other).output
+
+
+def test_a_teacher_of_another_size_keeps_its_size_in_the_report(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    small = finished_run / "1-distill"
+    command = ["run", "resnet18", "--data", "digits", "--pipeline", "smoke", "--until", "distill"]
+    command += ["--teacher", str(small), "--set", "data.size=24", "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    sizes = [
+        load_checkpoint(tmp_path / name).spec.preprocess.size for name in ("0-teacher", "1-distill")
+    ]
+    assert sizes == [16, 24]
+
+
+def test_a_teacher_of_other_data_is_refused_before_anything_is_made(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    small, out = finished_run / "1-distill", tmp_path / "run"
+    command = ["run", "resnet18", "--data", "fashion-mnist", "--teacher", str(small)]
+    result = CliRunner().invoke(main, [*command, "--out", str(out)])
+    assert result.exit_code == 2
+    assert f"the teacher {small} knows the classes 0, 1, 2" in result.output
+    assert not out.exists()
+    result = CliRunner().invoke(main, [*command[:-1], f"{small}=abc"])
+    assert "'abc' is not a number" in result.output
+
+
+def test_a_student_that_cannot_be_built_is_told_before_the_teacher_is_trained(
+    tmp_path: Path,
+) -> None:
+    card, out = tmp_path / "card.toml", tmp_path / "run"
+    card.write_text('[teacher]\narchitecture = "resnet18"\n[student]\narchitecture = "resnet118"\n')
+    result = CliRunner().invoke(main, ["run", str(card), "--data", "digits", "--out", str(out)])
+    assert result.exit_code == 2
+    assert "unknown architecture 'resnet118'; did you mean" in result.output
+    assert not out.exists()
+
+
+def test_a_single_stage_takes_several_teachers(run_copy: Path) -> None:
+    """And hints from the first one's layers."""
+    command = ["distill", "--in", str(run_copy / "0-teacher"), "--out", str(run_copy / "other")]
+    command += ["--teacher", str(run_copy / "0-teacher"), "--epochs", "1", "--min-steps", "60"]
+    several = [*command, "--teacher", str(run_copy / "1-distill")]
+    result = CliRunner().invoke(main, [*several, "--hints", "blocks.0:layer2"])
+    assert result.exit_code == 2
+    assert "set guidance.views = 0" in result.output
+    result = CliRunner().invoke(main, [*several, "--hints", "blocks.0:layer9", "--views", "0"])
+    assert "the teacher has no layer 'layer9'; did you mean layer" in result.output
+    for loss in ("attention", "features"):
+        hints = ["--hints", "blocks.0:layer1,blocks.1:layer2", "--views", "0", "--hint-loss", loss]
+        result = CliRunner().invoke(main, [*several, *hints])
+        assert result.exit_code == 0, result.output
+        # The projections are gone: the student is the card's network.
+        student = load_checkpoint(run_copy / "other")
+        assert load_model(student).state_dict().keys() == (
+            load_model(load_checkpoint(run_copy / "1-distill")).state_dict().keys()
+        )
+
+
+def test_the_ablation_trains_the_student_alone_for_the_same_time(run_copy: Path) -> None:
+    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
+    command = ["run", "resnet18", "--data", "digits", "--out", str(run_copy), *settings]
+    command += ["--set", "distill.ablation=true", "--until", "distill"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    (_, report) = json.loads((run_copy / "report.json").read_text())["stages"][:2]
+    alone = report["details"]["alone"]
+    assert alone["top1"] > 80
+    assert alone["epochs"] > alone["guided_epochs"] / 2
+    assert alone["guided_seconds"] > 0
+    assert f"alone {alone['top1']:.2f} %" in result.output
+    assert not list(run_copy.rglob("training.pt"))
+    told = f"with it {report['top1']:.2f} % in {alone['guided_epochs']} epochs"
+    assert told in (run_copy / "1-distill" / "report.md").read_text()
+    assert result.output.count(told) == 2  # when the stage ends, and below the run's table
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first", "second", "epochs"),
+    [
+        (100, 2, 2, 50),
+        (100, 52, 2, 25),  # 50 seconds of compiling, once
+        (100, 1, 2, 50),  # the first was no slower
+        (10, 40, 2, 1),  # less time than compiling takes
+    ],
+)
+def test_compiling_is_not_charged_to_each_epoch_of_the_ablation(
+    seconds: float, first: float, second: float, epochs: float
+) -> None:
+    assert epochs_in(seconds, first, second) == epochs

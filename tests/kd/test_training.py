@@ -1,0 +1,119 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress.architectures.build import build
+from compress.data.load import Data
+from compress.data.splits import View
+from compress.kd.config import GuidanceConfig, check_views, loss_text
+from compress.kd.stored_logits import stored_logits
+from compress.kd.teachers import Voice, checkpoint_teacher, open_teacher
+from compress.kd.training import ask_all, guided_loss, views_to_ask
+from compress.train.config import TrainConfig
+from compress.train.loop import TrainBatch
+from tests.conftest import saved, student_spec
+
+
+def first_batch(data: Data, view: View) -> TrainBatch:
+    raw = next(iter(data.train.batches(32, view=view)))
+    targets = torch.nn.functional.one_hot(raw.labels, 10).float()
+    return TrainBatch(
+        pixels=raw.images.float(),
+        targets=targets,
+        index=raw.index,
+        view=view,
+        step=0,
+        step_of_epoch=0,
+    )
+
+
+@pytest.fixture
+def voices(digits: Data, tmp_path: Path) -> list[Voice]:
+    """Two networks that disagree, with weights 3 and 1."""
+    return [
+        open_teacher(
+            checkpoint_teacher(
+                saved(tmp_path / str(seed), student_spec(digits), digits, seed=seed), weight=weight
+            ),
+            digits,
+            torch.device("cpu"),
+        )
+        for seed, weight in ((0, 3.0), (1, 1.0))
+    ]
+
+
+def test_stored_answers_equal_live_ones(digits: Data, tmp_path: Path, voices: list[Voice]) -> None:
+    student = build(student_spec(digits)).eval()
+    losses = {}
+    for views in (0, 2):
+        guidance = GuidanceConfig(views=views, fresh_views=False)
+        asked = views_to_ask(guidance, seed=3)
+        stored = stored_logits(voices, digits, asked, store=tmp_path / "store")
+        loss = guided_loss(voices, stored, guidance, TrainConfig())
+        batch = first_batch(digits, View(seed=3, number=1))
+        losses[views] = loss(student(batch.pixels), batch).item()
+    assert losses[2] == pytest.approx(losses[0], rel=1e-2)  # stored in half precision
+    assert len(list((tmp_path / "store").glob("*.npy"))) == 4
+    again = stored_logits(voices, digits, asked, store=tmp_path / "store")
+    assert again.seconds > 0  # what it took then, not now
+    assert all(logits.dtype == "float16" for view in again.views for logits in view)
+
+
+def test_damaged_stored_logits_are_computed_again(
+    digits: Data, tmp_path: Path, voices: list[Voice], capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = torch.arange(50)
+    before = stored_logits(voices, digits, [None], store=tmp_path).rows(index, 0)
+    for path in tmp_path.glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    after = stored_logits(voices, digits, [None], store=tmp_path).rows(index, 0)
+    assert torch.equal(before, after)
+    assert capsys.readouterr().err.count("computing the teacher's logits again") == 2
+
+
+def test_the_mean_answer_stands_for_views_that_the_teacher_never_saw(
+    digits: Data, tmp_path: Path, voices: list[Voice]
+) -> None:
+    guidance = GuidanceConfig(alpha=1.0, temperature=1.0, views=2)
+    stored = stored_logits(voices, digits, views_to_ask(guidance, seed=3), store=tmp_path)
+    loss = guided_loss(voices, stored, guidance, TrainConfig())
+    batch = first_batch(digits, View(seed=3, number=7))
+    student = torch.randn(32, 10)
+
+    first = ask_all(voices, next(iter(digits.train.batches(32))).images.float())
+    second = ask_all(voices, first_batch(digits, View(seed=3, number=1)).pixels)
+    teacher = ((first + second) / 2).log_softmax(1)
+    by_hand = (teacher.exp() * (teacher - student.log_softmax(1))).sum(1).mean()
+
+    assert not torch.equal(first, second)
+    assert loss(student, batch).item() == pytest.approx(by_hand.item(), rel=1e-2)
+
+
+def test_stored_answers_refuse_blended_pictures(
+    digits: Data, tmp_path: Path, voices: list[Voice]
+) -> None:
+    stored = stored_logits(voices, digits, [], store=tmp_path)
+    train = TrainConfig(mixup=0.2)
+    with pytest.raises(ValueError, match="set guidance.views = 0"):
+        guided_loss(voices, stored, GuidanceConfig(), train)
+    guided_loss(voices, stored, replace(GuidanceConfig(), views=0), train)
+
+
+def test_growing_images_are_not_the_views_that_the_teacher_saw() -> None:
+    growing = TrainConfig(first_size=0.5)
+    check_views(GuidanceConfig(), growing)
+    with pytest.raises(ValueError, match="leave guidance.fresh_views on"):
+        check_views(GuidanceConfig(fresh_views=False), growing)
+
+
+def test_the_report_says_what_was_minimised() -> None:
+    assert loss_text(GuidanceConfig()) == (
+        "0.5 kd (temperature 4) + 0.5 labels; asked once about 1 view of each image"
+    )
+    hints = GuidanceConfig(soft_loss="dist", alpha=0.8, views=0, hints="blocks.2:layer3")
+    assert loss_text(hints) == (
+        "0.8 dist (temperature 4) + 0.2 labels + 1 attention of blocks.2:layer3; "
+        "asked at every step"
+    )

@@ -1,0 +1,315 @@
+"""Nothing of the user's is lost: what a run's folder may replace, and who may write to it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from compress.checkpoint import load_checkpoint
+from compress.cli.main import main
+from tests.conftest import RUN_SETTINGS
+
+RUN = ("run", "resnet18", "--data", "digits", "--out")
+QUICK = ("teacher.train.epochs=1", "teacher.train.min_steps=0", "teacher.train.batch_size=256")
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def run_settings(settings: tuple[str, ...]) -> list[str]:
+    return [part for value in settings for part in ("--set", value)]
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("notes.txt", "model.onnx", "checkpoint.json", "keep/notes.txt"),
+        *("../out.partial/notes.txt", "../out.partial/work.json", "../out.partial/model.onnx"),
+        *("../out.retired/a", "../out.retired/report.md", "../out.retired/checkpoint.json"),
+    ],
+)
+def test_export_to_a_folder_with_other_files_is_refused(run_copy: Path, where: str) -> None:
+    out = run_copy.parent / "out"
+    precious = out / where
+    out.mkdir()
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("the only copy")
+    result = call("export", "--in", run_copy / "3-quantize", "--out", out)
+    assert result.exit_code == 2, result.output
+    assert precious.read_text() == "the only copy"
+    assert "compress did not write" in result.output.replace("\n", " ")
+    assert f"({precious.name})" in result.output or "(keep)" in result.output
+
+
+@pytest.mark.parametrize("name", ["report.md", "checkpoint.json"])
+def test_a_folder_that_happens_to_be_called_retired_is_not_moved(run_copy: Path, name: str) -> None:
+    theirs = run_copy.parent / "out.retired" / name
+    theirs.parent.mkdir()
+    theirs.write_text("{}")
+    result = call("export", "--in", run_copy / "3-quantize", "--out", run_copy.parent / "out")
+    assert result.exit_code == 2, result.output
+    assert theirs.read_text() == "{}"
+    assert not (run_copy.parent / "out").exists()
+
+
+def test_a_note_beside_a_checkpoint_keeps_it_from_being_replaced(run_copy: Path) -> None:
+    note = run_copy / "3-quantize" / "notes.txt"
+    note.write_text("observed in the field")
+    before = files_in(run_copy / "3-quantize")
+    command = [
+        "run",
+        "resnet18",
+        "--data",
+        "digits",
+        "--out",
+        run_copy,
+        *run_settings(RUN_SETTINGS),
+    ]
+    result = call(*command, "--set", "quantize.calib=64")
+    assert result.exit_code == 2, result.output
+    assert files_in(run_copy / "3-quantize") == before
+
+
+def test_a_checkpoint_outside_of_a_run_is_replaced_and_nothing_is_left_behind(
+    run_copy: Path,
+) -> None:
+    home = run_copy.parent
+    out = home / "out"
+    assert call("export", "--in", run_copy / "3-quantize", "--out", out).exit_code == 0
+    again = call("export", "--in", run_copy / "3-quantize", "--out", out, "--max-drop", "2")
+    assert again.exit_code == 0, again.output
+    assert load_checkpoint(out).description.lineage[-1].config == {"max_drop": 2.0}
+    assert sorted(path.name for path in home.iterdir()) == ["out", run_copy.name]
+
+
+@pytest.mark.parametrize("out", [".", "..", "../out"])
+def test_a_folder_may_be_named_from_inside(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    here = run_copy.parent / "out" / "here"
+    here.mkdir(parents=True)
+    target = here / out
+    monkeypatch.chdir(here)
+    result = call("export", "--in", run_copy / "3-quantize", "--out", out)
+    if out == "..":  # it holds the working folder
+        assert result.exit_code == 2, result.output
+        assert "(here)" in result.output
+    else:
+        assert result.exit_code == 0, result.output
+        assert load_checkpoint(target.resolve()).stage == "export"
+
+
+def test_a_checkpoint_may_be_named_from_inside(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run_copy / "3-quantize")
+    result = call("export", "--in", ".")
+    assert result.exit_code == 0, result.output
+    assert "export: done before" in result.output
+    assert not (run_copy / "3-quantize" / "4-export").exists()
+
+
+def test_a_stage_does_not_replace_what_it_starts_from(run_copy: Path) -> None:
+    before = files_in(run_copy)
+    result = call("prune", "--in", run_copy / "1-distill", "--out", run_copy / "0-teacher")
+    assert result.exit_code == 2
+    assert "would be replaced" in result.output
+    assert files_in(run_copy) == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("my thesis")
+    result = call("run", "resnet18", "--data", "digits", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "report.md" in result.output
+    assert files_in(tmp_path) == {"report.md": b"my thesis"}
+
+
+def test_a_report_is_written_into_runs_only(run_copy: Path) -> None:
+    home = run_copy.parent / "home"
+    shutil.copytree(run_copy / "0-teacher", home / "0-teacher")
+    (home / "report.md").write_text("my thesis")
+    result = call("report", home)
+    assert result.exit_code == 2
+    assert "is no run of compress" in result.output
+    assert (home / "report.md").read_text() == "my thesis"
+
+
+def test_a_single_stage_beside_other_files_writes_no_run_report(run_copy: Path) -> None:
+    """`--in` a checkpoint that was copied out of its run: its neighbors stay as they are."""
+    home = run_copy.parent / "home"
+    home.mkdir()
+    for stage in ("0-teacher", "3-quantize"):
+        shutil.copytree(run_copy / stage, home / stage)
+    (home / "report.md").write_text("my thesis")
+    result = call("export", "--in", home / "3-quantize")
+    assert result.exit_code == 0, result.output
+    assert (home / "report.md").read_text() == "my thesis"
+    assert load_checkpoint(home / "4-export").stage == "export"
+
+
+def test_two_data_sets_of_the_same_name_do_not_share_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digit_folders: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for parent in ("a", "b"):
+        shutil.copytree(digit_folders, tmp_path / parent / "photos")
+    other = next((tmp_path / "b/photos/train/0").iterdir())
+    other.unlink()
+    common = ["run", "simple_cnn", "--until", "teacher", "--set", "data.size=16"]
+    common += run_settings(QUICK)
+    first = call(*common, "--data", f"imagefolder:{tmp_path}/a/photos")
+    assert first.exit_code == 0, first.output
+    run = tmp_path / "runs" / "simple_cnn-photos"
+    before = files_in(run)
+    second = call(*common, "--data", f"imagefolder:{tmp_path}/b/photos")
+    assert second.exit_code == 2, second.output
+    assert "/a/photos" in second.output
+    assert "--out" in second.output
+    assert files_in(run) == before
+    (tmp_path / "a/photos").rename(tmp_path / "moved")  # the same images elsewhere are the same set
+    moved = call(*common, "--out", run, "--data", f"imagefolder:{tmp_path}/moved")
+    assert moved.exit_code == 0, moved.output
+    assert "done before" in moved.output
+
+
+def test_a_replacement_cut_off_between_two_renames_is_undone(run_copy: Path) -> None:
+    folder = run_copy / "3-quantize"
+    digest = load_checkpoint(folder).digest
+    folder.rename(run_copy / "3-quantize.retired")
+    command = [
+        "run",
+        "resnet18",
+        "--data",
+        "digits",
+        "--out",
+        run_copy,
+        *run_settings(RUN_SETTINGS),
+    ]
+    result = call(*command)
+    assert result.exit_code == 0, result.output
+    assert "quantize: done before" in result.output
+    assert load_checkpoint(folder).digest == digest
+    assert not (run_copy / "3-quantize.retired").exists()
+
+
+def teacher_only(out: Path) -> list[str]:
+    return ["run", "simple_cnn", "--data", "digits", "--until", "teacher", "--out", str(out)]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "compress", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_one_run_one_process_and_a_lock_left_behind_is_taken_over(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = teacher_only(out)
+    long = [*command, "--set", "teacher.train.epochs=500"]
+    first = start(*long)
+    try:
+        wait_for(out / "0-teacher.partial" / "history.jsonl", first)
+        second = call(*long)
+        assert second.exit_code == 2
+        (line,) = second.output.strip().splitlines()
+        assert f"process {first.pid} on " in line
+        assert str(out) in line
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    third = call(*command, *run_settings(QUICK))
+    assert third.exit_code == 0, third.output
+    assert f"was left by process {first.pid}" in " ".join(third.output.split())
+    assert not (out / ".lock").exists()
+
+
+def test_two_runs_share_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both probe the arithmetic and time the layers, at about the same moment."""
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
+    recipe = ("--data", "digits", "--pipeline", "smoke", "--until", "prune")
+    runs = [tmp_path / name for name in ("one", "other")]
+    processes = [start("run", "simple_cnn", *recipe, "--out", str(run)) for run in runs]
+    for run, process in zip(runs, processes, strict=True):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert "damaged" not in errors
+        load_checkpoint(run / "2-prune")
+    assert not list((tmp_path / "cache").rglob("*.unfinished"))
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = teacher_only(out)
+    first = start(*command, "--set", "teacher.train.epochs=500")
+    wait_for(out / "0-teacher.partial" / "history.jsonl", first)
+    first.send_signal(signal.SIGINT)
+    _, errors = first.communicate()
+    assert first.returncode == 130
+    assert errors.strip().splitlines()[-1] == (
+        "Error: interrupted; the same command continues where it stopped"
+    )
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"PK\x03\x04" + bytes(100)])
+def test_a_damaged_training_state_starts_the_training_anew(tmp_path: Path, content: bytes) -> None:
+    out = tmp_path / "run"
+    command = teacher_only(out)
+    command += run_settings(("teacher.train.epochs=6", "teacher.train.min_steps=0"))
+    first = start(*command)
+    state = out / "0-teacher.partial" / "training.pt"
+    wait_for(state, first)
+    first.kill()
+    first.communicate()
+    state.write_bytes(content)
+    result = call(*command)
+    assert result.exit_code == 0, result.output
+    assert "is damaged: this training starts anew" in " ".join(result.output.split())
+    assert "epoch 1/6" in result.output
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    """A small disk of the test's own, in a mount namespace: no root needed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run = (
+        f"{sys.executable} -m compress run resnet18 --data digits --until teacher --out {disk}/run"
+    )
+    run = " ".join([run, *run_settings(QUICK)])
+    script = f"""
+        mount -t tmpfs -o size=3m tmpfs {disk} || exit 9
+        {run} 2> {tmp_path}/full; echo $? > {tmp_path}/code
+        mount -o remount,size=200m {disk} || exit 9
+        exec {run}
+    """
+    own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    done = subprocess.run([*own, "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "code").read_text() == "2\n"
+    said = (tmp_path / "full").read_text()
+    assert "Traceback" not in said
+    assert "No space left on device; free some space" in said.splitlines()[-1]
+    assert "training.pt" in said.splitlines()[-1]

@@ -1,0 +1,146 @@
+"""The whole pipeline on real digits, undisturbed and killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from compress.checkpoint import STAGES, load_checkpoint
+from compress.cli.main import main
+from compress.measure.results import read_stage_report
+from compress.run.folder import WORK_FILE, begin, stage_folder
+from tests.conftest import RUN_SETTINGS
+
+# Golden results of the run in conftest.py: least top-1 in percent, most bytes, most parameters.
+GOLDEN = {
+    "teacher": (96.0, 45_500_000, 11_200_000),
+    "distill": (94.0, 2_900_000, 700_000),
+    "prune": (93.0, 1_700_000, 420_000),
+    "quantize": (92.0, 1_700_000, 420_000),  # int8 or not: what is faster on this machine
+    "export": (92.0, 1_700_000, 420_000),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_reaches_its_golden_result(finished_run: Path, stage: str) -> None:
+    report = read_stage_report(stage_folder(finished_run, stage))
+    least_top1, most_bytes, most_parameters = GOLDEN[stage]
+    assert report.top1 >= least_top1
+    assert report.size_bytes <= most_bytes
+    assert report.parameters <= most_parameters
+    assert report.n_images == 359
+    assert report.top1_ci95[0] < report.top1 <= report.top1_ci95[1]
+    file = stage_folder(finished_run, stage) / report.file
+    assert file.stat().st_size == report.size_bytes
+
+
+def test_the_file_to_ship_is_small_fast_and_equals_torch(finished_run: Path) -> None:
+    teacher = read_stage_report(finished_run / "0-teacher")
+    export = read_stage_report(finished_run / "4-export")
+    assert export.speedup > 5
+    assert teacher.size_bytes > 25 * export.size_bytes
+    for parity in export.details["parity"].values():
+        assert parity["top1_agreement"] >= 99.7  # one of 359 images
+    assert export.details["ship"] in export.details["files"]
+
+
+def test_the_reports_are_written_for_machines_and_people(finished_run: Path) -> None:
+    for folder in (finished_run, *(stage_folder(finished_run, stage) for stage in STAGES)):
+        assert json.loads((folder / "report.json").read_text())
+        assert (folder / "report.md").read_text().startswith("# ")
+    page = (finished_run / "report.md").read_text()
+    for stage in STAGES:
+        assert f"\n| {stage} |" in page
+    assert not list(finished_run.glob("*.partial"))
+    assert not list(finished_run.rglob("training.pt"))
+
+
+def test_a_run_killed_at_any_time_ends_as_an_undisturbed_one(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """Kills the process in the middle of several stages; all tensors must come out the same."""
+    run = tmp_path / "killed"
+    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
+    command = [sys.executable, "-m", "compress", "run", "resnet18", "--data", "digits"]
+    command += ["--out", str(run), *settings]
+    for progress in (
+        "0-teacher.partial/history.jsonl",  # in the middle of the first training
+        "1-distill.partial/history.jsonl",
+        "2-prune.partial/model.safetensors",  # trained, not yet measured
+        "4-export.partial",
+    ):
+        _kill_when(command, run / progress)
+        assert not (run / "report.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "teacher: done before" in done.stderr
+    assert "quantize: done before" in done.stderr
+    for stage in STAGES:
+        killed = load_checkpoint(stage_folder(run, stage))
+        undisturbed = load_checkpoint(stage_folder(finished_run, stage))
+        assert killed.digest == undisturbed.digest, stage
+
+
+def _kill_when(command: list[str], path: Path) -> None:
+    """Starts the command and kills it, without a chance to clean up, once a file exists."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    try:
+        while not path.exists():
+            assert process.poll() is None, f"the run ended before {path} appeared"
+            assert time.monotonic() < deadline, f"{path} did not appear"
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_a_stage_killed_in_its_last_moment_is_not_run_again(run_copy: Path) -> None:
+    """Complete, but still in its working folder: it is put in place as it is."""
+    folder = stage_folder(run_copy, "quantize")
+    digest = load_checkpoint(folder).digest
+    partial = folder.rename(folder.with_name(f"{folder.name}.partial"))
+    (partial / WORK_FILE).write_text('{"key": "any", "seconds": 1}')
+    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
+    command = ["run", "resnet18", "--data", "digits", "--out", str(run_copy), *settings]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "quantize: done before" in result.output
+    assert load_checkpoint(folder).digest == digest
+
+
+def test_the_time_before_a_stage_was_killed_is_counted(tmp_path: Path) -> None:
+    """Up to the last file that it wrote; what lies between two attempts is not."""
+    folder, partial = tmp_path / "0-teacher", tmp_path / "0-teacher.partial"
+    assert begin(folder, "key") == pytest.approx(0, abs=0.1)
+    state = partial / "cut-1" / "training.pt"
+    state.parent.mkdir()
+    state.touch()
+    for path in (partial / WORK_FILE, state.parent):
+        os.utime(path, (1000, 1000))
+    os.utime(state, (1030, 1030))
+    assert begin(folder, "key") == pytest.approx(30, abs=0.1)
+    assert begin(folder, "key") == pytest.approx(30, abs=0.1), "nothing was done in between"
+    assert begin(folder, "another key") == pytest.approx(0, abs=0.1)
+
+
+def test_other_settings_of_a_stage_redo_it_and_what_follows(run_copy: Path) -> None:
+    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
+    command = ["run", "resnet18", "--data", "digits", "--out", str(run_copy), *settings]
+    result = CliRunner().invoke(main, [*command, "--set", "quantize.calib=64"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("done before") == 3
+    assert "quantize: calib = 64" in result.output
+    assert "3-quantize, made with calib = 512" in result.output
+    assert "4-export, made from another input" in result.output
+    assert "export: default settings" in result.output
+    until = CliRunner().invoke(main, [*command, "--from", "quantize", "--until", "quantize"])
+    assert until.exit_code == 0, until.output
+    assert "quantize: default settings" in until.output
+    assert "export:" not in until.output
