@@ -25,6 +25,8 @@ UNFINISHED = re.compile(r".+\.\d+-[0-9a-f]{8}\.unfinished")
 """Names of files that are being written; what a kill leaves of one is nobody's data."""
 ALMOST_NOTHING = 2**20
 """Free bytes below which a write that failed, failed because the disk is full."""
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, line breaks, and what stands for the bytes of a name that is not UTF-8."""
 MAX_BYTES = 2**26
 """Of one file; a report of 2,000 classes and a thousand layers has a hundredth of it."""
 MAX_DEPTH = 32
@@ -204,3 +206,8 @@ def check_plain(value: object) -> None:
 def readable_name(raw: bytes) -> str:
     r"""Returns a file's name as text: UTF-8, other bytes written as `\xff`."""
     return raw.decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    r"""Returns text on one line, its unprintable characters written as in Python: `\n`, `\x1b`."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

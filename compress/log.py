@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -19,10 +18,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from compress.files import printable
+
 T = TypeVar("T")
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, line breaks, and what stands for the bytes of a name that is not UTF-8."""
 
 console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 """Where progress and remarks go; tables and paths, the results, go to standard output. Brackets
@@ -59,8 +58,3 @@ def say(message: str, *, style: str = "") -> None:
 def warn(message: str) -> None:
     """Prints one line about what may be wrong."""
     say(message, style="yellow")
-
-
-def printable(text: str) -> str:
-    r"""Returns text on one line, its unprintable characters written as in Python: `\n`, `\x1b`."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

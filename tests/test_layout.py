@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("errors",),
-    ("log",),
     ("files",),
+    ("log",),
     ("host", "settings", "trust"),
     ("cache", "distributed"),
     ("data",),

@@ -22,8 +22,8 @@ from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
 from compress.data.config import DataConfig
 from compress.data.load import load_data
-from compress.files import write_text
-from compress.log import printable, say, track, waiting
+from compress.files import printable, write_text
+from compress.log import say, track, waiting
 from compress.measure.results import read_run_report
 from compress.onnx_file import read_facts
 from compress.report.html import run_html

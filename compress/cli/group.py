@@ -21,8 +21,7 @@ import click
 
 from compress.cli.process import prepare_process
 from compress.errors import CompressError
-from compress.files import cache_folder
-from compress.log import printable
+from compress.files import cache_folder, printable
 
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 """What torch says on CPU and GPU."""

@@ -9,7 +9,7 @@ import click
 
 from compress.cli.group import FOLDER, RUNS, starting
 from compress.errors import CompressError
-from compress.log import printable
+from compress.files import printable
 from compress.trust import trust_option
 
 ONNX_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)

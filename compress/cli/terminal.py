@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from compress.checkpoint import REPORT_HTML, REPORT_MD
-from compress.log import printable
+from compress.files import printable
 from compress.measure.results import RunReport
 from compress.report.render import run_table
 

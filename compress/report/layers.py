@@ -11,9 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.cache import Measurements
-from compress.files import write_json, write_text
+from compress.files import printable, write_json, write_text
 from compress.host import Host
-from compress.log import printable
 from compress.quantize.sensitivity import Sensitivity
 from compress.report.figure import figure_html
 from compress.report.html import STYLE

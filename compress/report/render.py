@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.cache import Measurements
+from compress.files import printable
 from compress.host import Host
-from compress.log import printable
 from compress.measure.results import OperatorSummary, RunReport, StageReport
 from compress.report.text import markdown_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-from compress.log import printable
+from compress.files import printable
 
 _MARKDOWN = re.compile(r"[`*<|]|~~|&(?=#?\w+;)|\\(?=[^\w\s])|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
 """What is more than itself, where it is: `max_drop` and `[0.9, 1.1]` may stay as they are."""

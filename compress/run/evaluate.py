@@ -17,8 +17,8 @@ from compress.data.image import read_image
 from compress.data.load import load_data
 from compress.data.preprocess import picture_to_pixels
 from compress.errors import CompressError, DataError
+from compress.files import printable
 from compress.host import Host, describe_host
-from compress.log import printable
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
 from compress.measure.latency import ROUNDS, Latency, measure_latency
 from compress.measure.results import read_stage_report

@@ -8,8 +8,7 @@ from pathlib import Path
 from compress.cache import Measurements
 from compress.checkpoint import REPORT_HTML, REPORT_JSON, REPORT_MD, STAGES, load_checkpoint
 from compress.errors import CompressError
-from compress.files import write_json, write_text
-from compress.log import printable
+from compress.files import printable, write_json, write_text
 from compress.measure.results import RunReport, StageReport, read_history, read_stage_report
 from compress.report.html import run_html
 from compress.report.render import (
