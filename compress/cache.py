@@ -74,7 +74,8 @@ class Measurements:
     spread_percent: float
     """The largest."""
     count: int
-    remembered: int
+    remembered: bool
+    """Measured before the stage ran; what is measured in it has a row of its own."""
     not_kept: int
     """Those whose repeats disagreed."""
 
@@ -218,17 +219,17 @@ def _tell_unsteady(topic: str, new: Mapping[str, Measurement[Any]]) -> None:
 
 
 def _rows(stage: _Stage) -> list[Measurements]:
-    topics: dict[str, list[tuple[Measurement[Any], bool]]] = defaultdict(list)
-    for (topic, _, _), one in stage.used.items():
-        topics[topic].append(one)
+    found: dict[tuple[str, bool], list[Measurement[Any]]] = defaultdict(list)
+    for (topic, _, _), (one, old) in stage.used.items():
+        found[topic, old].append(one)
     return [
         Measurements(
             what=topic,
-            measured=min(one.measured for one, _ in found),
-            spread_percent=100 * max(one.spread for one, _ in found),
-            count=len(found),
-            remembered=sum(old for _, old in found),
-            not_kept=sum(not one.is_steady for one, _ in found),
+            measured=min(one.measured for one in ones),
+            spread_percent=100 * max(one.spread for one in ones),
+            count=len(ones),
+            remembered=old,
+            not_kept=sum(not one.is_steady for one in ones),
         )
-        for topic, found in topics.items()
+        for (topic, old), ones in found.items()
     ]

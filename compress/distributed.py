@@ -39,6 +39,10 @@ WAIT = timedelta(days=7)
 LOST = re.compile("gloo|nccl|closed by peer|reset by peer|broken pipe", re.IGNORECASE)
 """What torch says when another process is gone."""
 
+ENDED = (
+    "another process of the job ended, or torchrun was stopped; the same command continues after "
+    "the last finished epoch"
+)
 _together = False
 """Whether all processes are in the same call now."""
 
@@ -110,10 +114,7 @@ def everywhere(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) 
         return _in_step(function, *arguments, **named)
     except RuntimeError as error:
         if LOST.search(str(error)):
-            raise LostProcessError(
-                "another process of the job ended (its message is above); the same command "
-                "continues where this one stopped"
-            ) from error
+            raise LostProcessError(ENDED) from error
         raise
 
 

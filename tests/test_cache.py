@@ -86,11 +86,11 @@ def test_what_is_older_than_asked_is_measured_again(tmp_path: Path) -> None:
     since = now()
     with measuring_for(tmp_path / "first", since=since) as used:
         assert clock.ask() == 1.0
-    assert (used()[0].remembered, used()[0].not_kept) == (0, 1)
+    assert (used()[0].remembered, used()[0].not_kept) == (False, 1)
     assert clock.ask() == 0.5  # the old one is dropped, the noisy one was not kept
     with measuring_for(tmp_path / "second", since=since) as used:
         assert clock.ask() == 0.5
-    assert used()[0].remembered == 1
+    assert used()[0].remembered
 
 
 def test_the_report_tells_how_many_from_when_and_how_sure(tmp_path: Path) -> None:
@@ -103,10 +103,11 @@ def test_the_report_tells_how_many_from_when_and_how_sure(tmp_path: Path) -> Non
     with measuring_for(tmp_path) as used:
         for names in ("abc", "c"):  # what it asks for twice counts once
             remembered_all(float, "layers", {}, names, measure)
-    (row,) = used()
-    assert (row.what, row.count, row.remembered, row.not_kept) == ("layers", 3, 2, 1)
-    assert row.spread_percent == 50
-    assert start <= row.measured <= now()
+    old, new = used()
+    assert (old.what, old.count, old.remembered, old.not_kept) == ("layers", 2, True, 0)
+    assert (new.what, new.count, new.remembered, new.not_kept) == ("layers", 1, False, 1)
+    assert (old.spread_percent, new.spread_percent) == (4, 50)
+    assert start <= old.measured <= new.measured <= now()
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,9 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
         assert job.poll() is None
         time.sleep(0.05)
     os.kill(_process_of_rank(job.pid, 1), signal.SIGKILL)
-    finish(job, code=1)
+    said = " ".join(finish(job, code=1).split())
+    assert "another process of the job ended" in said
+    assert "the same command continues" in said
     assert not (run / "0-teacher").exists()
     again = finish(start([*TEACHER, "--out", str(run)]))
     assert "continuing after epoch" in again

@@ -78,6 +78,7 @@ class Program(click.Group):
 
         with distributed.joined():
             if distributed.is_first():
+                signal.signal(signal.SIGTERM, _ended_by_torchrun)
                 return super().invoke(ctx)
             try:
                 return distributed.serve()
@@ -86,6 +87,13 @@ class Program(click.Group):
             except Exception as error:
                 told = _told(error)
                 raise type(told)(f"{distributed.process_name()}: {told.message}") from None
+
+
+def _ended_by_torchrun(_signal: int, _frame: FrameType | None) -> None:
+    """Raises the word that torchrun, which ends all processes when one dies, does not say."""
+    from compress.distributed import ENDED
+
+    raise CompressError(ENDED)
 
 
 def _has_companions() -> bool:
