@@ -69,8 +69,8 @@ def test_threads_soon_sleep_unless_the_user_says_otherwise(
 
 THREADS = """
 import os, sys
-from compress import process
-from compress.measure import host
+from compress.cli import process
+from compress import host
 if sys.argv[1] == "mask":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 else:
