@@ -60,7 +60,7 @@ VARIANTS: Mapping[str, GuidanceConfig | None] = {
     ALONE: None,
     "KD, the views that the teacher saw": dataclasses.replace(STORED, views=2, fresh_views=False),
     "KD, teacher asked at every step": LIVE,
-    "KD, standardised logits": dataclasses.replace(STORED, soft_loss="standardized"),
+    "KD, standardized logits": dataclasses.replace(STORED, soft_loss="standardized"),
     "DKD": dataclasses.replace(STORED, soft_loss="dkd"),
     "DIST": dataclasses.replace(STORED, soft_loss="dist"),
     "KD and attention": dataclasses.replace(LIVE, hints=HINTS),

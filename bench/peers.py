@@ -1,4 +1,4 @@
-"""How each tool quantises one ONNX file: in a process, and some in an environment, of its own.
+"""How each tool quantizes one ONNX file: in a process, and some in an environment, of its own.
 
 This file is also the program of those processes, `python bench/peers.py TOOL SOURCE IMAGES OUT`,
 and runs where `compress` is not installed: only the function that needs a library imports it.
@@ -27,7 +27,7 @@ READY = "ready"
 """Lies in an environment whose installation went well; it holds what was asked for."""
 
 Job = Callable[[], None]
-"""Quantises and writes the file; everything was imported and loaded before."""
+"""Quantizes and writes the file; everything was imported and loaded before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +50,20 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a quantisation took."""
+    """What a quantization took."""
 
     seconds: float
     """From the loaded source to the written file: without imports and loading the images, with
     the tool's own preparation of the graph and its export."""
     memory_mb: float
-    """The process's highest resident memory while it quantised, above what it held just before,
+    """The process's highest resident memory while it quantized, above what it held just before,
     libraries and images included; MB of 1e6 bytes. Not `ru_maxrss`: on Linux a process inherits
     that of the one that started it."""
     version: str
 
 
 def run_peer(tool: str, *, float_file: Path, checkpoint: Path, images: Path, out: Path) -> Cost:
-    """Quantises with one tool in a new process.
+    """Quantizes with one tool in a new process.
 
     Args:
         tool: a key of `PEERS`.
@@ -274,7 +274,7 @@ PEERS = {
 
 
 def _main(tool: str, source: str, images: str, out: str) -> None:
-    """Quantises, and writes the cost beside the file."""
+    """Quantizes, and writes the cost beside the file."""
     peer = PEERS[tool]
     job = peer.prepare(Path(source), np.load(images), Path(out))
     Path("/proc/self/clear_refs").write_bytes(b"5")  # the peak starts anew from here

@@ -4,7 +4,7 @@
     python -m bench.prune_peers --variants "ours l2;ours hessian;ours random" --seeds 1
 
 Every variant starts from the same network, is cut at once to the same share of its int8 latency,
-and is trained with the same recipe and seeds; then it is quantised and scored in ONNX Runtime. That
+and is trained with the same recipe and seeds; then it is quantized and scored in ONNX Runtime. That
 takes nearly two hours on 2 cores.
 Writes bench/results/prune_peers.json, where the results of other variants stay, and a page.
 """

@@ -1,4 +1,4 @@
-"""Post-training quantisation: ours against other tools, in one run.
+"""Post-training quantization: ours against other tools, in one run.
 
     make pipeline MODEL=resnet18 && make bench
     python -m bench.ptq_peers --untrained mobilenet_v3_large,resnet18 --size 224 --calib 64
@@ -55,8 +55,8 @@ COLUMNS = (
     "vs quantize_static",
 )
 INTRODUCTION = """\
-Each tool quantises the same float ONNX file with the same calibration images, in a process of its
-own. *seconds* and *MB*: what quantising took, and its peak memory above that before. *as float*:
+Each tool quantizes the same float ONNX file with the same calibration images, in a process of its
+own. *seconds* and *MB*: what quantizing took, and its peak memory above that before. *as float*:
 test images with the float file's class; *KL*: mean divergence of the class probabilities from the
 float file's. Latencies are interleaved; *faster* is against the float file, *vs quantize_static*
 against its MinMax file. Networks without top-1 have random weights and images: of theirs only
@@ -71,7 +71,7 @@ FLOAT, REFERENCE = "float", "quantize_static MinMax"
 SYNTHETIC_CLASSES = 1000
 SYNTHETIC_TEST_IMAGES = 64
 SYNTHETIC_GRID = 8
-"""Random colours a side, which a synthetic image interpolates."""
+"""Random colors a side, which a synthetic image interpolates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +123,14 @@ class Results:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A float network to quantise, and images."""
+    """A float network to quantize, and images."""
 
     network: str
     checkpoint: Checkpoint
     calibration: np.ndarray
     """uint8 `[n, C, H, W]`."""
     test: Split
-    labelled: bool
+    labeled: bool
     """The test split's labels mean something."""
 
 
@@ -145,7 +145,7 @@ def trained_subject(folder: Path, count: int) -> Subject:
         checkpoint=checkpoint,
         calibration=np.concatenate(batches),
         test=data.test,
-        labelled=True,
+        labeled=True,
     )
 
 
@@ -186,7 +186,7 @@ def untrained_subject(name: str, size: int, count: int, scratch: Path) -> Subjec
             flip=False,
             shift=0,
         ),
-        labelled=False,
+        labeled=False,
     )
 
 
@@ -199,7 +199,7 @@ def synthetic_images(count: int, size: int, *, seed: int) -> Tensor:
 
 
 def compare(subject: Subject, scratch: Path, *, tools: Sequence[str], command: str) -> Comparison:
-    """Quantises one float network with some tools and measures the files.
+    """Quantizes one float network with some tools and measures the files.
 
     Args:
         subject: the network and the images.
@@ -245,7 +245,7 @@ def compare(subject: Subject, scratch: Path, *, tools: Sequence[str], command: s
             tool=tool,
             cost=costs.get(tool),
             size_bytes=path.stat().st_size,
-            top1=accuracy(logits[tool].argmax(1), labels).top1 if subject.labelled else None,
+            top1=accuracy(logits[tool].argmax(1), labels).top1 if subject.labeled else None,
             agreement=100 * float((logits[tool].argmax(1) == expected.argmax(1)).mean()),
             kl_divergence=_kl_divergence(expected, logits[tool]),
             latency=latency,
@@ -335,7 +335,7 @@ def _key(comparison: Comparison) -> tuple[str, int]:
 
 def results_markdown(results: Results) -> str:
     """Returns the results as a page."""
-    parts = ["# Post-training quantisation, ours and others'", "", INTRODUCTION]
+    parts = ["# Post-training quantization, ours and others'", "", INTRODUCTION]
     for comparison in results.networks:
         host = comparison.host
         parts += [
@@ -391,7 +391,7 @@ def print_comparison(comparison: Comparison) -> None:
 @click.command()
 @click.option(
     "--in", "folders", multiple=True, type=click.Path(path_type=Path, exists=True),
-    help=f"Float checkpoints to quantise.  [default: {', '.join(map(str, FOLDERS))}]",
+    help=f"Float checkpoints to quantize.  [default: {', '.join(map(str, FOLDERS))}]",
 )  # fmt: skip
 @click.option(
     "--untrained", default="",
@@ -403,7 +403,7 @@ def print_comparison(comparison: Comparison) -> None:
     "--tools", default=",".join(PEERS), show_default=True, help="Which to compare, by commas."
 )
 def main(folders: tuple[Path, ...], untrained: str, size: int, calib: int, tools: str) -> None:
-    """Compare post-training quantisation tools on float networks."""
+    """Compare post-training quantization tools on float networks."""
     chosen = tools.split(",")
     if unknown := set(chosen) - set(PEERS):
         raise click.UsageError(f"unknown tools: {', '.join(unknown)}")

@@ -72,7 +72,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayout:
-    """Where the int8 network's quantised modules are; with it the same places are found again."""
+    """Where the int8 network's quantized modules are; with it the same places are found again."""
 
     float_layers: tuple[str, ...] = ()
     """Names of the layers left in float."""

@@ -43,7 +43,7 @@ class Normalize(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A network with its normalisation: pixels in, logits out.
+    """A network with its normalization: pixels in, logits out.
 
     Training, calibration, scoring and the exported file all feed pixels, so no two of them can
     disagree about the preprocessing.
@@ -79,7 +79,7 @@ def build(spec: ModelSpec, *, most: int = MAX_PARAMETERS) -> Classifier:
     try:
         with _no_more_parameters(most, spec.architecture), torch.device("meta"):
             try_forward(_assemble(spec), spec)
-    except NotImplementedError:  # it reads tensors as it is built, as RegNet does
+    except NotImplementedError:  # it reads tensors as it is built, as RegNet does: for real, then
         with _no_more_parameters(most, spec.architecture):
             model = _assemble(spec)
         try_forward(model, spec)
@@ -118,7 +118,7 @@ def _no_more_parameters(most: int, architecture: str) -> Iterator[None]:
 
 
 def example_input(model: Classifier) -> Tensor:
-    """Returns one random image as the network takes it, normalised: float32 `[1, C, H, W]`."""
+    """Returns one random image as the network takes it, normalized: float32 `[1, C, H, W]`."""
     assert isinstance(model.normalize, Normalize)
     preprocess = model.normalize.preprocess
     shape = (1, preprocess.channels, preprocess.size, preprocess.size)

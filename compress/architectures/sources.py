@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision import models
 
@@ -38,7 +39,7 @@ OWN = ("scaled_resnet", *PLAIN)
 
 
 def construct(spec: ModelSpec) -> nn.Module:
-    """Builds a spec's network, which takes normalised images, as its source makes it.
+    """Builds a spec's network, which takes normalized images, as its source makes it.
 
     Raises:
         CompressError: there is no such architecture, it does not take the arguments, they are not
@@ -183,7 +184,7 @@ def _call(
     _check_arguments(spec, {*arguments, *refused})
     try:
         network = factory(**spec.arguments, **arguments)
-    except (CompressError, NotImplementedError):  # the latter: see `build`
+    except CompressError:
         raise
     except TypeError as error:
         taken = ", ".join(
@@ -199,6 +200,8 @@ def _call(
     except MemoryError:
         raise
     except Exception as error:
+        if isinstance(error, NotImplementedError) and torch.get_default_device().type == "meta":
+            raise  # not the network's fault: `build` makes it for real
         if ":" in spec.architecture:  # not a fault of ours
             raise _failed(spec.architecture, error) from error
         if spec.arguments:

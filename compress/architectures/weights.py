@@ -44,7 +44,7 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
     given = _read_file(Path(weights)) if weights.endswith(WEIGHT_FILES) else None
     if given is None:
         given = _download(architecture, weights)
-    # Checkpoints of this program keep the network beside its normalisation.
+    # Checkpoints of this program keep the network beside its normalization.
     given = {name.removeprefix("network."): value for name, value in given.items()}
     own = network.state_dict()
     missing, foreign = sorted(set(own) - set(given)), sorted(set(given) - set(own))

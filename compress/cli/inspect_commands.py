@@ -60,9 +60,9 @@ def sensitivity(checkpoint: Path, images: int, calib: int, remeasure: bool) -> N
         from compress.cli.terminal import print_table
         from compress.quantize.config import QuantizeConfig
         from compress.report.layers import EXPLANATION, LAYERS_HTML, layers_table
-        from compress.run.sensitivity import analyse_layers
+        from compress.run.sensitivity import analyze_layers
 
-    report = analyse_layers(checkpoint, QuantizeConfig(calib=calib), images, remeasure=remeasure)
+    report = analyze_layers(checkpoint, QuantizeConfig(calib=calib), images, remeasure=remeasure)
     click.echo(EXPLANATION)
     print_table(layers_table(report))
     click.echo(checkpoint / LAYERS_HTML)

@@ -130,10 +130,10 @@ def _fashion_mnist(config: DataConfig, seed: int) -> Data:
 def _digits(config: DataConfig, seed: int) -> Data:
 
     digits = load_digits()
-    grey = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)  # 0..16 to 0..255
+    gray = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)  # 0..16 to 0..255
     labels = torch.from_numpy(digits.target).long()
-    zoom = DIGITS_SIZE // grey.shape[-1]
-    images = grey.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    zoom = DIGITS_SIZE // gray.shape[-1]
+    images = gray.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
     rest, test = stratified_split(labels, DIGITS_TEST_SHARE, seed=0)  # the test split never moves
     return _in_memory(
         name="digits",
@@ -160,7 +160,7 @@ def _in_memory(
     config: DataConfig,
     seed: int,
 ) -> Data:
-    """Builds the splits of a grey set held in memory; images are uint8 `[n, side, side]`."""
+    """Builds the splits of a gray set held in memory; images are uint8 `[n, side, side]`."""
 
     def split(images: Tensor, labels: Tensor) -> TensorSplit:
         pixels = _resized(images[:, None], config.size)

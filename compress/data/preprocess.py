@@ -20,8 +20,8 @@ class Preprocess:
     """How a picture becomes the network's input.
 
     A picture is decoded to 1 or 3 channels (see `image.py`), its short side resized to `resize`
-    (bilinear, antialiased), and the centre `size` x `size` cropped: these are the *pixels*,
-    uint8 `[channels, size, size]`. Normalising them, `(pixel / 255 - mean) / std`, is the first
+    (bilinear, antialiased), and the center `size` x `size` cropped: these are the *pixels*,
+    uint8 `[channels, size, size]`. Normalizing them, `(pixel / 255 - mean) / std`, is the first
     step of every network and lies inside the exported graph.
     """
 
@@ -52,7 +52,7 @@ class Preprocess:
 
     @property
     def mode(self) -> Mode:
-        """Pillow's name of the colour mode."""
+        """Pillow's name of the color mode."""
         return "L" if self.channels == 1 else "RGB"
 
 

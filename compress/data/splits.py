@@ -55,7 +55,7 @@ class Batch:
 
 
 class Split(Protocol):
-    """Labelled images."""
+    """Labeled images."""
 
     @property
     def labels(self) -> Tensor:

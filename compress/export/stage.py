@@ -32,7 +32,7 @@ def run(
 
     Args:
         checkpoint: of any stage.
-        origin: the float checkpoint that an int8 one was quantised from, if it is still there.
+        origin: the float checkpoint that an int8 one was quantized from, if it is still there.
         config: when int8 is good enough.
         context: validation images for the choice, test images for the comparison with torch.
     """

@@ -1,4 +1,4 @@
-"""What quantised modules share: rounding with a gradient, and writing ONNX operators."""
+"""What quantized modules share: rounding with a gradient, and writing ONNX operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network as a graph of ATen operators, in which quantised modules can be placed."""
+"""The network as a graph of ATen operators, in which quantized modules can be placed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def trace(model: Classifier) -> fx.GraphModule:
 
     `torch.export` sees every spelling of an operator (module, function, method, in place) as the
     same ATen operator, and traces what can be exported to ONNX at all. Convolutions and linear
-    layers become `Layer` modules that keep their names; the normalisation is a call of its module.
+    layers become `Layer` modules that keep their names; the normalization is a call of its module.
 
     Args:
         model: takes pixels.

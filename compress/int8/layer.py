@@ -19,7 +19,7 @@ QMAX_WEIGHT_REDUCED = 63
 QMAX_BIAS = 2**30
 """A bit below int32's largest, to leave room for the products added to it."""
 BARRIER = 1e30
-"""ONNX Runtime would quantise the weights (per tensor!) of a float layer between a DequantizeLinear
+"""ONNX Runtime would quantize the weights (per tensor!) of a float layer between a DequantizeLinear
 and a QuantizeLinear. A clip that clips nothing keeps it from that."""
 
 
@@ -59,10 +59,10 @@ class Layer(nn.Module):
         self.correction: Callable[[Tensor, Tensor], Tensor] | None = None
         """Emulates other chips: from exact sums and input levels to the chip's sums."""
         self.source: str | None = None
-        """Name of the module that quantises its input; None keeps the layer in float."""
+        """Name of the module that quantizes its input; None keeps the layer in float."""
         bias = torch.zeros(len(weight)) if bias is None else bias.detach()
         self.reads_levels = False
-        """Whether a float layer's input is quantised all the same."""
+        """Whether a float layer's input is quantized all the same."""
         self.frozen = False
         """Whether the weights are integers."""
         self.weight = nn.Parameter(weight.detach().clone())
@@ -99,13 +99,13 @@ class Layer(nn.Module):
         return self.weight.shape[1] * self.groups, self.weight.shape[0]
 
     def place(self, source: str) -> None:
-        """Makes it an int8 layer whose input the named module quantises."""
+        """Makes it an int8 layer whose input the named module quantizes."""
         self.source = source
         scale = weight_scale(self.weight.detach(), self.qmax)
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps the layer's (quantised) input to its output, float32."""
+        """Maps the layer's (quantized) input to its output, float32."""
         if self.frozen:
             return self._run_frozen(x)
         if self.source is None or self.mode != "round":
@@ -127,7 +127,7 @@ class Layer(nn.Module):
         """Replaces the float weights by integers, in place.
 
         Args:
-            input_scale: of the quantiser named `source`.
+            input_scale: of the quantizer named `source`.
         """
         # An almost dead channel has a tiny scale, in which its bias would overflow int32.
         smallest = self.bias.abs() / (input_scale * QMAX_BIAS)
@@ -154,7 +154,7 @@ class Layer(nn.Module):
         sums = sums + self.bias_int32.float().view(shape)
         if self.sink is None:
             return sums * self.bias_scale.view(shape)
-        # As ONNX Runtime does it: one product with a float32 factor, then rounded. The quantiser
+        # As ONNX Runtime does it: one product with a float32 factor, then rounded. The quantizer
         # that follows finds values that lie on its levels already.
         step = self.sink()
         return torch.round(sums * (self.bias_scale / step).view(shape)) * step

@@ -1,4 +1,4 @@
-"""Quantised modules: one module to calibrate, to train, to simulate and to export.
+"""Quantized modules: one module to calibrate, to train, to simulate and to export.
 
 While torch.onnx exports them they emit QuantizeLinear and DequantizeLinear; otherwise they compute
 the same numbers in float. So the accuracy seen in PyTorch is the exported file's.
@@ -116,14 +116,14 @@ class ActivationQuantizer(nn.Module):
 
 
 class PixelInput(nn.Module):
-    """The image's bytes as a quantised tensor: about normalised, with a mean grey as zero point.
+    """The image's bytes as a quantized tensor: about normalized, with a mean gray as zero point.
 
     Were the scale 1, the first layer's weights would be so small that training at the others'
     learning rate destroys them.
 
     Args:
-        scale: of a step in grey.
-        zero_point: the grey that becomes 0.
+        scale: of a step in gray.
+        zero_point: the gray that becomes 0.
     """
 
     scale: Tensor
@@ -147,13 +147,13 @@ Affine = tuple[Tensor, Tensor]
 
 
 class Add(nn.Module):
-    """Sum of two quantised tensors of broadcastable shapes.
+    """Sum of two quantized tensors of broadcastable shapes.
 
     Once `link`ed it rounds exactly as ONNX Runtime's kernel, which has its own way with ties and
     float32: a deep network would amplify the difference.
 
     Args:
-        sources: names of the modules that quantise the inputs.
+        sources: names of the modules that quantize the inputs.
     """
 
     def __init__(self, sources: tuple[str, str]) -> None:
@@ -162,7 +162,7 @@ class Add(nn.Module):
         self.affines: tuple[Callable[[], Affine], ...] = ()
 
     def link(self, *affines: Callable[[], Affine]) -> None:
-        """Tells how left input, right input and output are quantised, from then on for good."""
+        """Tells how left input, right input and output are quantized, from then on for good."""
         self.affines = affines
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class Add(nn.Module):
 
 
 class Multiply(Add):
-    """Product of two quantised tensors of broadcastable shapes; see `Add`."""
+    """Product of two quantized tensors of broadcastable shapes; see `Add`."""
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """Returns `left * right`, on the output's levels if linked."""
@@ -191,7 +191,7 @@ class Multiply(Add):
 
 
 class AddConstant(nn.Module):
-    """Adds a number to a quantised tensor; exported so that the addition runs on integers."""
+    """Adds a number to a quantized tensor; exported so that the addition runs on integers."""
 
     level: Tensor
     constant: Tensor

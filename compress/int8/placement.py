@@ -1,9 +1,9 @@
-"""Where the quantised modules go: one pass over the rewritten graph.
+"""Where the quantized modules go: one pass over the rewritten graph.
 
 ONNX Runtime runs an operator in int8 when all its inputs come out of a DequantizeLinear and its
-output goes into one QuantizeLinear. So every output of such an operator gets one quantiser, shared
+output goes into one QuantizeLinear. So every output of such an operator gets one quantizer, shared
 by all who read it and clipping as the activation after it would; operators that only move or
-choose values (max pooling, reshaping) pass their input's quantiser on; everything else is a float
+choose values (max pooling, reshaping) pass their input's quantizer on; everything else is a float
 island. An operator without weights goes to int8 only between operators that are int8 anyway.
 """
 
@@ -68,12 +68,12 @@ MOVES = {
     aten.chunk.default,
     operator.getitem,
 }
-"""Operators that move or choose values: input and output share a quantiser."""
+"""Operators that move or choose values: input and output share a quantizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """An activation function that clips (and scales): what a quantiser does anyway."""
+    """An activation function that clips (and scales): what a quantizer does anyway."""
 
     lowest: float = -math.inf
     highest: float = math.inf
@@ -92,7 +92,7 @@ CLIPS: Mapping[object, Clip] = {
 
 
 def prepare(model: Classifier) -> fx.GraphModule:
-    """Returns a copy of the model as a rewritten float graph, in which `place` puts quantisers.
+    """Returns a copy of the model as a rewritten float graph, in which `place` puts quantizers.
 
     Args:
         model: takes pixels; its BatchNorms are folded into the layers before them.
@@ -106,7 +106,7 @@ def prepare(model: Classifier) -> fx.GraphModule:
 
 
 def place(prepared: fx.GraphModule, layout: QuantizedLayout = ALL_INT8) -> fx.GraphModule:
-    """Returns a copy of a prepared graph with quantised modules in place, still to be calibrated.
+    """Returns a copy of a prepared graph with quantized modules in place, still to be calibrated.
 
     Args:
         prepared: what `prepare` returned.
@@ -154,29 +154,29 @@ def layers_of(model: fx.GraphModule) -> dict[str, Layer]:
 
 
 def quantizers_of(model: fx.GraphModule) -> dict[str, ActivationQuantizer]:
-    """Returns all activation quantisers by name, in the order of their execution."""
+    """Returns all activation quantizers by name, in the order of their execution."""
     found = ((str(node.target), module_of(model, node)) for node in model.graph.nodes)
     return {name: module for name, module in found if isinstance(module, ActivationQuantizer)}
 
 
 def set_mode(model: fx.GraphModule, mode: Mode) -> None:
-    """Switches all quantised modules."""
+    """Switches all quantized modules."""
     for module in model.modules():
         if isinstance(module, ActivationQuantizer | Layer):
             module.mode = mode
 
 
 class _Placer:
-    """Walks the graph once and remembers which values are quantised, and by what."""
+    """Walks the graph once and remembers which values are quantized, and by what."""
 
     def __init__(self, traced: fx.GraphModule, float_layers: frozenset[str]) -> None:
         self.traced = traced
         self.float_layers = float_layers
         self.source: dict[fx.Node, str] = {}
         self.rounded: dict[fx.Node, fx.Node] = {}
-        """Values of float operators and their quantised twins, which int8 operators read."""
+        """Values of float operators and their quantized twins, which int8 operators read."""
         self.swallowed: set[fx.Node] = set()
-        """Activations that became part of a quantiser."""
+        """Activations that became part of a quantizer."""
         nodes = list(traced.graph.nodes)
         self.demanded: set[fx.Node] = set()
         """Values that are read by an operator that will be int8 if it can be."""
@@ -205,7 +205,7 @@ class _Placer:
         elif (node.target in MOVES or _clip_of(node)) and node.args[0] in self.source:
             source = self.source[node.args[0]]  # type: ignore[index]
             if shape_of(node) is None or _is_output(node):
-                self.source[node] = source  # a list of tensors, each to be quantised
+                self.source[node] = source  # a list of tensors, each to be quantized
             else:
                 self._quantize(node, source)
 
@@ -246,7 +246,7 @@ class _Placer:
         self._quantize_output(node, operator_name)
 
     def _quantize_gate(self, node: fx.Node) -> None:
-        """HardSigmoid: a shift, in the bias of a layer if it can be, and a clipping quantiser."""
+        """HardSigmoid: a shift, in the bias of a layer if it can be, and a clipping quantizer."""
         self._require(node.args[0], node)
         name = f"{node.name}_shift"
         set_module(self.traced, name, AddConstant(HARD_SIGMOID_SHIFT))
@@ -255,7 +255,7 @@ class _Placer:
         self._quantize(shifted, self._new(node.name, HARD_SIGMOID))
 
     def _quantize_output(self, node: fx.Node, name: str) -> None:
-        """Quantises an operator's output, with the clipping activation after it if there is one.
+        """Quantizes an operator's output, with the clipping activation after it if there is one.
 
         Args:
             node: the operator.
@@ -279,7 +279,7 @@ class _Placer:
         self._quantize(node, self._new(reader.name, clip))
 
     def _require(self, value: object, reader: fx.Node) -> str:
-        """Makes sure that a value is quantised for a reader; returns the quantiser's name."""
+        """Makes sure that a value is quantized for a reader; returns the quantizer's name."""
         assert isinstance(value, fx.Node)
         if value not in self.source:
             if value not in self.rounded:
@@ -289,12 +289,12 @@ class _Placer:
         return self.source[value]
 
     def _quantize(self, node: fx.Node, name: str | None = None) -> None:
-        """Puts a quantiser, a new one or the one named, between a node and all its readers."""
+        """Puts a quantizer, a new one or the one named, between a node and all its readers."""
         new = self._insert(node, name or self._new(node.name))
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
 
     def _new(self, value: str, clip: Clip = NO_CLIP) -> str:
-        """Adds a quantiser named after a value of the float graph; its range is that value's."""
+        """Adds a quantizer named after a value of the float graph; its range is that value's."""
         name = f"{value}_quantizer"
         if not hasattr(self.traced, name):
             set_module(

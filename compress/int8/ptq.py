@@ -1,4 +1,4 @@
-"""Post-training quantisation: ranges from some images, and repairs that need no labels."""
+"""Post-training quantization: ranges from some images, and repairs that need no labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REPAIR_IMAGES, REPAIR_PIXELS = 256, 2**21
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that decides a post-training quantisation besides the network and the images."""
+    """All that decides a post-training quantization besides the network and the images."""
 
     observer: Observer
     weights: Literal["max", "mse"]
@@ -44,7 +44,7 @@ def without_repairs(plan: Plan) -> Plan:
 
 
 class Calibration:
-    """Calibration images, and what was learnt from them so far about one prepared network.
+    """Calibration images, and what was learned from them so far about one prepared network.
 
     Args:
         prepared: the float graph.
@@ -57,7 +57,7 @@ class Calibration:
         self._statistics: dict[tuple[bool, bool], Mapping[str, Statistics]] = {}
 
     def quantize(self, plan: Plan) -> fx.GraphModule:
-        """Returns a quantised copy, with float master weights, ready to train or to freeze."""
+        """Returns a quantized copy, with float master weights, ready to train or to freeze."""
         prepared = self.prepared(equalized=plan.equalize)
         placed = place(prepared, plan.layout)
         statistics = self.statistics(plan.equalize, needs_histogram(plan.observer))
@@ -83,7 +83,7 @@ class Calibration:
         return self._prepared[equalized]
 
     def statistics(self, equalized: bool, histogram: bool) -> Mapping[str, Statistics]:
-        """Returns what the images showed at each quantiser of the fully quantised network."""
+        """Returns what the images showed at each quantizer of the fully quantized network."""
         if (equalized, histogram) not in self._statistics:
             placed = place(self.prepared(equalized=equalized))
             found = collect(placed, self._batches(), histogram=histogram)
@@ -115,13 +115,13 @@ def score_float(calibration: Calibration, score: Score) -> tuple[float, float]:
 def collect(
     placed: fx.GraphModule, batches: Iterable[Tensor], *, histogram: bool
 ) -> dict[str, Statistics]:
-    """Runs images through a placed network in float and notes what passes each quantiser.
+    """Runs images through a placed network in float and notes what passes each quantizer.
 
     Nothing of them is kept, so memory does not grow with their number. In bf16 where that is
     faster: its rounding, at most 0.4 %, is less than what one image more would change.
 
     Args:
-        placed: with quantisers in place.
+        placed: with quantizers in place.
         batches: pixels, uint8 `[N, C, H, W]`.
         histogram: note histograms too, which some observers need.
     """
@@ -149,6 +149,6 @@ def collect(
 def apply_ranges(
     placed: fx.GraphModule, statistics: Mapping[str, Statistics], observer: Observer
 ) -> None:
-    """Sets the range of every quantiser, in place."""
+    """Sets the range of every quantizer, in place."""
     for name, quantizer in quantizers_of(placed).items():
         quantizer.set_range(*choose_range(statistics[name], observer))

@@ -56,7 +56,7 @@ class Statistics:
             self._count(x)
 
     @property
-    def centres(self) -> np.ndarray:
+    def centers(self) -> np.ndarray:
         """Middles of the bins, float64 `[BINS]`."""
         middles = np.arange(BINS) + 0.5
         return np.asarray(self.start + self.width * middles, dtype=np.float64)
@@ -134,7 +134,7 @@ def _mse(statistics: Statistics) -> tuple[float, float]:
 def _error(statistics: Statistics, low: float, high: float) -> float:
     assert statistics.counts is not None
     scale, zero_point = affine(low, high)
-    x = statistics.centres
+    x = statistics.centers
     levels = np.clip(np.round(x / scale) + zero_point, 0, LEVELS - 1)
     error = ((levels - zero_point) * scale - x) ** 2
     return float((statistics.counts * error).sum())
@@ -154,7 +154,7 @@ def _entropy(statistics: Statistics) -> tuple[float, float]:
 
 def _divergence(statistics: Statistics, low: float, high: float) -> float:
     assert statistics.counts is not None
-    x = statistics.centres
+    x = statistics.centers
     counts = np.where(np.abs(x) <= statistics.width, 0, statistics.counts)
     inside = (x >= low) & (x <= high)
     kept = np.flatnonzero(inside)

@@ -1,4 +1,4 @@
-"""Repairs of a quantised network without labels and without training it as a whole."""
+"""Repairs of a quantized network without labels and without training it as a whole."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHARPNESS = (20.0, 2.0)
 def equalize(prepared: fx.GraphModule) -> int:
     """Balances channel ranges between a layer and the next, in place.
 
-    Cross-layer equalisation (Nagel et al., arXiv 1906.04721, equation 11): channel i of the first
+    Cross-layer equalization (Nagel et al., arXiv 1906.04721, equation 11): channel i of the first
     layer is divided by `s_i = sqrt(r1_i / r2_i)` and the second layer's inputs multiplied by it,
     which changes nothing for Relu. Relu6 between them becomes Relu, as in the paper.
 
@@ -99,7 +99,7 @@ def learn_rounding(placed: fx.GraphModule, pixels: Tensor) -> None:
     """Chooses for each weight whether to round up or down, in place.
 
     AdaRound (Nagel et al., arXiv 2004.10568): layer after layer, the roundings that reproduce the
-    float network's output from the quantised network's input.
+    float network's output from the quantized network's input.
 
     Args:
         placed: calibrated.
@@ -138,13 +138,13 @@ def _learn_rounding(layer: Layer, quantized_input: Tensor, float_output: Tensor)
 
 
 Visit = Callable[[Layer, Tensor, Tensor], None]
-"""Called with a layer, its input in the quantised network and its output in the float one."""
+"""Called with a layer, its input in the quantized network and its output in the float one."""
 
 
 def _walk(placed: fx.GraphModule, pixels: Tensor, visit: Visit, *, title: str) -> None:
-    """Runs the float and the quantised network side by side and lets `visit` change each layer.
+    """Runs the float and the quantized network side by side and lets `visit` change each layer.
 
-    A layer is visited before its own quantised output is computed, so that the layers after it see
+    A layer is visited before its own quantized output is computed, so that the layers after it see
     what the change did.
     """
     values: dict[fx.Node, tuple[Any, Any]] = {}

@@ -43,7 +43,7 @@ def build_pruned(description: Description, *, most: int = MAX_PARAMETERS) -> Cla
 
 
 def load_model(checkpoint: Checkpoint) -> nn.Module:
-    """Rebuilds a checkpoint's network: from the spec, resized, quantised if it was.
+    """Rebuilds a checkpoint's network: from the spec, resized, quantized if it was.
 
     Only known architectures are imported, and no code of the checkpoint is run.
 

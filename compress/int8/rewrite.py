@@ -170,7 +170,7 @@ def _split_activations(traced: fx.GraphModule) -> None:
 
 
 def _fold_pixels(traced: fx.GraphModule) -> None:
-    """Folds the normalisation into the first convolution, which then takes the image's bytes.
+    """Folds the normalization into the first convolution, which then takes the image's bytes.
 
     With zero point z and scale s: `w * (p / 255 - mean) / std = w' * s * (p - z) + w' * s * (z -
     255 * mean)`, where `w' = w / (255 * std * s)`, about w. The second term joins the bias: exact

@@ -1,7 +1,7 @@
 """What ONNX Runtime would compute on x86 chips without VNNI, emulated.
 
-Their instruction for uint8 times int8 (vpmaddubsw) adds two neighbouring products in int16, which
-overflows at 32,767: sums saturate and accuracy is lost (onnxruntime#14642, #5849). Neighbours are
+Their instruction for uint8 times int8 (vpmaddubsw) adds two neighboring products in int16, which
+overflows at 32,767: sums saturate and accuracy is lost (onnxruntime#14642, #5849). Neighbors are
 input channels at the same kernel position. Depthwise kernels do not use the instruction.
 """
 
@@ -47,7 +47,7 @@ def find_saturation(frozen: fx.GraphModule, split: Split, n_images: int) -> Satu
 
     Args:
         frozen: the int8 network.
-        split: labelled images.
+        split: labeled images.
         n_images: how many of them to look at, drawn from all classes.
     """
     order = stratified_sample(split.labels, n_images, seed=0)

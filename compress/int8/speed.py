@@ -24,9 +24,9 @@ PROFILE_ROUNDS = 4
 """The files take turns, so that noise hits all alike."""
 WITH_WEIGHTS = ("Conv", "Gemm")
 LAYER_KINDS = {"Conv", "FusedConv", "QLinearConv", "Gemm", "FusedGemm", "QGemm"}
-"""What those become in the optimised graph."""
+"""What those become in the optimized graph."""
 INSERTED = re.compile(r"(_token_\d+|_nchwc)*$")
-"""What ONNX Runtime's optimiser appends to the names of nodes."""
+"""What ONNX Runtime's optimizer appends to the names of nodes."""
 NETWORK_PREFIX = "network."
 """A float file is exported from a `Classifier`, whose layers are below this name."""
 
@@ -200,5 +200,5 @@ def operators_by_layer(path: Path, *, threads: int) -> dict[str, list[Operator]]
 
 
 def plain_name(name: str) -> str:
-    """Returns a node's name as it was before ONNX Runtime's optimiser."""
+    """Returns a node's name as it was before ONNX Runtime's optimizer."""
     return INSERTED.sub("", name)

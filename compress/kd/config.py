@@ -19,7 +19,7 @@ class GuidanceConfig:
         Literal["kd", "standardized", "dkd", "dist"],
         Field(
             description="What compares with the teacher's answers: Hinton's divergence, the same "
-            "of standardised logits, decoupled (DKD), or relations (DIST)."
+            "of standardized logits, decoupled (DKD), or relations (DIST)."
         ),
     ] = "kd"
     alpha: Annotated[
@@ -87,7 +87,7 @@ def check_views(guidance: GuidanceConfig, train: TrainConfig) -> None:
 
 
 def loss_text(guidance: GuidanceConfig) -> str:
-    """Returns what is minimised, in a line: `0.5 kd (temperature 4) + 0.5 labels; ...`."""
+    """Returns what is minimized, in a line: `0.5 kd (temperature 4) + 0.5 labels; ...`."""
     parts = [
         f"{guidance.alpha:g} {guidance.soft_loss} (temperature {guidance.temperature:g})",
         f"{1 - guidance.alpha:g} labels",

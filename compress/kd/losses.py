@@ -33,8 +33,8 @@ def standardized(logits: Tensor) -> Tensor:
     A student then need not match the size of the teacher's logits, only their shape (Sun et al.,
     arXiv 2403.01427, algorithm 1).
     """
-    centred = logits - logits.mean(1, keepdim=True)
-    return centred / (logits.std(1, keepdim=True) + 1e-7)
+    centerd = logits - logits.mean(1, keepdim=True)
+    return centerd / (logits.std(1, keepdim=True) + 1e-7)
 
 
 def decoupled_distillation(

@@ -161,7 +161,7 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> Voice:
 
 
 def mean_answer(answers: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Returns the weighted mean of teachers' logits, each centred, float `[N, classes]`.
+    """Returns the weighted mean of teachers' logits, each centerd, float `[N, classes]`.
 
     The softmax of it is the geometric mean of the teachers' probabilities at any temperature
     (Hinton et al., arXiv 1503.02531, section 3, take either mean).
@@ -171,7 +171,7 @@ def mean_answer(answers: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         weights: positive, one for each.
     """
     total = sum(weights)
-    centred = [logits - logits.mean(1, keepdim=True) for logits in answers]
+    centerd = [logits - logits.mean(1, keepdim=True) for logits in answers]
     return torch.stack(
-        [weight / total * logits for weight, logits in zip(weights, centred, strict=True)]
+        [weight / total * logits for weight, logits in zip(weights, centerd, strict=True)]
     ).sum(0)

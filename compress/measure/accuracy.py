@@ -70,7 +70,7 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """95 % interval of a share, in percent (Wilson 1927, equation 3; right also near 0 and 1)."""
     share, z2 = correct / n, Z_95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     # the share is inside; rounding must not put 0 or 1 outside
-    return 100 * max(0.0, min(share, centre - half)), 100 * min(1.0, max(share, centre + half))
+    return 100 * max(0.0, min(share, center - half)), 100 * min(1.0, max(share, center + half))

@@ -58,7 +58,7 @@ def measure_latency(
     """Times ONNX files against each other; the first is the reference.
 
     In each round every file runs for a short slice, one after the other. A round's ratio
-    compares neighbours in time, so a machine that slows down slows both sides.
+    compares neighbors in time, so a machine that slows down slows both sides.
 
     Args:
         paths: files with one input whose first dimension is the batch.
@@ -76,7 +76,7 @@ def measure_latency(
     slices: list[list[list[float]]] = [[] for _ in sessions]
     title = f"latency, {threads} thread{'s' * (threads > 1)}, batch {batch}"
     for number in track(range(rounds), title, total=rounds):
-        # The starting file moves on, so that none is always timed behind the same neighbour.
+        # The starting file moves on, so that none is always timed behind the same neighbor.
         places = [(number + shift) % len(sessions) for shift in range(len(sessions))]
         for place in places:
             slices[place].append(_run_slice(sessions[place], feeds[place]))

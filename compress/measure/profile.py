@@ -30,7 +30,7 @@ GATES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """A node of the optimised graph."""
+    """A node of the optimized graph."""
 
     name: str
     kind: str
@@ -63,7 +63,7 @@ def profile(path: Path, *, threads: int) -> list[Operator]:
     return [_operator(name, runs) for name, runs in found.items()]
 
 
-def summarise(operators: Iterable[Operator]) -> OperatorSummary:
+def summarize(operators: Iterable[Operator]) -> OperatorSummary:
     """Counts operators by the arithmetic they run in."""
     operators = list(operators)
     conversions = sum(operator.kind in CONVERSIONS for operator in operators)

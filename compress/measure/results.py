@@ -91,7 +91,7 @@ def _check_details(details: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorSummary:
-    """How much of an optimised graph runs on integers."""
+    """How much of an optimized graph runs on integers."""
 
     n_int8: Count
     n_float: Count

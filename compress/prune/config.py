@@ -36,7 +36,7 @@ class PruneConfig:
     ] = 1.0
     arithmetic: Annotated[
         Literal["int8", "float"],
-        Field(description="The file whose latency and size count: quantised, or as it is."),
+        Field(description="The file whose latency and size count: quantized, or as it is."),
     ] = "int8"
     importance: Annotated[
         Literal[

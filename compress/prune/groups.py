@@ -57,7 +57,7 @@ class Group:
     readers: tuple[Slice, ...]
     """Columns of the weights that read them."""
     uses: tuple[Use, ...]
-    """Convolutions and linear layers among those, as the quantised graph names them."""
+    """Convolutions and linear layers among those, as the quantized graph names them."""
     heads: bool = False
     """Whether these are attention heads, which need no alignment."""
 
@@ -74,7 +74,7 @@ def find_groups(network: nn.Module, example: Tensor) -> Groups:
     """Finds what can be pruned.
 
     Args:
-        network: takes the normalised input; in eval mode.
+        network: takes the normalized input; in eval mode.
         example: such an input, `[1, C, H, W]`.
     """
     kind = type(network).__name__

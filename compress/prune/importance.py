@@ -34,10 +34,10 @@ def score_channels(
     average.
 
     Args:
-        network: takes normalised input; in eval mode, left as it was.
+        network: takes normalized input; in eval mode, left as it was.
         groups: of its channels.
         criterion: how to score.
-        batches: each call gives some training batches, normalised input and int64 labels; used by
+        batches: each call gives some training batches, normalized input and int64 labels; used by
             `taylor`, `hessian` and `activation`.
         seed: of `random`.
     """

@@ -89,15 +89,15 @@ class LayerCurve:
 
     def __call__(self, in_channels: int, out_channels: int) -> float:
         """Returns milliseconds."""
-        ins = _neighbours(in_channels, self.in_channels, self.half_in)
-        outs = _neighbours(out_channels, self.out_channels, self.half_out)
+        ins = _neighbors(in_channels, self.in_channels, self.half_in)
+        outs = _neighbors(out_channels, self.out_channels, self.half_out)
         return sum(
             share_in * share_out * self.ms[i][j]
             for (i, share_in), (j, share_out) in product(ins, outs)
         )
 
 
-def _neighbours(width: int, grid: Sequence[int], half: float) -> list[tuple[int, float]]:
+def _neighbors(width: int, grid: Sequence[int], half: float) -> list[tuple[int, float]]:
     """Returns places in the grid and their shares, which add to 1."""
     if width in grid or len(grid) == 1:
         return [(grid.index(width) if width in grid else 0, 1.0)]

@@ -1,4 +1,4 @@
-"""A network of some widths as a file in ONNX Runtime: exported, quantised quickly, timed."""
+"""A network of some widths as a file in ONNX Runtime: exported, quantized quickly, timed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Probe:
         self._unpruned_facts, self._reference_ms = facts, self.unpruned.ms
 
     def measure(self, model: Classifier, removed: tuple[str, ...]) -> Measured:
-        """Exports, quantises with quick ranges and times a network, unless it was done before.
+        """Exports, quantizes with quick ranges and times a network, unless it was done before.
 
         Args:
             model: of the same spec, pruned or not.

@@ -236,7 +236,7 @@ class Search:
         )
 
     def _batches(self, model: Classifier) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields training images, normalised, and their labels."""
+        """Yields training images, normalized, and their labels."""
         split = self._context.data.train
         order = scoring_order(len(split), seed=self._context.seed)
         for batch in split.batches(SCORING_BATCH, order=order):

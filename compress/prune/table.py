@@ -105,7 +105,7 @@ def _points(
 
 
 def _half_steps(grid: Sequence[int]) -> list[int]:
-    """Returns widths, by threes: one half a step above an aligned one, with its neighbours."""
+    """Returns widths, by threes: one half a step above an aligned one, with its neighbors."""
     if len(grid) == 1:
         return []
     middles = range(ALIGNED + HALF_ALIGNED, grid[-1], ALIGNED)

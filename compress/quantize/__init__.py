@@ -1,1 +1,1 @@
-"""int8: quantised modules of our own, placed where ONNX Runtime fuses them."""
+"""int8: quantized modules of our own, placed where ONNX Runtime fuses them."""

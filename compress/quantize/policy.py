@@ -1,4 +1,4 @@
-"""Which way of quantising is good enough, tried from the cheapest to the dearest."""
+"""Which way of quantizing is good enough, tried from the cheapest to the dearest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compress.quantize.sensitivity import with_float
 REPAIRS: Mapping[str, str] = {
     "corrected biases": "correct_biases",
     "equalized channels": "equalize",
-    "learnt rounding": "learn_rounding",
+    "learned rounding": "learn_rounding",
 }
 """Their fields in settings and plan, the cheapest first; each is added to the best so far."""
 ALWAYS_TRIED = "correct_biases"
@@ -33,7 +33,7 @@ MOST_FLOAT = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One way of quantising that was tried; figures are of validation images, in PyTorch."""
+    """One way of quantizing that was tried; figures are of validation images, in PyTorch."""
 
     name: str
     top1: float
@@ -45,7 +45,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A quantised network, how it came to be, and its figures."""
+    """A quantized network, how it came to be, and its figures."""
 
     placed: fx.GraphModule
     plan: Plan
@@ -53,7 +53,7 @@ class Candidate:
 
 
 class Trials:
-    """Scores ways of quantising one network and notes all of them.
+    """Scores ways of quantizing one network and notes all of them.
 
     Args:
         calibration: of the network.
@@ -66,11 +66,11 @@ class Trials:
         self.attempts: list[Attempt] = []
 
     def quantize(self, name: str, plan: Plan) -> Candidate:
-        """Quantises as planned and scores it."""
+        """Quantizes as planned and scores it."""
         return self.note(name, self.calibration.quantize(plan), plan)
 
     def note(self, name: str, placed: fx.GraphModule, plan: Plan) -> Candidate:
-        """Scores a quantised network."""
+        """Scores a quantized network."""
         loss, top1 = self.score(placed)
         drop = self.float_top1 - top1
         attempt = Attempt(name=name, top1=top1, drop=drop, loss=loss)
@@ -87,7 +87,7 @@ def better(one: Candidate, other: Candidate) -> Candidate:
 def choose(
     trials: Trials, plan: Plan, config: QuantizeConfig, costs: Mapping[str, LayerCost]
 ) -> Candidate:
-    """Quantises without training, as the settings say or, for `auto`, until it is good enough.
+    """Quantizes without training, as the settings say or, for `auto`, until it is good enough.
 
     Args:
         trials: to make and note the attempts.

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: the calibrated network learns with rounding on."""
+"""Quantization-aware training: the calibrated network learns with rounding on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def learn_scales(placed: fx.GraphModule) -> None:
 def train_quantized(placed: fx.GraphModule, config: QuantizeConfig, context: Context) -> None:
     """Trains a calibrated network in place; it learns from the teacher.
 
-    BatchNorms are folded, that is frozen, from the start: after post-training quantisation there
+    BatchNorms are folded, that is frozen, from the start: after post-training quantization there
     is little to learn, and what is trained is what ships.
     """
     learn_scales(placed)

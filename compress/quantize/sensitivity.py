@@ -30,14 +30,14 @@ class Sensitivity:
     """Float minus int8 time of the layer and what follows it, milliseconds a run, batch 1."""
 
 
-def analyse(
+def analyze(
     calibration: Calibration, plan: Plan, score: Score, costs: Mapping[str, LayerCost]
 ) -> list[Sensitivity]:
     """Measures every layer, in the order of execution.
 
     Args:
         calibration: of the network.
-        plan: how it is quantised; its layout does not matter.
+        plan: how it is quantized; its layout does not matter.
         score: of validation images.
         costs: by layer.
     """

@@ -38,7 +38,7 @@ SATURATION_IMAGES = 256
 
 
 def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Product:
-    """Quantises a float network.
+    """Quantizes a float network.
 
     Args:
         checkpoint: a float network of any earlier stage.

@@ -173,7 +173,7 @@ def operators_text(summary: OperatorSummary) -> str:
     """Returns how much of a graph runs on integers: `21 int8, 1 float, 2 conversions`."""
     return (
         f"{summary.n_int8} int8, {summary.n_float} float, {summary.n_conversions} conversions "
-        "in ONNX Runtime's optimised graph"
+        "in ONNX Runtime's optimized graph"
     )
 
 

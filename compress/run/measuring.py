@@ -16,7 +16,7 @@ from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.config import MeasureConfig
 from compress.measure.cost import count_macs, count_parameters
 from compress.measure.latency import measure_latency
-from compress.measure.profile import profile, summarise
+from compress.measure.profile import profile, summarize
 from compress.measure.results import StageReport
 
 
@@ -60,7 +60,7 @@ def measure_stage(
         **dataclasses.asdict(accuracy(predicted, data.test.labels.numpy())),
         **dataclasses.asdict(latency),
         step_speedup_ci95=step.speedup_ci95 if step else None,
-        operators=summarise(profile(path, threads=config.threads)),
+        operators=summarize(profile(path, threads=config.threads)),
         seconds=seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         digest=checkpoint.digest,

@@ -242,7 +242,7 @@ def find_origin(checkpoint: Checkpoint) -> Checkpoint | None:
             try:
                 other = load_checkpoint(folder)
             except CheckpointError:
-                continue  # a damaged neighbour is not the one looked for
+                continue  # a damaged neighbor is not the one looked for
             if other.digest == wanted:
                 return other
     return None

@@ -12,30 +12,30 @@ from compress.host import describe_host
 from compress.int8.ptq import without_repairs
 from compress.kd.context import Context
 from compress.quantize.config import QuantizeConfig
-from compress.quantize.sensitivity import analyse
+from compress.quantize.sensitivity import analyze
 from compress.quantize.stage import calibrate, fitting_this_chip, measure_speed, plan_of
 from compress.report.layers import LayersReport, write_layers_report
 from compress.run.single_stage import data_of, measure_of
 from compress.train.evaluate import evaluate
 
 
-def analyse_layers(
+def analyze_layers(
     folder: Path, config: QuantizeConfig, images: int, *, remeasure: bool = False
 ) -> LayersReport:
     """Measures each layer of a float checkpoint and writes the report into its folder.
 
     Args:
         folder: of the checkpoint.
-        config: how it would be quantised.
+        config: how it would be quantized.
         images: validation images to score.
         remeasure: remember nothing that was measured before.
 
     Raises:
-        CompressError: the checkpoint is quantised already.
+        CompressError: the checkpoint is quantized already.
     """
     checkpoint = load_checkpoint(folder)
     if checkpoint.description.quantized is not None:
-        raise CompressError(f"{folder} is quantised already; name the float checkpoint before it")
+        raise CompressError(f"{folder} is quantized already; name the float checkpoint before it")
     data, measure = data_of(checkpoint), measure_of(folder)
     since = now() if remeasure else ""
     with TemporaryDirectory() as scratch, measuring_for(Path(scratch), since=since) as measurements:
@@ -50,7 +50,7 @@ def analyse_layers(
         calibration = calibrate(checkpoint, config, context)
         plan = fitting_this_chip(without_repairs(plan_of(config)), calibration)
         costs = measure_speed(calibration, plan, checkpoint, context).costs
-        rows = analyse(
+        rows = analyze(
             calibration,
             plan,
             lambda network: evaluate(network, data.validation, images=images),

@@ -10,7 +10,7 @@ from pydantic import Field
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """An optimiser on a cosine schedule with linear warm-up."""
+    """An optimizer on a cosine schedule with linear warm-up."""
 
     epochs: Annotated[int, Field(ge=0, description="Passes over the training images.")] = 8
     min_steps: Annotated[

@@ -14,7 +14,7 @@ FLAT = 0.97
 MOSTLY_RIGHT = 50.0
 """Percent of training images: with more, a loss that stays is that of a network trained before."""
 CHANCE = 1.5
-"""A network this many times better than guessing learnt next to nothing."""
+"""A network this many times better than guessing learned next to nothing."""
 GAP_GROWTH = 3.0
 """Points by which training may run ahead of validation after the best epoch."""
 LOSS_RISE = 1.1

@@ -31,7 +31,7 @@ def evaluate(
 
     Args:
         model: takes pixels; on the device.
-        split: labelled images.
+        split: labeled images.
         device: what computes.
         precision: of its arithmetic.
         images: score only so many, drawn from all classes.

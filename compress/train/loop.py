@@ -105,7 +105,7 @@ def train(
         model: takes pixels `[N, C, H, W]`, returns logits `[N, classes]`.
         data: trained on its train split; its validation split is scored after each epoch.
         config: the schedule.
-        loss: what to minimise.
+        loss: what to minimize.
         seed: fixes order, augmentation, mixup and dropout.
         folder: where `training.pt` lets an interrupted run continue, and `history.jsonl` grows.
         title: names the run in the progress bar.

@@ -18,7 +18,7 @@ RMS = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """Gradient descent with orthogonalised momentum and decoupled weight decay.
+    """Gradient descent with orthogonalized momentum and decoupled weight decay.
 
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A convolution's
     kernel is a matrix with a row for each output channel, a vector a matrix of one row. PyTorch's

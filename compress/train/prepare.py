@@ -1,4 +1,4 @@
-"""What is made ready before the first step: the optimiser, the network's statistics, the data."""
+"""What is made ready before the first step: the optimizer, the network's statistics, the data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORGETTING = 30
 def make_optimizer(
     model: nn.Module, config: TrainConfig, precision: Precision
 ) -> torch.optim.Optimizer:
-    """Returns the optimiser that the settings name; biases and norms have no weight decay."""
+    """Returns the optimizer that the settings name; biases and norms have no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},

@@ -27,7 +27,7 @@ def steps_of_epoch(n_images: int, batch_size: int) -> int:
     """Returns the batches of an epoch; a last one under `LEAST_BATCH` of the size is left out.
 
     A few images would spoil BatchNorm's running statistics, and one whose feature map is 1x1
-    cannot be normalised at all. Other images are left out in the next epoch.
+    cannot be normalized at all. Other images are left out in the next epoch.
     """
     whole, rest = divmod(n_images, batch_size)
     return max(1, whole + (rest >= LEAST_BATCH * batch_size and rest > 1))
@@ -76,7 +76,7 @@ def epochs_for(images: float, share: float, n_images: int) -> int:
 
 
 def order_of_epoch(losses: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draws an epoch's images and their order, with more of those that are not learnt yet.
+    """Draws an epoch's images and their order, with more of those that are not learned yet.
 
     Most images of a set are soon right with certainty and teach nothing more: half the places go
     to the images with the highest loss, the others by lot to the rest (after InfoBatch, arXiv
@@ -126,7 +126,7 @@ def image_size(epoch: int, epochs: int, first_size: float, full: int) -> int:
 def mixup(
     pixels: Tensor, targets: Tensor, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Blends each image with its neighbour in the batch (mixup, arXiv 1710.09412, equation 1).
+    """Blends each image with its neighbor in the batch (mixup, arXiv 1710.09412, equation 1).
 
     Args:
         pixels: float `[N, C, H, W]`.

@@ -79,7 +79,7 @@ def test_a_small_stem_does_not_stride(digits: Data) -> None:
     assert (large.kernel_size, large.stride, large.in_channels) == ((7, 7), (2, 2), 1)
 
 
-def test_pixels_are_normalised_inside(digits: Data) -> None:
+def test_pixels_are_normalized_inside(digits: Data) -> None:
     model = build(student_spec(digits))
     pixels = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
     mean, std = digits.preprocess.mean[0], digits.preprocess.std[0]

@@ -18,7 +18,7 @@ def test_the_real_set_is_found_and_complete() -> None:
     assert test.shape == (10000, 28, 28)
     assert np.bincount(train_labels).tolist() == [6000] * 10
     assert np.bincount(test_labels).tolist() == [1000] * 10
-    # Known moments of the training images (the usual normalisation constants).
+    # Known moments of the training images (the usual normalization constants).
     assert train.mean() / 255 == pytest.approx(0.2860, abs=1e-4)
     assert train.std() / 255 == pytest.approx(0.3530, abs=1e-4)
 

@@ -28,7 +28,7 @@ def test_any_size_becomes_the_networks_input(size: tuple[int, int]) -> None:
     assert pixels.dtype == np.uint8
 
 
-def test_the_centre_is_kept() -> None:
+def test_the_center_is_kept() -> None:
     array = np.zeros((10, 20, 3), np.uint8)
     array[:, 6:14] = 200
     pixels = picture_to_pixels(Image.fromarray(array), COLOUR)

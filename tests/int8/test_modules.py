@@ -23,7 +23,7 @@ def module_for(layer: nn.Conv2d | nn.Linear) -> Layer:
     return Layer.conv(layer.weight, bias, geometry)
 
 
-def test_rounding_equals_torchs_own_fake_quantisation() -> None:
+def test_rounding_equals_torchs_own_fake_quantization() -> None:
     module = quantizer(-1.7, 4.1)
     x = torch.linspace(-3, 6, 1001)
     expected = torch.fake_quantize_per_tensor_affine(
@@ -55,7 +55,7 @@ def test_observing_notes_the_range_and_changes_nothing() -> None:
     assert (module.statistics.low, module.statistics.high) == (-2.0, 9.0)
 
 
-def test_an_activation_function_is_part_of_its_quantiser() -> None:
+def test_an_activation_function_is_part_of_its_quantizer() -> None:
     """HardSigmoid after a bias of 3; Relu6."""
     x = torch.linspace(-7, 7, 1001)
     gate = ActivationQuantizer(lowest=0, highest=6, gain=1 / 6)

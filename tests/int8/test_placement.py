@@ -57,10 +57,10 @@ SLOW = {
 """Side of the images, number of layers, and operators that must not be left in float."""
 
 
-def optimised_operators(path: Path, tmp_path: Path) -> Counter[str]:
+def optimized_operators(path: Path, tmp_path: Path) -> Counter[str]:
     """What ONNX Runtime makes of a file."""
     options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
     ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
@@ -124,7 +124,7 @@ def test_every_family_runs_in_int8_and_torch_computes_the_same(tmp_path: Path, n
     found = layers_of(quantized)  # type: ignore[arg-type]
     assert len(found) == layers
     assert all(layer.frozen for layer in found.values())
-    operators = optimised_operators(path, tmp_path)
+    operators = optimized_operators(path, tmp_path)
     assert not forbidden & set(operators), operators
     assert operators["QLinearConv"] + operators["QGemm"] == layers
     by_type = Counter[int]()
@@ -197,7 +197,7 @@ def test_what_has_no_integer_kernel_is_a_float_island(digits: Data, tmp_path: Pa
     torch.manual_seed(0)
     model = Classifier(build(spec).normalize, _Odd()).eval()
     quantized, path = quantized_file(model, spec, digits, tmp_path)
-    operators = optimised_operators(path, tmp_path)
+    operators = optimized_operators(path, tmp_path)
     assert operators["QLinearConv"] == 2
     assert operators["QGemm"] == 1
     pixels = next(iter(digits.test.batches(100))).images
@@ -264,7 +264,7 @@ def test_named_layers_stay_in_float(digits: Data, tmp_path: Path) -> None:
     layout = QuantizedLayout(float_layers=(names[2], names[-1]))
     plan = Plan(observer="minmax", weights="max", layout=layout)
     quantized, path = quantized_file(model, spec, digits, tmp_path, plan)
-    operators = optimised_operators(path, tmp_path)
+    operators = optimized_operators(path, tmp_path)
     assert operators["QLinearConv"] + operators["QGemm"] == len(names) - 2
     pixels = next(iter(digits.test.batches(300))).images
     with torch.no_grad():
@@ -272,14 +272,14 @@ def test_named_layers_stay_in_float(digits: Data, tmp_path: Path) -> None:
     assert np.abs(run_file(path, pixels) - expected).mean() < 0.01 * expected.std()
 
 
-def test_with_all_layers_in_float_nothing_is_quantised(digits: Data) -> None:
+def test_with_all_layers_in_float_nothing_is_quantized(digits: Data) -> None:
     model = settled(student_spec(digits), digits.train)
     prepared = prepare(model)
     layout = QuantizedLayout(float_layers=tuple(layers_of(prepared)))
     assert quantizers_of(place(prepared, layout)) == {}
 
 
-def test_quantisers_have_the_same_names_whatever_stays_in_float(digits: Data) -> None:
+def test_quantizers_have_the_same_names_whatever_stays_in_float(digits: Data) -> None:
     """So that ranges noted once serve every layout."""
     prepared = prepare(settled(torchvision_spec("mobilenet_v3_small", digits), digits.train))
     everything = set(quantizers_of(place(prepared)))
@@ -296,7 +296,7 @@ def test_the_first_convolution_takes_the_bytes(digits: Data) -> None:
     assert int(first.zero_point) == round(255 * digits.preprocess.mean[0])
 
 
-def test_folding_the_normalisation_keeps_the_weights_size(digits: Data) -> None:
+def test_folding_the_normalization_keeps_the_weights_size(digits: Data) -> None:
     """Weights for bytes 0..255 would be hundreds of times smaller, and training destroy them."""
     model = settled(student_spec(digits), digits.train)
     for name, layer in layers_of(place(prepare(model))).items():
@@ -305,7 +305,7 @@ def test_folding_the_normalisation_keeps_the_weights_size(digits: Data) -> None:
 
 @pytest.mark.parametrize("name", ["scaled_resnet", "mobilenet_v3_small"])
 def test_rewriting_changes_nothing_but_the_border(digits: Data, name: str) -> None:
-    """Folding the normalisation is exact but for the zero padding of the first layer."""
+    """Folding the normalization is exact but for the zero padding of the first layer."""
     spec = student_spec(digits) if name == "scaled_resnet" else torchvision_spec(name, digits)
     model = settled(spec, digits.train)
     placed = place(prepare(model))

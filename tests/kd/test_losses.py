@@ -43,14 +43,14 @@ def test_no_gradient_reaches_the_teacher() -> None:
 
 
 def test_the_gradient_keeps_its_size_when_the_temperature_changes() -> None:
-    """At high temperatures: (student - teacher) / classes, both centred (section 2.1)."""
+    """At high temperatures: (student - teacher) / classes, both centerd (section 2.1)."""
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(1, 6, generator=generator).requires_grad_()
     teacher = torch.randn(1, 6, generator=generator)
     loss = knowledge_distillation(student, teacher, temperature=1000.0)
     (gradient,) = torch.autograd.grad(loss, student)
-    centred = (student - student.mean()) - (teacher - teacher.mean())
-    assert torch.allclose(gradient, centred.detach() / 6, atol=1e-3)
+    centerd = (student - student.mean()) - (teacher - teacher.mean())
+    assert torch.allclose(gradient, centerd.detach() / 6, atol=1e-3)
 
 
 def random_logits(seed: int, *, images: int = 6, classes: int = 5) -> torch.Tensor:

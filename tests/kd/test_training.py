@@ -108,7 +108,7 @@ def test_growing_images_are_not_the_views_that_the_teacher_saw() -> None:
         check_views(GuidanceConfig(fresh_views=False), growing)
 
 
-def test_the_report_says_what_was_minimised() -> None:
+def test_the_report_says_what_was_minimized() -> None:
     assert loss_text(GuidanceConfig()) == (
         "0.5 kd (temperature 4) + 0.5 labels; asked once about 1 view of each image"
     )

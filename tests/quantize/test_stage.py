@@ -69,7 +69,7 @@ def test_auto_repairs_and_falls_back_while_too_much_is_lost(digits: Data) -> Non
         "minmax ranges",
         "and corrected biases",
         "and equalized channels",
-        "and learnt rounding",
+        "and learned rounding",
     ]
     assert tried[4] == f"and {culprit} in float"
     assert best.plan.layout.float_layers == (culprit,)
@@ -222,4 +222,4 @@ def test_sensitivity_has_a_row_for_each_layer(run_copy: Path) -> None:
 def test_sensitivity_wants_a_float_checkpoint(run_copy: Path) -> None:
     result = CliRunner().invoke(main, ["sensitivity", str(run_copy / "3-quantize")])
     assert result.exit_code == 2
-    assert "quantised already" in result.output
+    assert "quantized already" in result.output

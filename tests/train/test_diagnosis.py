@@ -93,7 +93,7 @@ def test_patience_stops_and_keeps_the_best(digits: Data, tmp_path: Path) -> None
 
 
 class _Narrow(nn.Module):
-    """Sees no more than the mean grey of the four quarters."""
+    """Sees no more than the mean gray of the four quarters."""
 
     def __init__(self) -> None:
         super().__init__()
