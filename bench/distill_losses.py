@@ -46,7 +46,8 @@ from compress.report.render import host_text, markdown_table
 from compress.run.recipe import Network, Recipe, load_card
 from compress.run.runner import model_spec
 from compress.run.single_stage import data_of, measure_of
-from compress.train.loop import label_loss, train
+from compress.train.epoch import label_loss
+from compress.train.loop import train
 from compress.train.schedule import epochs_for, images_of_training
 
 CARD = "resnet18"

@@ -47,8 +47,9 @@ from compress.run.recipe import load_card
 from compress.run.runner import model_spec
 from compress.run.single_stage import data_of
 from compress.train.config import TrainConfig
+from compress.train.epoch import Loss, label_loss
 from compress.train.evaluate import first_pixels
-from compress.train.loop import Loss, label_loss, train
+from compress.train.loop import train
 from compress.train.precision import autocast, choose_precision
 
 RESULTS = Path(__file__).parent / "results" / "train_speed.json"

@@ -1,6 +1,6 @@
-"""Augmentation of single pictures, with a random generator of their own each.
+"""Augmentation of single images, with a random generator of their own each.
 
-torchvision's transforms draw from torch's global generator: pictures that are decoded in threads
+torchvision's transforms draw from torch's global generator: images that are decoded in threads
 would disturb each other, and the training's dropout.
 """
 
@@ -17,27 +17,27 @@ TRIES = 10
 
 
 def random_resized_crop(
-    picture: Image.Image, size: int, min_scale: float, generator: torch.Generator
+    image: Image.Image, size: int, min_scale: float, generator: torch.Generator
 ) -> Image.Image:
-    """Cuts a random part of a picture and resizes it, as torchvision's `RandomResizedCrop`.
+    """Cuts a random part of a image and resizes it, as torchvision's `RandomResizedCrop`.
 
     It draws the same numbers in the same order (Szegedy et al., arXiv 1409.4842, section 6).
 
     Args:
-        picture: of any size and mode.
+        image: of any size and mode.
         size: side of the result, pixels.
         min_scale: smallest share of the area that is kept.
         generator: the draw.
     """
-    left, top, width, height = _draw_box(*picture.size, min_scale, generator)
-    part = picture.crop((left, top, left + width, top + height))
+    left, top, width, height = _draw_box(*image.size, min_scale, generator)
+    part = image.crop((left, top, left + width, top + height))
     return part.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def _draw_box(
     width: int, height: int, min_scale: float, generator: torch.Generator
 ) -> tuple[int, int, int, int]:
-    """Returns left, top, width and height of a part of a picture, pixels."""
+    """Returns left, top, width and height of a part of a image, pixels."""
     low, high = torch.tensor(RATIO).log().tolist()
     for _ in range(TRIES):
         area = width * height * torch.empty(1).uniform_(min_scale, 1.0, generator=generator).item()
@@ -47,11 +47,11 @@ def _draw_box(
             top = int(torch.randint(0, height - h + 1, (1,), generator=generator))
             left = int(torch.randint(0, width - w + 1, (1,), generator=generator))
             return left, top, w, h
-    w = min(width, round(height * RATIO[1]))  # a long picture: its middle
+    w = min(width, round(height * RATIO[1]))  # a long image: its middle
     h = min(height, round(width / RATIO[0]))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def random_flip(picture: Image.Image, generator: torch.Generator) -> Image.Image:
-    """Mirrors half of all pictures."""
-    return ImageOps.mirror(picture) if float(torch.rand(1, generator=generator)) < 0.5 else picture
+def random_flip(image: Image.Image, generator: torch.Generator) -> Image.Image:
+    """Mirrors half of all images."""
+    return ImageOps.mirror(image) if float(torch.rand(1, generator=generator)) < 0.5 else image

@@ -15,7 +15,8 @@ from compress.kd.training import Guided
 from compress.measure.accuracy import accuracy, predict_split
 from compress.onnx_file import export_onnx
 from compress.train.config import TrainConfig
-from compress.train.loop import label_loss, train
+from compress.train.epoch import label_loss
+from compress.train.loop import train
 from compress.train.schedule import epochs_for
 from compress.train.state import Epoch
 

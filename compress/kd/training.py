@@ -26,8 +26,9 @@ from compress.kd.teachers import Voice, mean_answer, open_teacher
 from compress.log import track, warn
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
+from compress.train.epoch import Loss, TrainBatch, label_loss
 from compress.train.evaluate import evaluation_batch, first_pixels
-from compress.train.loop import Loss, TrainBatch, label_loss, train
+from compress.train.loop import train
 from compress.train.state import Epoch
 
 

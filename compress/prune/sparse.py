@@ -15,7 +15,7 @@ from compress.prune.config import PruneConfig
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
 from compress.train.config import TrainConfig
-from compress.train.loop import TrainBatch
+from compress.train.epoch import TrainBatch
 from compress.train.schedule import batch_size_for, steps_of_epoch
 
 PENALTY = 1e-4

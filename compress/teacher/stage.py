@@ -15,7 +15,8 @@ from compress.kd.teachers import Teacher
 from compress.log import warn
 from compress.teacher.config import TeacherConfig
 from compress.train.diagnosis import diagnose
-from compress.train.loop import label_loss, train
+from compress.train.epoch import label_loss
+from compress.train.loop import train
 
 UNTRAINED = (
     "the teacher was never trained: zero epochs from random weights; name weights in the card, a "

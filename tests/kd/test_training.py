@@ -12,7 +12,7 @@ from compress.kd.stored_logits import stored_logits
 from compress.kd.teachers import Voice, checkpoint_teacher, open_teacher
 from compress.kd.training import ask_all, guided_loss, views_to_ask
 from compress.train.config import TrainConfig
-from compress.train.loop import TrainBatch
+from compress.train.epoch import TrainBatch
 from tests.conftest import saved, student_spec
 
 

@@ -19,7 +19,7 @@ from compress.int8.restore import load_model
 from compress.measure.results import StageReport, read_stage_report
 from compress.prune.groups import find_groups
 from compress.prune.sparse import growing_penalty
-from compress.train.loop import TrainBatch
+from compress.train.epoch import TrainBatch
 from tests.conftest import student_spec
 
 QUICK = ("--steps", "1", "--epochs", "0", "--min-steps", "0")

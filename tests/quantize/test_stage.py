@@ -23,8 +23,9 @@ from compress.quantize.config import QuantizeConfig
 from compress.quantize.policy import Trials, choose
 from compress.quantize.qat import learn_scales
 from compress.train.config import TrainConfig
+from compress.train.epoch import label_loss
 from compress.train.evaluate import evaluate
-from compress.train.loop import label_loss, train
+from compress.train.loop import train
 from tests.conftest import student_spec
 from tests.int8.test_placement import briefly_trained, calibration
 
@@ -151,7 +152,8 @@ from compress.quantize.qat import learn_scales
 from compress.int8.restore import load_model
 from compress.run.single_stage import data_of
 from compress.train.config import TrainConfig
-from compress.train.loop import label_loss, train
+from compress.train.epoch import label_loss
+from compress.train.loop import train
 checkpoint = load_checkpoint(Path(sys.argv[1]))
 data = data_of(checkpoint)
 calibration = Calibration(

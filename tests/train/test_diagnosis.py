@@ -12,7 +12,8 @@ from compress.data.load import Data
 from compress.data.splits import TensorSplit
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
-from compress.train.loop import label_loss, train
+from compress.train.epoch import label_loss
+from compress.train.loop import train
 from compress.train.state import Epoch
 from tests.conftest import student_spec
 

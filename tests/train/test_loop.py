@@ -13,13 +13,9 @@ from compress.data.load import Data
 from compress.data.splits import TensorSplit
 from compress.files import read_checked
 from compress.train.config import MUON, TrainConfig
+from compress.train.epoch import NonFiniteLossError, TrainBatch, label_loss
 from compress.train.evaluate import evaluate
-from compress.train.loop import (
-    NonFiniteLossError,
-    TrainBatch,
-    label_loss,
-    train,
-)
+from compress.train.loop import train
 from compress.train.prepare import averaged, forget_initial_statistics
 from compress.train.state import STATE
 from tests.conftest import student_spec

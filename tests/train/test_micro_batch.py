@@ -10,7 +10,8 @@ from compress.data.load import Data
 from compress.errors import CompressError
 from compress.train import micro_batch
 from compress.train.config import TrainConfig
-from compress.train.loop import TrainBatch, label_loss, train
+from compress.train.epoch import TrainBatch, label_loss
+from compress.train.loop import train
 from compress.train.micro_batch import bytes_an_image, fitting_batch, free_memory
 from compress.train.state import Epoch
 from tests.conftest import student_spec
