@@ -65,14 +65,15 @@ def test_what_was_measured_before_is_told_and_dropped_when_asked(
     start = now()
     again = pruned(run_copy, "--latency-ratio", "0.7001")  # another key: it runs, and remembers
     table = {row["what"]: row for row in again.details["measurements"]}["layer latencies"]
-    assert table["remembered"] == table["count"] > 10
+    assert table["remembered"]
+    assert table["count"] > 10
     assert table["measured"] < start
     text = (run_copy / "own" / "report.md").read_text()
     assert "## Measurements" in text
     assert f"| layer latencies | {table['measured']} |" in text
     anew = pruned(run_copy, "--latency-ratio", "0.7001", "--remeasure")  # was done; runs again
     for row in anew.details["measurements"]:
-        assert (row["remembered"], row["measured"] >= start) == (0, True)
+        assert (row["remembered"], row["measured"] >= start) == (False, True)
     assert not (run_copy / "own" / MEASURED).exists()
 
 
