@@ -34,10 +34,10 @@ from compress.architectures.build import build
 from compress.checkpoint import load_checkpoint
 from compress.distill.ablation import seconds_of
 from compress.host import Host, describe_host
-from compress.kd.config import GuidanceConfig
+from compress.kd.config import KDConfig
 from compress.kd.context import Context
 from compress.kd.teachers import checkpoint_teacher
-from compress.kd.training import Guided, train_guided
+from compress.kd.training import KDResult, train_with_kd
 from compress.log import say
 from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.results import read_stage_report
@@ -53,14 +53,14 @@ from compress.train.schedule import epochs_for, images_of_training
 CARD = "resnet18"
 TEACHER = Path("runs/resnet18-fashion-mnist/0-teacher")
 ALONE, KD = "alone", "KD"
-STORED = Recipe.distill.guidance
-LIVE = dataclasses.replace(STORED, views=0)
+STORED = Recipe.distill.kd
+LIVE = dataclasses.replace(STORED, n_views=0)
 HINTS = "blocks.1:layer2,blocks.2:layer3"
-VARIANTS: Mapping[str, GuidanceConfig | None] = {
+VARIANTS: Mapping[str, KDConfig | None] = {
     KD: STORED,
     ALONE: None,
-    "KD, the views that the teacher saw": dataclasses.replace(STORED, views=2, fresh_views=False),
-    "KD, teacher asked at every step": LIVE,
+    "KD, stored views only": dataclasses.replace(STORED, n_views=2, fresh_views=False),
+    "KD, live teacher": LIVE,
     "KD, standardized logits": dataclasses.replace(STORED, soft_loss="standardized"),
     "DKD": dataclasses.replace(STORED, soft_loss="dkd"),
     "DIST": dataclasses.replace(STORED, soft_loss="dist"),
@@ -119,9 +119,9 @@ def results_file(card: str, epochs: int) -> Path:
 
 
 def train_and_score(
-    student: Network, guidance: GuidanceConfig | None, epochs: int, context: Context
+    student: Network, kd: KDConfig | None, epochs: int, context: Context
 ) -> Trained:
-    """Trains a new student with that guidance, or alone, and scores its file."""
+    """Trains a new student with KD or alone, and scores its file."""
     spec = model_spec(student, context.data)
     schedule = dataclasses.replace(Recipe.distill.train, epochs=epochs)
     torch.manual_seed(context.seed)
@@ -129,7 +129,7 @@ def train_and_score(
     title = f"seed {context.seed}"
     with tempfile.TemporaryDirectory() as scratch:
         inside = dataclasses.replace(context, folder=Path(scratch))
-        if guidance is None:
+        if kd is None:
             history = train(
                 model,
                 context.data,
@@ -139,34 +139,34 @@ def train_and_score(
                 folder=inside.folder,
                 title=title,
             )
-            guided = Guided(history=history, findings=[], asking_seconds=0.0)
+            trained = KDResult(history=history, findings=[], teacher_seconds=0.0)
         else:
-            guided = train_guided(model, guidance, schedule, inside, title)
+            trained = train_with_kd(model, kd, schedule, inside, title)
         path = inside.folder / "student.onnx"
         export_onnx(model, spec, path, digest="", stage="distill")
         test = context.data.test
         scores = accuracy(predict_split(path, test), test.labels.numpy())
-    seconds = guided.asking_seconds + seconds_of(guided.history)
+    seconds = trained.teacher_seconds + seconds_of(trained.history)
     return Trained(epochs=epochs, seconds=seconds, top1=scores.top1)
 
 
 def train_twice(
     student: Network,
-    guidance: GuidanceConfig | None,
+    kd: KDConfig | None,
     epochs: int,
     seconds: float | None,
     context: Context,
 ) -> tuple[Trained, Trained]:
     """Trains for so many epochs and for so many seconds; None takes the first for both."""
-    equal_epochs = train_and_score(student, guidance, epochs, context)
-    n_images, image_share = len(context.data.train), Recipe.distill.train.image_share
-    images: float = images_of_training(epochs, image_share, n_images)
+    equal_epochs = train_and_score(student, kd, epochs, context)
+    n_images, data_fraction = len(context.data.train), Recipe.distill.train.data_fraction
+    images: float = images_of_training(epochs, data_fraction, n_images)
     if seconds is not None:
         images *= seconds / equal_epochs.seconds
-    fitting = epochs_for(images, image_share, n_images)
+    fitting = epochs_for(images, data_fraction, n_images)
     if fitting == epochs:
         return equal_epochs, equal_epochs
-    return equal_epochs, train_and_score(student, guidance, fitting, context)
+    return equal_epochs, train_and_score(student, kd, fitting, context)
 
 
 def seconds_of_kd(path: Path, teachers: tuple[str, ...]) -> float | None:

@@ -137,7 +137,7 @@ def training(root: Path, *settings: str) -> Iterator[tuple[subprocess.Popen[byte
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "compress", "run", "resnet18", "--until", "teacher"]
         command += ["--data", f"imagefolder:{root}", "--out", f"{scratch}/run"]
-        for setting in ("teacher.train.min_steps=0", "teacher.train.first_size=1", *settings):
+        for setting in ("teacher.train.min_steps=0", "teacher.train.start_size=1", *settings):
             command += ["--set", setting]
         environment = {**os.environ, "COMPRESS_CACHE": str(root.parent / "cache")}
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:

@@ -252,7 +252,7 @@ RECIPE = {
     "data": {"validation": 0.1, "size": 32, "flip": "auto"},
     "measure": {"threads": 1},
     "teacher": {"train": {"epochs": 3, "lr": 0.005, "warmup": 0.2}},
-    "distill": {"guidance": {"alpha": 0.7}, "train": {"epochs": 2}},
+    "distill": {"kd": {"alpha": 0.7}, "train": {"epochs": 2}},
     "prune": {"latency_ratio": 0.5, "importance": "taylor"},
     "quantize": {"method": "auto", "calib": 64},
     "export": {"max_drop": 1.0},

@@ -37,10 +37,10 @@ from compress.host import Host, describe_host
 from compress.int8.placement import freeze, prepare
 from compress.int8.ptq import Calibration
 from compress.int8.restore import load_model
-from compress.kd.config import GuidanceConfig
+from compress.kd.config import KDConfig
 from compress.kd.context import Context
 from compress.kd.teachers import checkpoint_teacher
-from compress.kd.training import train_guided
+from compress.kd.training import train_with_kd
 from compress.log import say
 from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.cost import count_macs, count_parameters
@@ -202,8 +202,8 @@ def train_and_score(
     reestimate_batchnorm(model, context.data.train)
     with tempfile.TemporaryDirectory() as folder:
         inside = dataclasses.replace(context, folder=Path(folder))
-        guidance = GuidanceConfig(views=schedule.epochs)
-        train_guided(model, guidance, schedule, inside, f"seed {context.seed}")
+        kd = KDConfig(n_views=schedule.epochs)
+        train_with_kd(model, kd, schedule, inside, f"seed {context.seed}")
         config = QuantizeConfig()
         order = calibration_order(context.data.train, config.calib, seed=context.seed)
         calibration = Calibration(

@@ -36,11 +36,11 @@ from compress.data.load import Data
 from compress.data.splits import TensorSplit
 from compress.files import atomic_write, write_json
 from compress.host import Host, describe_host
-from compress.kd.config import GuidanceConfig
+from compress.kd.config import KDConfig
 from compress.kd.losses import knowledge_distillation
 from compress.kd.stored_logits import stored_logits
-from compress.kd.teachers import Voice, checkpoint_teacher, open_teacher
-from compress.kd.training import guided_loss, views_to_ask
+from compress.kd.teachers import TeacherModel, checkpoint_teacher, open_teacher
+from compress.kd.training import distillation_loss, views_to_store
 from compress.log import say
 from compress.report.render import host_text, markdown_table
 from compress.run.recipe import load_card
@@ -48,7 +48,7 @@ from compress.run.runner import model_spec
 from compress.run.single_stage import data_of
 from compress.train.config import TrainConfig
 from compress.train.epoch import Loss, label_loss
-from compress.train.evaluate import first_pixels
+from compress.train.evaluate import first_images
 from compress.train.loop import train
 from compress.train.precision import autocast, choose_precision
 
@@ -56,7 +56,7 @@ RESULTS = Path(__file__).parent / "results" / "train_speed.json"
 PAGE = RESULTS.with_suffix(".md")
 FOLDER = Path("runs/resnet18-fashion-mnist/0-teacher")
 CARD, PLAIN = "resnet18", "simple_cnn"
-IMAGES = {"plain CNN": 5120, "teacher": 2560, "student": 10240, "student, stored answers": 10240,
+IMAGES = {"plain CNN": 5120, "teacher": 2560, "student": 10240, "student, stored logits": 10240,
           "student, live teacher": 5120}  # fmt: skip
 BATCH = 256
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def bare(spec: ModelSpec, data: Data, soft: Callable[[Tensor, Tensor, Tensor], T
     split = data.train
     assert isinstance(split, TensorSplit)
     model = build(spec)
-    precision = choose_precision(model, first_pixels(split, BATCH), CPU, training=True)
+    precision = choose_precision(model, first_images(split, BATCH), CPU, training=True)
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     started = time.perf_counter()
@@ -134,7 +134,7 @@ def bare(spec: ModelSpec, data: Data, soft: Callable[[Tensor, Tensor, Tensor], T
     return len(split) / (time.perf_counter() - started)
 
 
-def first_images(split: TensorSplit, count: int) -> TensorSplit:
+def subset(split: TensorSplit, count: int) -> TensorSplit:
     """Returns a split with so many of the images."""
     return dataclasses.replace(split, images=split.images[:count], labels=split.labels[:count])
 
@@ -147,27 +147,27 @@ def give_memory_back() -> None:
     libc.malloc_trim(0)
 
 
-def compare(training: str, data: Data, voice: Voice, rounds: int) -> Row:
+def compare(training: str, data: Data, teacher: TeacherModel, rounds: int) -> Row:
     """Runs both loops in turns."""
     assert isinstance(data.train, TensorSplit)
     n = IMAGES[training]
     few = dataclasses.replace(
-        data, train=first_images(data.train, n), validation=first_images(data.train, BATCH)
+        data, train=subset(data.train, n), validation=subset(data.train, BATCH)
     )
-    start = dataclasses.replace(data, train=first_images(data.train, 2 * BATCH))
+    start = dataclasses.replace(data, train=subset(data.train, 2 * BATCH))
     card = load_card(PLAIN if training == "plain CNN" else CARD)
     spec = model_spec(card.teacher if training == "teacher" else card.student, data)
     loss = label_loss(0.0)
     soft: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda *_: torch.zeros(())  # noqa: E731
     if "," in training:
-        guidance = GuidanceConfig(views=int("stored" in training))
+        kd = KDConfig(n_views=int("stored" in training))
         with tempfile.TemporaryDirectory() as store:
-            stored = stored_logits([voice], few, views_to_ask(guidance, seed=0), store=Path(store))
-        loss = guided_loss([voice], stored, guidance, TrainConfig())
+            stored = stored_logits([teacher], few, views_to_store(kd, seed=0), store=Path(store))
+        loss = distillation_loss([teacher], stored, kd, TrainConfig())
 
         def soft(logits: Tensor, pixels: Tensor, index: Tensor) -> Tensor:
-            answers = stored.rows(index, 0) if stored.views else voice.ask(pixels)
-            return knowledge_distillation(logits, answers, temperature=guidance.temperature)
+            teacher_logits = stored.rows(index, 0) if stored.views else teacher.forward(pixels)
+            return knowledge_distillation(logits, teacher_logits, temperature=kd.temperature)
 
     turns = []
     for _ in range(1 + rounds):  # the first builds the kernels
@@ -179,7 +179,7 @@ def compare(training: str, data: Data, voice: Voice, rounds: int) -> Row:
     turns = turns[1:]
     row = Row(
         training=training,
-        precision=choose_precision(build(spec), first_pixels(few.train, BATCH), CPU, training=True),
+        precision=choose_precision(build(spec), first_images(few.train, BATCH), CPU, training=True),
         ours=statistics.median(one for one, _, _ in turns),
         bare=statistics.median(other for _, other, _ in turns),
         ratio=statistics.median(one / other for one, other, _ in turns),
@@ -231,9 +231,9 @@ def main(rounds: int, neighbor: bool) -> None:
         return
     checkpoint = load_checkpoint(FOLDER)
     data = data_of(checkpoint)
-    voice = open_teacher(checkpoint_teacher(checkpoint), data, CPU)
+    teacher = open_teacher(checkpoint_teacher(checkpoint), data, CPU)
     results = Results(
-        rows=tuple(compare(training, data, voice, rounds) for training in IMAGES),
+        rows=tuple(compare(training, data, teacher, rounds) for training in IMAGES),
         rounds=rounds,
         command=f"python -m bench.train_speed --rounds {rounds}",
         date=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -45,7 +45,7 @@ def test_ones_own_weights_and_folder(tmp_path: Path) -> None:
         str(card),
         *("--data", f"imagefolder:{tmp_path / 'pictures'}", "--out", str(tmp_path / "run")),
         *("--set", "data.size=32", "--set", "teacher.train.epochs=0", "--set", "quantize.calib=64"),
-        *("--set", "distill.guidance.alpha=0"),
+        *("--set", "distill.kd.alpha=0"),
     )
     stages = json.loads((tmp_path / "run" / "report.json").read_text())["stages"]
     # An untrained teacher knows nothing; with alpha = 0 the student learns from the labels alone.

@@ -22,7 +22,7 @@ TEACHER = (
     *("--set", "teacher.train.precision=fp32", "--set", "teacher.train.epochs=4"),
     *("--set", "teacher.train.min_steps=0", "--set", "teacher.train.batch_size=64"),
     *("--set", "teacher.train.optimizer=sgd", "--set", "teacher.train.lr=0.02"),
-    *("--set", "teacher.train.weight_decay=0", "--set", "teacher.train.image_share=1"),
+    *("--set", "teacher.train.weight_decay=0", "--set", "teacher.train.data_fraction=1"),
 )
 USER_NETWORK = """
 import os

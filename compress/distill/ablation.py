@@ -11,7 +11,7 @@ from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
 from compress.distributed import everywhere
 from compress.kd.context import Context
-from compress.kd.training import Guided
+from compress.kd.training import KDResult
 from compress.measure.accuracy import accuracy, predict_split
 from compress.onnx_file import export_onnx
 from compress.train.config import TrainConfig
@@ -30,12 +30,14 @@ class Alone:
     top1_ci95: tuple[float, float]
     epochs: int
     seconds: float
-    guided_epochs: int
-    guided_seconds: float
+    kd_epochs: int
+    kd_seconds: float
     """Of the distillation: the student's epochs and the teachers' answers."""
 
 
-def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context: Context) -> Alone:
+def train_alone(
+    spec: ModelSpec, schedule: TrainConfig, with_kd: KDResult, context: Context
+) -> Alone:
     """Trains a new student from the same seed for the time that the distillation took.
 
     Two epochs are trained to see how long one takes alone; the schedule's length follows from that.
@@ -43,7 +45,7 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context:
     Args:
         spec: the student.
         schedule: the distillation's.
-        guided: what the distillation was.
+        with_kd: what the distillation was.
         context: data, seed and folder.
     """
 
@@ -65,12 +67,12 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context:
         return model, history
 
     to_the_end = dataclasses.replace(schedule, min_steps=0, patience=0)
-    probe = dataclasses.replace(to_the_end, epochs=2, first_size=1.0)
+    probe = dataclasses.replace(to_the_end, epochs=2, start_size=1.0)
     _, (first, second) = trained(probe, "timed")
-    guided_seconds = guided.asking_seconds + seconds_of(guided.history)
+    kd_seconds = with_kd.teacher_seconds + seconds_of(with_kd.history)
     n_images = len(context.data.train)
-    images = n_images * epochs_in(guided_seconds, first.seconds, second.seconds)
-    epochs = epochs_for(images, schedule.image_share, n_images)
+    images = n_images * epochs_in(kd_seconds, first.seconds, second.seconds)
+    epochs = epochs_for(images, schedule.data_fraction, n_images)
     model, history = trained(dataclasses.replace(to_the_end, epochs=epochs), "alone")
     path = context.folder / "alone" / "model.onnx"
     export_onnx(model, spec, path, digest="", stage="distill")
@@ -81,8 +83,8 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, guided: Guided, context:
         top1_ci95=scores.top1_ci95,
         epochs=epochs,
         seconds=seconds_of(history),
-        guided_epochs=len(guided.history),
-        guided_seconds=guided_seconds,
+        kd_epochs=len(with_kd.history),
+        kd_seconds=kd_seconds,
     )
 
 

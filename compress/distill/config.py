@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from compress.kd.config import GuidanceConfig, check_views
+from compress.kd.config import KDConfig, check_kd
 from compress.train.config import MUON, TrainConfig
 
 
@@ -16,7 +16,7 @@ from compress.train.config import MUON, TrainConfig
 class DistillConfig:
     """Train the student with the teacher's help."""
 
-    guidance: GuidanceConfig = field(default=GuidanceConfig())
+    kd: KDConfig = field(default=KDConfig())
     train: TrainConfig = field(
         default=dataclasses.replace(MUON, epochs=12, batch_size=256, lr=0.01)
     )
@@ -29,4 +29,4 @@ class DistillConfig:
     ] = False
 
     def __post_init__(self) -> None:
-        check_views(self.guidance, self.train)
+        check_kd(self.kd, self.train)

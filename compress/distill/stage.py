@@ -14,7 +14,7 @@ from compress.distill.config import DistillConfig
 from compress.distributed import everywhere
 from compress.kd.config import loss_text
 from compress.kd.context import Context, Product
-from compress.kd.training import train_guided
+from compress.kd.training import train_with_kd
 
 
 def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:
@@ -27,16 +27,16 @@ def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:
     """
     torch.manual_seed(context.seed)
     model = build(student)
-    guided = everywhere(train_guided, model, config.guidance, config.train, context, "distill")
-    findings = [str(finding) for finding in guided.findings]
+    trained = everywhere(train_with_kd, model, config.kd, config.train, context, "distill")
+    findings = [str(finding) for finding in trained.findings]
     details: dict[str, Any] = {
         "student": {"architecture": student.architecture, **student.arguments},
         "teachers": [f"{teacher.path} (weight {teacher.weight:g})" for teacher in context.teachers],
-        "loss": loss_text(config.guidance),
-        "asking_seconds": guided.asking_seconds,
-        "epochs": len(guided.history),
+        "loss": loss_text(config.kd),
+        "teacher_seconds": trained.teacher_seconds,
+        "epochs": len(trained.history),
         "findings": findings,
     }
     if config.ablation:
-        details["alone"] = dataclasses.asdict(train_alone(student, config.train, guided, context))
+        details["alone"] = dataclasses.asdict(train_alone(student, config.train, trained, context))
     return Product(model=model, spec=student, details=details)

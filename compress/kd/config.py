@@ -12,7 +12,7 @@ from compress.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidanceConfig:
+class KDConfig:
     """How the teacher's answers enter the loss."""
 
     soft_loss: Annotated[
@@ -32,7 +32,7 @@ class GuidanceConfig:
     beta: Annotated[
         float, Field(ge=0, description="DKD: weight of what is said about the wrong classes.")
     ] = 2.0
-    views: Annotated[
+    n_views: Annotated[
         int,
         Field(
             ge=0,
@@ -52,7 +52,7 @@ class GuidanceConfig:
         str,
         Field(
             description="Inner layers to compare with the first teacher's, STUDENT:TEACHER by "
-            "commas, e.g. blocks.2:layer3; needs views = 0."
+            "commas, e.g. blocks.2:layer3; needs n_views = 0."
         ),
     ] = ""
     hint_loss: Annotated[
@@ -67,32 +67,32 @@ class GuidanceConfig:
     ] = 1.0
 
 
-def check_views(guidance: GuidanceConfig, train: TrainConfig) -> None:
+def check_kd(kd: KDConfig, train: TrainConfig) -> None:
     """Raises CompressError if the teacher's stored answers would not do."""
-    if guidance.views and guidance.hints:
+    if kd.n_views and kd.hints:
         raise CompressError(
-            "hints compare features, which are not stored; set guidance.views = 0 (--views 0) to "
+            "hints compare features, which are not stored; set kd.n_views = 0 (--n-views 0) to "
             "ask the teacher at every step"
         )
-    if guidance.views and train.mixup:
+    if kd.n_views and train.mixup:
         raise CompressError(
-            "the teacher's stored answers (views > 0) are not to pictures that mixup blends; set "
-            "guidance.views = 0 (--views 0) to ask the teacher at every step"
+            "the teacher's stored answers (n_views > 0) are not to pictures that mixup blends; set "
+            "kd.n_views = 0 (--n-views 0) to ask the teacher at every step"
         )
-    if guidance.views and not guidance.fresh_views and train.first_size < 1:
+    if kd.n_views and not kd.fresh_views and train.start_size < 1:
         raise CompressError(
-            "growing images (first_size < 1) are not the views that the teacher saw; leave "
-            "guidance.fresh_views on, or set guidance.views = 0"
+            "growing images (start_size < 1) are not the views that the teacher saw; leave "
+            "kd.fresh_views on, or set kd.n_views = 0"
         )
 
 
-def loss_text(guidance: GuidanceConfig) -> str:
+def loss_text(kd: KDConfig) -> str:
     """Returns what is minimized, in a line: `0.5 kd (temperature 4) + 0.5 labels; ...`."""
     parts = [
-        f"{guidance.alpha:g} {guidance.soft_loss} (temperature {guidance.temperature:g})",
-        f"{1 - guidance.alpha:g} labels",
+        f"{kd.alpha:g} {kd.soft_loss} (temperature {kd.temperature:g})",
+        f"{1 - kd.alpha:g} labels",
     ]
-    if guidance.hints:
-        parts.append(f"{guidance.hint_weight:g} {guidance.hint_loss} of {guidance.hints}")
-    asked = f"once about {guidance.views} view{'s' if guidance.views > 1 else ''} of each image"
-    return f"{' + '.join(parts)}; asked {asked if guidance.views else 'at every step'}"
+    if kd.hints:
+        parts.append(f"{kd.hint_weight:g} {kd.hint_loss} of {kd.hints}")
+    asked = f"once about {kd.n_views} view{'s' if kd.n_views > 1 else ''} of each image"
+    return f"{' + '.join(parts)}; asked {asked if kd.n_views else 'at every step'}"

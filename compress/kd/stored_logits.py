@@ -17,7 +17,7 @@ from compress import distributed
 from compress.data.load import Data
 from compress.data.splits import View
 from compress.files import atomic_write, write_text
-from compress.kd.teachers import Voice, mean_answer
+from compress.kd.teachers import TeacherModel, mean_logits
 from compress.log import say, track
 from compress.train.evaluate import evaluation_batch
 
@@ -43,21 +43,21 @@ class StoredLogits:
         if view is not None:
             return self._mean(self.views[view], index)
         means = [self._mean(one, index) for one in self.views]
-        return mean_answer(means, [1] * len(means))
+        return mean_logits(means, [1] * len(means))
 
     def _mean(self, teachers: Sequence[np.ndarray], index: Tensor) -> Tensor:
         places = index.numpy()
         rows = [torch.from_numpy(np.asarray(logits[places])).float() for logits in teachers]
-        return mean_answer(rows, self.weights)
+        return mean_logits(rows, self.weights)
 
 
 def stored_logits(
-    voices: Sequence[Voice], data: Data, views: Sequence[View | None], *, store: Path
+    teachers: Sequence[TeacherModel], data: Data, views: Sequence[View | None], *, store: Path
 ) -> StoredLogits:
     """Opens the teachers' logits of views of the training split; computes those that are missing.
 
     Args:
-        voices: the teachers.
+        teachers: the teachers.
         data: its training split.
         views: augmented ones, or None for the images as they are.
         store: folder for the logits; stages of one run share it.
@@ -65,16 +65,16 @@ def stored_logits(
     found, seconds = [], 0.0
     for view in views:
         of_view = []
-        for voice in voices:
-            facts = f"{voice.teacher.digest} {data.fingerprint} {view}"
+        for teacher in teachers:
+            facts = f"{teacher.source.digest} {data.fingerprint} {view}"
             path = store / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npy"
             shape = (len(data.train), len(data.class_names))
             if not distributed.decide(lambda path=path, shape=shape: _is_whole(path, shape)):  # type: ignore[misc]
-                _compute(voice, data, view, path)
+                _compute(teacher, data, view, path)
             of_view.append(np.load(path, mmap_mode="r"))
             seconds += json.loads(_seconds_file(path).read_text(encoding="utf-8"))["seconds"]
         found.append(tuple(of_view))
-    weights = tuple(voice.teacher.weight for voice in voices)
+    weights = tuple(teacher.source.weight for teacher in teachers)
     return StoredLogits(views=tuple(found), weights=weights, seconds=seconds)
 
 
@@ -96,10 +96,10 @@ def _is_whole(path: Path, shape: tuple[int, int]) -> bool:
     return whole
 
 
-def _compute(voice: Voice, data: Data, view: View | None, path: Path) -> None:
+def _compute(teacher: TeacherModel, data: Data, view: View | None, path: Path) -> None:
     """Writes a teacher's logits as they come; all processes compute, the first one writes."""
     started = time.perf_counter()
-    parts = _logits(voice, data, view)
+    parts = _logits(teacher, data, view)
     if not distributed.is_first():
         for _ in parts:
             pass
@@ -117,17 +117,17 @@ def _compute(voice: Voice, data: Data, view: View | None, path: Path) -> None:
     distributed.wait_for_all()
 
 
-def _logits(voice: Voice, data: Data, view: View | None) -> Iterator[Tensor]:
+def _logits(teacher: TeacherModel, data: Data, view: View | None) -> Iterator[Tensor]:
     """Yields float16 logits `[N, classes]` of consecutive images, whoever computed them."""
     size, device = evaluation_batch(data.train), distributed.device()
     processes, place = distributed.processes(), distributed.place()
     blocks = torch.arange(len(data.train)).split(size * processes)
     mine = [block[place * size : (place + 1) * size] for block in blocks]
     batches = iter(data.train.batches(size, order=torch.cat(mine), view=view))
-    title = f"{voice.teacher.path.name}'s answers" + (f", view {view.number + 1}" if view else "")
+    title = f"{teacher.source.path.name}'s answers" + (f", view {view.number + 1}" if view else "")
     for block, own in zip(track(blocks, title, total=len(blocks)), mine, strict=True):
         padded = torch.zeros(size, len(data.class_names), dtype=torch.float16)
         if len(own):
-            logits = voice.ask(next(batches).images.to(device).float())
+            logits = teacher.forward(next(batches).images.to(device).float())
             padded[: len(own)] = logits.half().cpu()
         yield torch.cat(distributed.gathered(padded))[: len(block)]

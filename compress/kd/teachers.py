@@ -20,10 +20,10 @@ from compress.host import allowed_cores
 from compress.int8.restore import load_model
 from compress.measure.runtime import open_session, run_session
 from compress.onnx_file import read_facts
-from compress.train.evaluate import evaluation_batch, first_pixels
+from compress.train.evaluate import evaluation_batch, first_images
 from compress.train.precision import autocast, choose_precision
 
-Ask = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 """From pixels 0..255, float `[N, C, H, W]`, to float32 logits `[N, classes]`."""
 
 
@@ -42,11 +42,11 @@ class Teacher:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Voice:
+class TeacherModel:
     """A teacher, opened."""
 
-    teacher: Teacher
-    ask: Ask
+    source: Teacher
+    forward: Forward
     model: nn.Module | None
     """None if it is an ONNX file."""
 
@@ -121,7 +121,7 @@ def check_teacher(teacher: Teacher, data: Data) -> None:
         )
 
 
-def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> Voice:
+def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> TeacherModel:
     """Makes a teacher ready to be asked about a data set's pixels, of whatever size.
 
     Raises:
@@ -145,22 +145,22 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> Voice:
             whole = sized(pixels).round().clamp(0, 255).to(torch.uint8).cpu()
             return torch.from_numpy(run_session(session, as_numpy(whole))).to(pixels.device)
 
-        return Voice(teacher=teacher, ask=run, model=None)
+        return TeacherModel(source=teacher, forward=run, model=None)
     model = load_model(teacher.checkpoint).to(device).to(memory_format=torch.channels_last)
     model.requires_grad_(requires_grad=False)
-    probe = sized(first_pixels(data.train, evaluation_batch(data.train)).float()).to(torch.uint8)
+    probe = sized(first_images(data.train, evaluation_batch(data.train)).float()).to(torch.uint8)
     precision = distributed.decide(lambda: choose_precision(model, probe, device, training=False))
 
     @torch.no_grad()
-    def ask(pixels: Tensor) -> Tensor:
+    def forward(pixels: Tensor) -> Tensor:
         pixels = sized(pixels).contiguous(memory_format=torch.channels_last)
         with autocast(precision, device):
             return model(pixels).float()  # type: ignore[no-any-return]
 
-    return Voice(teacher=teacher, ask=ask, model=model)
+    return TeacherModel(source=teacher, forward=forward, model=model)
 
 
-def mean_answer(answers: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def mean_logits(answers: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Returns the weighted mean of teachers' logits, each centerd, float `[N, classes]`.
 
     The softmax of it is the geometric mean of the teachers' probabilities at any temperature

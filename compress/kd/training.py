@@ -12,7 +12,7 @@ from compress import distributed
 from compress.data.load import Data
 from compress.data.splits import View
 from compress.errors import CompressError
-from compress.kd.config import GuidanceConfig, check_views
+from compress.kd.config import KDConfig, check_kd
 from compress.kd.context import Context
 from compress.kd.features import Hinted
 from compress.kd.losses import (
@@ -22,24 +22,24 @@ from compress.kd.losses import (
     standardized,
 )
 from compress.kd.stored_logits import StoredLogits, stored_logits
-from compress.kd.teachers import Voice, mean_answer, open_teacher
+from compress.kd.teachers import TeacherModel, mean_logits, open_teacher
 from compress.log import track, warn
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
 from compress.train.epoch import Loss, TrainBatch, label_loss
-from compress.train.evaluate import evaluation_batch, first_pixels
+from compress.train.evaluate import evaluation_batch, first_images
 from compress.train.loop import train
 from compress.train.state import Epoch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guided:
+class KDResult:
     """What a training with a teacher's help came to."""
 
     history: list[Epoch]
     findings: list[Finding]
     """Troubles that it showed."""
-    asking_seconds: float
+    teacher_seconds: float
     """What the teachers' stored answers took; live ones are part of the training."""
 
     @property
@@ -48,20 +48,20 @@ class Guided:
         return self.history[-1].validation_top1 if self.history else None
 
 
-def train_guided(
+def train_with_kd(
     model: nn.Module,
-    guidance: GuidanceConfig,
+    kd: KDConfig,
     schedule: TrainConfig,
     context: Context,
     title: str,
     *,
     penalty: Callable[[TrainBatch], Tensor] | None = None,
-) -> Guided:
+) -> KDResult:
     """Trains a model in place with the help of the context's teacher.
 
     Args:
         model: takes pixels.
-        guidance: how the teacher helps.
+        kd: how the teacher helps.
         schedule: of the training.
         context: data, seed, folders and the teachers.
         title: names the training in the progress bar.
@@ -70,17 +70,17 @@ def train_guided(
     """
     assert context.teachers
     data, device = context.data, distributed.device()
-    voices = [open_teacher(teacher, data, device) for teacher in context.teachers]
-    confusion = teachers_confusion(voices, data)
+    teachers = [open_teacher(teacher, data, device) for teacher in context.teachers]
+    confusion = teacher_confusion(teachers, data)
     findings = diagnose_labels(confusion.tolist(), data.class_names)
     for finding in findings:
         warn(f"  {finding}")
-    views = views_to_ask(guidance, context.seed)
-    stored = stored_logits(voices, data, views, store=context.store)
-    losses = [guided_loss(voices, stored, guidance, schedule)]
-    hinted = _with_hints(model, voices[0], guidance, data) if guidance.hints else None
+    views = views_to_store(kd, context.seed)
+    stored = stored_logits(teachers, data, views, store=context.store)
+    losses = [distillation_loss(teachers, stored, kd, schedule)]
+    hinted = _with_hints(model, teachers[0], kd, data) if kd.hints else None
     if hinted is not None:
-        losses.append(lambda _logits, _batch: guidance.hint_weight * hinted.hint_loss())
+        losses.append(lambda _logits, _batch: kd.hint_weight * hinted.hint_loss())
     if penalty is not None:
         losses.append(lambda _logits, batch: (extra := penalty(batch)) - extra.detach())
     history = train(
@@ -91,7 +91,7 @@ def train_guided(
         seed=context.seed,
         folder=context.folder,
         title=title,
-        views=0 if guidance.fresh_views else guidance.views,
+        n_views=0 if kd.fresh_views else kd.n_views,
     )
     if hinted is not None:
         hinted.stop()
@@ -100,20 +100,22 @@ def train_guided(
     about_student = diagnose_student(history, teacher_top1, len(data.validation))
     for finding in about_student:
         warn(f"  {finding}")
-    return Guided(history=history, findings=findings + about_student, asking_seconds=stored.seconds)
+    return KDResult(
+        history=history, findings=findings + about_student, teacher_seconds=stored.seconds
+    )
 
 
-def _with_hints(model: nn.Module, voice: Voice, guidance: GuidanceConfig, data: Data) -> Hinted:
+def _with_hints(model: nn.Module, teacher: TeacherModel, kd: KDConfig, data: Data) -> Hinted:
     """Returns the model with what compares its features with the first teacher's."""
-    if voice.model is None:
+    if teacher.model is None:
         raise CompressError("hints need a teacher whose layers can be seen: a checkpoint, not ONNX")
-    pixels = first_pixels(data.train, 2).to(distributed.device())
+    pixels = first_images(data.train, 2).to(distributed.device())
     model.to(pixels.device)
-    return Hinted(model, voice.model, guidance.hints, guidance.hint_loss, pixels)
+    return Hinted(model, teacher.model, kd.hints, kd.hint_loss, pixels)
 
 
 @torch.no_grad()
-def teachers_confusion(voices: Sequence[Voice], data: Data) -> Tensor:
+def teacher_confusion(teachers: Sequence[TeacherModel], data: Data) -> Tensor:
     """Counts validation images by label and by the teachers' answer, int64 `[classes, classes]`."""
     device, split = distributed.device(), data.validation
     classes, size = len(data.class_names), evaluation_batch(split)
@@ -121,69 +123,67 @@ def teachers_confusion(voices: Sequence[Voice], data: Data) -> Tensor:
     own = torch.arange(len(split))[distributed.place() :: distributed.processes()]
     batches = split.batches(size, order=own)
     for batch in track(batches, "asking the teacher", total=-(-len(own) // size)):
-        answers = ask_all(voices, batch.images.to(device).float()).argmax(1).cpu()
+        answers = ensemble_logits(teachers, batch.images.to(device).float()).argmax(1).cpu()
         counts.index_put_((batch.labels, answers), torch.tensor(1), accumulate=True)
     return distributed.total(counts)
 
 
-def ask_all(voices: Sequence[Voice], pixels: Tensor) -> Tensor:
+def ensemble_logits(teachers: Sequence[TeacherModel], pixels: Tensor) -> Tensor:
     """Returns the teachers' common answer, float32 logits `[N, classes]`."""
-    answers = [voice.ask(pixels) for voice in voices]
-    return mean_answer(answers, [voice.teacher.weight for voice in voices])
+    answers = [teacher.forward(pixels) for teacher in teachers]
+    return mean_logits(answers, [teacher.source.weight for teacher in teachers])
 
 
-def views_to_ask(guidance: GuidanceConfig, seed: int) -> list[View | None]:
+def views_to_store(kd: KDConfig, seed: int) -> list[View | None]:
     """Returns the views whose answers are stored; None is the picture as it is.
 
     With fresh views that picture is the first: its answer holds for all of them, that to a crop
     with little on it would not.
     """
-    views: list[View | None] = [View(seed=seed, number=number) for number in range(guidance.views)]
-    return [None, *views[1:]] if guidance.fresh_views and views else views
+    views: list[View | None] = [View(seed=seed, number=number) for number in range(kd.n_views)]
+    return [None, *views[1:]] if kd.fresh_views and views else views
 
 
-def guided_loss(
-    voices: Sequence[Voice], stored: StoredLogits, guidance: GuidanceConfig, schedule: TrainConfig
+def distillation_loss(
+    teachers: Sequence[TeacherModel], stored: StoredLogits, kd: KDConfig, schedule: TrainConfig
 ) -> Loss:
     """Returns `alpha * soft_loss(teachers) + (1 - alpha) * cross-entropy(labels)`.
 
     Args:
-        voices: the teachers.
+        teachers: the teachers.
         stored: their logits, if they are not asked live.
-        guidance: weights and temperature.
+        kd: weights and temperature.
         schedule: what the loss will be used in.
 
     Raises:
         CompressError: stored answers together with mixup, which blends pictures after the teacher
             saw them.
     """
-    check_views(guidance, schedule)
+    check_kd(kd, schedule)
     labels = label_loss(schedule.label_smoothing)
 
     def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
-        if not guidance.views:
-            answers = ask_all(voices, batch.pixels)
+        if not kd.n_views:
+            answers = ensemble_logits(teachers, batch.pixels)
         else:
-            view = None if guidance.fresh_views else batch.view.number
+            view = None if kd.fresh_views else batch.view.number
             answers = stored.rows(batch.index, view).to(logits.device)
-        soft = soft_loss(logits, answers, batch, guidance)
-        return guidance.alpha * soft + (1 - guidance.alpha) * labels(logits, batch)
+        soft = soft_loss(logits, answers, batch, kd)
+        return kd.alpha * soft + (1 - kd.alpha) * labels(logits, batch)
 
     return loss
 
 
-def soft_loss(
-    student: Tensor, teacher: Tensor, batch: TrainBatch, guidance: GuidanceConfig
-) -> Tensor:
+def soft_loss(student: Tensor, teacher: Tensor, batch: TrainBatch, kd: KDConfig) -> Tensor:
     """Returns the loss against the teacher's logits that the settings name."""
-    temperature = guidance.temperature
-    if guidance.soft_loss == "dkd":
+    temperature = kd.temperature
+    if kd.soft_loss == "dkd":
         target = batch.targets.argmax(1)
         return decoupled_distillation(
-            student, teacher, target, temperature=temperature, beta=guidance.beta
+            student, teacher, target, temperature=temperature, beta=kd.beta
         )
-    if guidance.soft_loss == "dist":
+    if kd.soft_loss == "dist":
         return relational_distillation(student, teacher, temperature=temperature)
-    if guidance.soft_loss == "standardized":
+    if kd.soft_loss == "standardized":
         student, teacher = standardized(student), standardized(teacher)
     return knowledge_distillation(student, teacher, temperature=temperature)

@@ -30,8 +30,8 @@ class _AloneDetails:
     top1_ci95: tuple[Percent, Percent]
     epochs: int
     seconds: float
-    guided_epochs: int
-    guided_seconds: float
+    kd_epochs: int
+    kd_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

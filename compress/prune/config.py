@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.kd.config import GuidanceConfig, check_views
+from compress.kd.config import KDConfig, check_kd
 from compress.train.config import MUON, TrainConfig
 
 
@@ -62,10 +62,10 @@ class PruneConfig:
             "important channels.",
         ),
     ] = 0
-    guidance: GuidanceConfig = field(default=GuidanceConfig())
+    kd: KDConfig = field(default=KDConfig())
     train: TrainConfig = field(
         default=dataclasses.replace(MUON, epochs=8, batch_size=256, lr=0.003)
     )
 
     def __post_init__(self) -> None:
-        check_views(self.guidance, self.train)
+        check_kd(self.kd, self.train)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compress.architectures.build import Classifier, example_input
 from compress.kd.context import Context
-from compress.kd.training import train_guided
+from compress.kd.training import train_with_kd
 from compress.prune.config import PruneConfig
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
@@ -35,7 +35,7 @@ def train_sparse(model: Classifier, config: PruneConfig, context: Context) -> No
     n_images = len(context.data.train)
     steps = schedule.epochs * steps_of_epoch(n_images, batch_size_for(schedule, n_images))
     penalty = growing_penalty(model.network, groups, steps)
-    train_guided(model, config.guidance, schedule, context, "sparse training", penalty=penalty)
+    train_with_kd(model, config.kd, schedule, context, "sparse training", penalty=penalty)
 
 
 def growing_penalty(

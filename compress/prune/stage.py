@@ -16,7 +16,7 @@ from compress.checkpoint import Checkpoint
 from compress.distributed import everywhere
 from compress.int8.restore import load_model
 from compress.kd.context import Context, Product
-from compress.kd.training import train_guided
+from compress.kd.training import train_with_kd
 from compress.log import say, waiting, warn
 from compress.prune.batchnorm import reestimate_batchnorm
 from compress.prune.config import PruneConfig
@@ -115,11 +115,11 @@ def _recover(model: Classifier, config: PruneConfig, context: Context, number: i
         title = f"prune, cut {number}"
         context = dataclasses.replace(context, folder=context.folder / f"cut-{number}")
         context.folder.mkdir(exist_ok=True)
-    guided = everywhere(train_guided, model, config.guidance, schedule, context, title)
+    trained = everywhere(train_with_kd, model, config.kd, schedule, context, title)
     return Recovery(
         top1_raw=raw,
         top1_batchnorm=reestimated,
-        top1_trained=guided.validation_top1 or reestimated,
+        top1_trained=trained.validation_top1 or reestimated,
     )
 
 

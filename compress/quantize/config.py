@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.kd.config import GuidanceConfig, check_views
+from compress.kd.config import KDConfig, check_kd
 from compress.train.config import TrainConfig
 
 
@@ -64,11 +64,11 @@ class QuantizeConfig:
             description="7-bit weights in layers whose sums would saturate on chips without VNNI."
         ),
     ] = False
-    guidance: GuidanceConfig = field(default=GuidanceConfig())
+    kd: KDConfig = field(default=KDConfig())
     train: TrainConfig = field(
         # Rounding to 256 levels leaves nothing of bf16's 8 bits to spare.
         default=TrainConfig(epochs=2, batch_size=128, lr=0.003, precision="fp32")
     )
 
     def __post_init__(self) -> None:
-        check_views(self.guidance, self.train)
+        check_kd(self.kd, self.train)

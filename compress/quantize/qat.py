@@ -6,7 +6,7 @@ from torch import fx
 
 from compress.int8.placement import layers_of, quantizers_of
 from compress.kd.context import Context
-from compress.kd.training import train_guided
+from compress.kd.training import train_with_kd
 from compress.quantize.config import QuantizeConfig
 
 
@@ -26,4 +26,4 @@ def train_quantized(placed: fx.GraphModule, config: QuantizeConfig, context: Con
     is little to learn, and what is trained is what ships.
     """
     learn_scales(placed)
-    train_guided(placed, config.guidance, config.train, context, "qat")
+    train_with_kd(placed, config.kd, config.train, context, "qat")

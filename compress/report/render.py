@@ -151,7 +151,7 @@ def ablation_text(stage: StageReport) -> str:
         verdict = "whether the teacher paid is within the test's uncertainty"
     return (
         f"{verdict} ({gain:+.2f} points): with it {stage.top1:.2f} % in "
-        f"{_epochs(alone['guided_epochs'])} and {alone['guided_seconds']:.0f} s, alone "
+        f"{_epochs(alone['kd_epochs'])} and {alone['kd_seconds']:.0f} s, alone "
         f"{alone['top1']:.2f} % in {_epochs(alone['epochs'])} and {alone['seconds']:.0f} s"
     )
 

@@ -43,7 +43,7 @@ from compress.train.state import STATE
 
 LOCK, OWNER = ".lock", ".owner.json"
 """Held by the process that works on the run, and who that is."""
-STORE = "teacher-answers"
+STORE = "teacher-logits"
 """Stored teacher logits, shared by the run's stages."""
 WORK_FILE = "work.json"
 """In a stage's working folder: what it is worked on for, and the seconds so far."""

@@ -20,6 +20,6 @@ class TeacherConfig:
             lr=0.005,
             label_smoothing=0.05,
             warmup=0.2,
-            first_size=0.5,
+            start_size=0.5,
         )
     )

@@ -61,7 +61,7 @@ class TrainConfig:
     mixup: Annotated[
         float, Field(ge=0, description="Alpha of mixup's Beta distribution; 0 mixes nothing.")
     ] = 0.0
-    first_size: Annotated[
+    start_size: Annotated[
         float,
         Field(
             gt=0,
@@ -70,7 +70,7 @@ class TrainConfig:
             "it grows to 1 by the last epoch.",
         ),
     ] = 1.0
-    image_share: Annotated[
+    data_fraction: Annotated[
         float,
         Field(
             gt=0,
@@ -100,5 +100,5 @@ class TrainConfig:
     ] = False
 
 
-MUON = TrainConfig(optimizer="muon", momentum=0.95, weight_decay=0.1, image_share=0.5)
+MUON = TrainConfig(optimizer="muon", momentum=0.95, weight_decay=0.1, data_fraction=0.5)
 """What the stages' schedules start from."""

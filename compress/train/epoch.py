@@ -83,7 +83,7 @@ class Training:
     loss: Loss
     seed: int
     title: str
-    views: int
+    n_views: int
     shown: tuple[int, ...]
     """Images of each epoch, of all processes together."""
     steps: tuple[int, ...]
@@ -96,7 +96,7 @@ class Training:
     def image_size(self, epoch: int) -> int:
         """Returns the side of an epoch's images, pixels."""
         full = self.data.preprocess.size
-        return image_size(epoch, len(self.steps), self.config.first_size, full)
+        return image_size(epoch, len(self.steps), self.config.start_size, full)
 
 
 def train_epoch(run: Training, epoch: int) -> tuple[float, float, float]:
@@ -110,7 +110,7 @@ def train_epoch(run: Training, epoch: int) -> tuple[float, float, float]:
     salt = (2, distributed.place()) if distributed.place() else (2,)
     _seed_all(this_epoch.generator(*salt).initial_seed() % 2**31)  # dropout, stochastic depth
     generator = this_epoch.generator(1)
-    view = View(seed=run.seed, number=epoch % run.views) if run.views else this_epoch
+    view = View(seed=run.seed, number=epoch % run.n_views) if run.n_views else this_epoch
     order = order_of_epoch(run.losses, run.shown[epoch], generator)
     steps, before = run.steps[epoch], sum(run.steps[:epoch])
     own_batch = config.batch_size // distributed.processes()
@@ -137,7 +137,7 @@ def train_epoch(run: Training, epoch: int) -> tuple[float, float, float]:
             total += value.detach()
             right += (logits.argmax(1) == batch.targets.argmax(1)).sum()
             seen += len(logits)
-            if config.image_share < 1:
+            if config.data_fraction < 1:
                 own = F.cross_entropy(logits.detach().float(), batch.targets, reduction="none")
                 told.append((batch.index.to(device), own))
         if config.clip_norm:

@@ -54,11 +54,11 @@ def evaluate(
 
 def evaluation_batch(split: Split) -> int:
     """Returns the images that are scored at once: fewer of large ones."""
-    pixels = first_pixels(split, 1)
+    pixels = first_images(split, 1)
     return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels[0, 0].numel()))
 
 
-def first_pixels(split: Split, count: int) -> Tensor:
+def first_images(split: Split, count: int) -> Tensor:
     """Returns so many images of a split, uint8 `[N, C, H, W]`, to try something out on."""
     count = min(count, len(split))
     return next(iter(split.batches(count, order=torch.arange(count)))).images

@@ -19,7 +19,7 @@ from compress.log import say, waiting, warn
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import diagnose
 from compress.train.epoch import Loss, Training, train_epoch
-from compress.train.evaluate import evaluate, first_pixels
+from compress.train.evaluate import evaluate, first_images
 from compress.train.micro_batch import PROBE_IMAGES, fitting_batch
 from compress.train.precision import Precision, choose_precision
 from compress.train.prepare import (
@@ -50,7 +50,7 @@ def train(
     seed: int,
     folder: Path,
     title: str,
-    views: int = 0,
+    n_views: int = 0,
 ) -> list[Epoch]:
     """Trains a model in place.
 
@@ -62,7 +62,7 @@ def train(
         seed: fixes order, augmentation, mixup and dropout.
         folder: where `training.pt` lets an interrupted run continue, and `history.jsonl` grows.
         title: names the run in the progress bar.
-        views: the augmented views are used in turn, this many; 0 takes a new one each epoch.
+        n_views: the augmented views are used in turn, this many; 0 takes a new one each epoch.
 
     Returns:
         A row for each epoch, those of an interrupted run included.
@@ -103,7 +103,7 @@ def train(
         loss=loss,
         seed=seed,
         title=title,
-        views=views,
+        n_views=n_views,
         shown=shown,
         steps=steps,
         losses=losses,
@@ -173,11 +173,11 @@ def _fitting_step(
     if state is not None:
         return state["history"][-1]["precision"], state["micro_batch"]
     own_batch = config.batch_size // distributed.processes()
-    few = first_pixels(data.train, PROBE_IMAGES)
+    few = first_images(data.train, PROBE_IMAGES)
     if config.precision == "auto":
         fits = fitting_batch(model, few, own_batch, device, "fp32")
         with waiting("timing fp32 and bf16"):
-            pixels = first_pixels(data.train, fits)
+            pixels = first_images(data.train, fits)
             precision = distributed.decide(
                 lambda: choose_precision(model, pixels, device, training=True)
             )

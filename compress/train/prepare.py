@@ -80,15 +80,15 @@ def possible_size(
 
     Transformers and dense layers are bound to one; a black image of the first size finds out.
     """
-    if config.first_size == 1:
+    if config.start_size == 1:
         return config
-    size = image_size(0, 2, config.first_size, data.preprocess.size)
+    size = image_size(0, 2, config.start_size, data.preprocess.size)
     was_training = model.training
     try:
         model.eval()(torch.zeros(1, data.preprocess.channels, size, size, device=device))
     except (RuntimeError, AssertionError):
         say("  the network takes images of one size only, so they do not grow")
-        return dataclasses.replace(config, first_size=1.0)
+        return dataclasses.replace(config, start_size=1.0)
     finally:
         model.train(was_training)
     return config

@@ -56,7 +56,7 @@ def epoch_lengths(
 
     epochs = epochs_to_run(config, steps(n_images))
     shown = tuple(
-        images_of_epoch(epoch, epochs, config.image_share, n_images) for epoch in range(epochs)
+        images_of_epoch(epoch, epochs, config.data_fraction, n_images) for epoch in range(epochs)
     )
     return shown, tuple(steps(count) for count in shown)
 
@@ -114,12 +114,12 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def image_size(epoch: int, epochs: int, first_size: float, full: int) -> int:
-    """Returns the side of an epoch's images, which grows from `first_size * full` to `full`."""
+def image_size(epoch: int, epochs: int, start_size: float, full: int) -> int:
+    """Returns the side of an epoch's images, which grows from `start_size * full` to `full`."""
     if epochs < 2:
         return full
     share = min(1.0, epoch / (epochs - 1) / GROWTH)
-    side = full * (first_size + (1 - first_size) * share)
+    side = full * (start_size + (1 - start_size) * share)
     return min(full, max(SMALLEST_SIDE, math.ceil(side / SIZE_MULTIPLE) * SIZE_MULTIPLE))
 
 

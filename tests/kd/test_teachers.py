@@ -17,7 +17,7 @@ from compress.distill.ablation import epochs_in
 from compress.int8.restore import load_model
 from compress.kd.teachers import (
     checkpoint_teacher,
-    mean_answer,
+    mean_logits,
     open_teacher,
     read_teachers,
 )
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def test_an_ensemble_says_the_geometric_mean_at_any_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = 3 * torch.randn(2, 6, 5, generator=generator)
-    mean = mean_answer([first, second + 7], [3.0, 1.0])
+    mean = mean_logits([first, second + 7], [3.0, 1.0])
     for temperature in (1.0, 4.0):
         product = F.softmax(first / temperature, 1) ** 0.75
         product = product * F.softmax(second / temperature, 1) ** 0.25
@@ -39,7 +39,7 @@ def test_an_ensemble_says_the_geometric_mean_at_any_temperature() -> None:
 
 def test_one_teacher_is_its_own_ensemble() -> None:
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(F.softmax(mean_answer([logits], [0.2]), 1), F.softmax(logits, 1))
+    assert torch.allclose(F.softmax(mean_logits([logits], [0.2]), 1), F.softmax(logits, 1))
 
 
 def test_a_file_answers_as_its_checkpoint(finished_run: Path, digits: Data) -> None:
@@ -47,7 +47,7 @@ def test_a_file_answers_as_its_checkpoint(finished_run: Path, digits: Data) -> N
     pixels = digits.test.images[:16].float()  # type: ignore[attr-defined]
     checkpoint, onnx = read_teachers([str(folder), f"{file}=2.5"])
     of_checkpoint, of_file = (
-        open_teacher(one, digits, CPU).ask(pixels) for one in (checkpoint, onnx)
+        open_teacher(one, digits, CPU).forward(pixels) for one in (checkpoint, onnx)
     )
     assert torch.allclose(of_checkpoint, of_file, atol=0.05)  # the teacher may answer in bf16
     assert (checkpoint.weight, onnx.weight) == (1.0, 2.5)
@@ -63,7 +63,7 @@ def test_a_teacher_of_another_size_sees_the_images_in_its_own(
     expected = load_model(checkpoint)(shrunk)
     for path in (checkpoint.folder, checkpoint.folder / "model.onnx"):
         (teacher,) = (*read_teachers([str(checkpoint.folder), str(path)])[1:],)
-        answers = open_teacher(teacher, larger, CPU).ask(pixels)
+        answers = open_teacher(teacher, larger, CPU).forward(pixels)
         # A file takes whole pixels only.
         assert (answers - expected).abs().max() < 0.1 * expected.abs().max()
 
@@ -107,7 +107,7 @@ def test_a_run_learns_from_several_teachers(finished_run: Path, tmp_path: Path) 
     assert student["parameters"] < teacher["parameters"]  # a larger width, but two stages less
     assert student["top1"] > 90
     assert (
-        len(list((tmp_path / "run" / "teacher-answers").glob("*.npy"))) == 2
+        len(list((tmp_path / "run" / "teacher-logits").glob("*.npy"))) == 2
     )  # one of each teacher
     again = CliRunner().invoke(main, command)
     assert "distill: done before" in again.output
@@ -160,12 +160,12 @@ def test_a_single_stage_takes_several_teachers(run_copy: Path) -> None:
     several = [*command, "--teacher", str(run_copy / "1-distill")]
     result = CliRunner().invoke(main, [*several, "--hints", "blocks.0:layer2"])
     assert result.exit_code == 2
-    assert "set guidance.views = 0" in result.output
-    result = CliRunner().invoke(main, [*several, "--hints", "blocks.0:layer9", "--views", "0"])
+    assert "set kd.n_views = 0" in result.output
+    result = CliRunner().invoke(main, [*several, "--hints", "blocks.0:layer9", "--n-views", "0"])
     assert "the teacher has no layer 'layer9'; did you mean layer" in result.output
     for loss in ("attention", "features"):
-        hints = ["--hints", "blocks.0:layer1,blocks.1:layer2", "--views", "0", "--hint-loss", loss]
-        result = CliRunner().invoke(main, [*several, *hints])
+        hints = ["--hints", "blocks.0:layer1,blocks.1:layer2", "--hint-loss", loss]
+        result = CliRunner().invoke(main, [*several, "--n-views", "0", *hints])
         assert result.exit_code == 0, result.output
         # The projections are gone: the student is the card's network.
         student = load_checkpoint(run_copy / "other")
@@ -183,11 +183,11 @@ def test_the_ablation_trains_the_student_alone_for_the_same_time(run_copy: Path)
     (_, report) = json.loads((run_copy / "report.json").read_text())["stages"][:2]
     alone = report["details"]["alone"]
     assert alone["top1"] > 80
-    assert alone["epochs"] > alone["guided_epochs"] / 2
-    assert alone["guided_seconds"] > 0
+    assert alone["epochs"] > alone["kd_epochs"] / 2
+    assert alone["kd_seconds"] > 0
     assert f"alone {alone['top1']:.2f} %" in result.output
     assert not list(run_copy.rglob("training.pt"))
-    told = f"with it {report['top1']:.2f} % in {alone['guided_epochs']} epochs"
+    told = f"with it {report['top1']:.2f} % in {alone['kd_epochs']} epochs"
     assert told in (run_copy / "1-distill" / "report.md").read_text()
     assert result.output.count(told) == 2  # when the stage ends, and below the run's table
 

@@ -7,10 +7,10 @@ import torch
 from compress.architectures.build import build
 from compress.data.load import Data
 from compress.data.splits import View
-from compress.kd.config import GuidanceConfig, check_views, loss_text
+from compress.kd.config import KDConfig, check_kd, loss_text
 from compress.kd.stored_logits import stored_logits
-from compress.kd.teachers import Voice, checkpoint_teacher, open_teacher
-from compress.kd.training import ask_all, guided_loss, views_to_ask
+from compress.kd.teachers import TeacherModel, checkpoint_teacher, open_teacher
+from compress.kd.training import distillation_loss, ensemble_logits, views_to_store
 from compress.train.config import TrainConfig
 from compress.train.epoch import TrainBatch
 from tests.conftest import saved, student_spec
@@ -30,7 +30,7 @@ def first_batch(data: Data, view: View) -> TrainBatch:
 
 
 @pytest.fixture
-def voices(digits: Data, tmp_path: Path) -> list[Voice]:
+def teachers(digits: Data, tmp_path: Path) -> list[TeacherModel]:
     """Two networks that disagree, with weights 3 and 1."""
     return [
         open_teacher(
@@ -44,46 +44,48 @@ def voices(digits: Data, tmp_path: Path) -> list[Voice]:
     ]
 
 
-def test_stored_answers_equal_live_ones(digits: Data, tmp_path: Path, voices: list[Voice]) -> None:
+def test_stored_answers_equal_live_ones(
+    digits: Data, tmp_path: Path, teachers: list[TeacherModel]
+) -> None:
     student = build(student_spec(digits)).eval()
     losses = {}
     for views in (0, 2):
-        guidance = GuidanceConfig(views=views, fresh_views=False)
-        asked = views_to_ask(guidance, seed=3)
-        stored = stored_logits(voices, digits, asked, store=tmp_path / "store")
-        loss = guided_loss(voices, stored, guidance, TrainConfig())
+        kd = KDConfig(n_views=views, fresh_views=False)
+        asked = views_to_store(kd, seed=3)
+        stored = stored_logits(teachers, digits, asked, store=tmp_path / "store")
+        loss = distillation_loss(teachers, stored, kd, TrainConfig())
         batch = first_batch(digits, View(seed=3, number=1))
         losses[views] = loss(student(batch.pixels), batch).item()
     assert losses[2] == pytest.approx(losses[0], rel=1e-2)  # stored in half precision
     assert len(list((tmp_path / "store").glob("*.npy"))) == 4
-    again = stored_logits(voices, digits, asked, store=tmp_path / "store")
+    again = stored_logits(teachers, digits, asked, store=tmp_path / "store")
     assert again.seconds > 0  # what it took then, not now
     assert all(logits.dtype == "float16" for view in again.views for logits in view)
 
 
 def test_damaged_stored_logits_are_computed_again(
-    digits: Data, tmp_path: Path, voices: list[Voice], capsys: pytest.CaptureFixture[str]
+    digits: Data, tmp_path: Path, teachers: list[TeacherModel], capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = torch.arange(50)
-    before = stored_logits(voices, digits, [None], store=tmp_path).rows(index, 0)
+    before = stored_logits(teachers, digits, [None], store=tmp_path).rows(index, 0)
     for path in tmp_path.glob("*.npy"):
         path.write_bytes(path.read_bytes()[:-1000])
-    after = stored_logits(voices, digits, [None], store=tmp_path).rows(index, 0)
+    after = stored_logits(teachers, digits, [None], store=tmp_path).rows(index, 0)
     assert torch.equal(before, after)
     assert capsys.readouterr().err.count("computing the teacher's logits again") == 2
 
 
 def test_the_mean_answer_stands_for_views_that_the_teacher_never_saw(
-    digits: Data, tmp_path: Path, voices: list[Voice]
+    digits: Data, tmp_path: Path, teachers: list[TeacherModel]
 ) -> None:
-    guidance = GuidanceConfig(alpha=1.0, temperature=1.0, views=2)
-    stored = stored_logits(voices, digits, views_to_ask(guidance, seed=3), store=tmp_path)
-    loss = guided_loss(voices, stored, guidance, TrainConfig())
+    kd = KDConfig(alpha=1.0, temperature=1.0, n_views=2)
+    stored = stored_logits(teachers, digits, views_to_store(kd, seed=3), store=tmp_path)
+    loss = distillation_loss(teachers, stored, kd, TrainConfig())
     batch = first_batch(digits, View(seed=3, number=7))
     student = torch.randn(32, 10)
 
-    first = ask_all(voices, next(iter(digits.train.batches(32))).images.float())
-    second = ask_all(voices, first_batch(digits, View(seed=3, number=1)).pixels)
+    first = ensemble_logits(teachers, next(iter(digits.train.batches(32))).images.float())
+    second = ensemble_logits(teachers, first_batch(digits, View(seed=3, number=1)).pixels)
     teacher = ((first + second) / 2).log_softmax(1)
     by_hand = (teacher.exp() * (teacher - student.log_softmax(1))).sum(1).mean()
 
@@ -92,27 +94,27 @@ def test_the_mean_answer_stands_for_views_that_the_teacher_never_saw(
 
 
 def test_stored_answers_refuse_blended_pictures(
-    digits: Data, tmp_path: Path, voices: list[Voice]
+    digits: Data, tmp_path: Path, teachers: list[TeacherModel]
 ) -> None:
-    stored = stored_logits(voices, digits, [], store=tmp_path)
+    stored = stored_logits(teachers, digits, [], store=tmp_path)
     train = TrainConfig(mixup=0.2)
-    with pytest.raises(ValueError, match="set guidance.views = 0"):
-        guided_loss(voices, stored, GuidanceConfig(), train)
-    guided_loss(voices, stored, replace(GuidanceConfig(), views=0), train)
+    with pytest.raises(ValueError, match="set kd.n_views = 0"):
+        distillation_loss(teachers, stored, KDConfig(), train)
+    distillation_loss(teachers, stored, replace(KDConfig(), n_views=0), train)
 
 
 def test_growing_images_are_not_the_views_that_the_teacher_saw() -> None:
-    growing = TrainConfig(first_size=0.5)
-    check_views(GuidanceConfig(), growing)
-    with pytest.raises(ValueError, match="leave guidance.fresh_views on"):
-        check_views(GuidanceConfig(fresh_views=False), growing)
+    growing = TrainConfig(start_size=0.5)
+    check_kd(KDConfig(), growing)
+    with pytest.raises(ValueError, match="leave kd.fresh_views on"):
+        check_kd(KDConfig(fresh_views=False), growing)
 
 
 def test_the_report_says_what_was_minimized() -> None:
-    assert loss_text(GuidanceConfig()) == (
+    assert loss_text(KDConfig()) == (
         "0.5 kd (temperature 4) + 0.5 labels; asked once about 1 view of each image"
     )
-    hints = GuidanceConfig(soft_loss="dist", alpha=0.8, views=0, hints="blocks.2:layer3")
+    hints = KDConfig(soft_loss="dist", alpha=0.8, n_views=0, hints="blocks.2:layer3")
     assert loss_text(hints) == (
         "0.8 dist (temperature 4) + 0.2 labels + 1 attention of blocks.2:layer3; "
         "asked at every step"

@@ -37,8 +37,8 @@ def test_overrides_lie_on_top_of_the_recipe() -> None:
         ("prune.stpes=3", "prune has no setting 'stpes'; did you mean steps?"),
         (
             "distill.train.mixup=0.2",
-            "distill the teacher's stored answers (views > 0) are not to pictures that mixup "
-            "blends; set guidance.views = 0 (--views 0) to ask the teacher at every step",
+            "distill the teacher's stored answers (n_views > 0) are not to pictures that mixup "
+            "blends; set kd.n_views = 0 (--n-views 0) to ask the teacher at every step",
         ),
         ("prune.steps", "--set takes section.key=value, got 'prune.steps'"),
         (

@@ -21,7 +21,7 @@ from compress.train.state import STATE
 from tests.conftest import student_spec
 
 SHORT = TrainConfig(epochs=3, min_steps=0, batch_size=128, precision="fp32")
-EVERYTHING = replace(SHORT, ema=0.9, mixup=0.2, first_size=0.5)
+EVERYTHING = replace(SHORT, ema=0.9, mixup=0.2, start_size=0.5)
 WITH_MUON = replace(MUON, epochs=4, min_steps=0, batch_size=128, lr=0.005, precision="fp32")
 
 
@@ -69,7 +69,7 @@ def test_a_network_of_one_size_is_not_shown_smaller_images(
 ) -> None:
     spec = replace(student_spec(digits), architecture="simple_cnn", arguments={})
     model = build(spec)
-    config = replace(SHORT, epochs=2, first_size=0.5)
+    config = replace(SHORT, epochs=2, start_size=0.5)
     rows = train(model, digits, config, loss=label_loss(0.0), seed=0, folder=tmp_path, title="test")
     assert [row.image_size for row in rows] == [16, 16]
     assert "takes images of one size only" in capsys.readouterr().err
