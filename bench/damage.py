@@ -195,7 +195,7 @@ def _damage_node(node: onnx.NodeProto, graph: onnx.GraphProto, random_: random.R
         case 0:
             node.op_type = random_.choice(OPERATORS)
         case 1:
-            others = ("", "pixels", "logits", *node.output, random_.choice(graph.node).output[0])
+            others = ("", "images", "logits", *node.output, random_.choice(graph.node).output[0])
             node.input[random_.randrange(len(node.input))] = random_.choice(others)
         case 2:
             del node.attribute[random_.randrange(len(node.attribute)) :]
@@ -230,7 +230,7 @@ def _damage_value(value: onnx.ValueInfoProto, random_: random.Random) -> None:
         case 1:
             value.type.tensor_type.elem_type = random_.randrange(25)
         case _:
-            value.name = random_.choice(("pixels", "logits", "other", ""))
+            value.name = random_.choice(("images", "logits", "other", ""))
 
 
 def _damage_metadata(proto: onnx.ModelProto, random_: random.Random) -> None:

@@ -108,13 +108,13 @@ def make_photographs(root: Path, photographs: int) -> None:
     """Writes a set of so many training photographs, and test ones, in two classes."""
     generator = np.random.default_rng(0)
     for split, count in (("train", photographs), ("test", photographs // 10)):
-        for name, picture in zip(CLASSES, load_sample_images().images, strict=True):
+        for name, image in zip(CLASSES, load_sample_images().images, strict=True):
             folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count // 2):
-                top = generator.integers(picture.shape[0] - SIDE)
-                left = generator.integers(picture.shape[1] - SIDE)
-                crop = picture[top : top + SIDE, left : left + SIDE].astype(np.int16)
+                top = generator.integers(image.shape[0] - SIDE)
+                left = generator.integers(image.shape[1] - SIDE)
+                crop = image[top : top + SIDE, left : left + SIDE].astype(np.int16)
                 noise = generator.integers(-20, 20, crop.shape)
                 pixels = (crop + noise).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=90)

@@ -61,7 +61,7 @@ from compress.checkpoint import (
 from compress.cli.group import OUT_OF_MEMORY
 from compress.cli.main import main as compress_main
 from compress.data.image import FORMATS, read_image
-from compress.data.preprocess import Preprocess, picture_to_pixels
+from compress.data.preprocess import Preprocess, preprocess_image
 from compress.errors import CompressError
 from compress.files import file_digest, write_json
 from compress.host import Host, describe_host
@@ -293,9 +293,9 @@ def _read_card(folder: Path) -> None:
 
 def _read_image(folder: Path) -> None:
     for mode in ("L", "RGB"):
-        picture = read_image(folder / "image", mode)
+        image = read_image(folder / "image", mode)
         if mode == "L":
-            picture_to_pixels(picture, GRAY_16)
+            preprocess_image(image, GRAY_16)
 
 
 def _descriptions(source: Path, count: int, seed: int) -> list[Case]:
@@ -398,9 +398,9 @@ def image_files() -> list[bytes]:
     colors = Image.fromarray(generator.integers(0, 256, (24, 32, 4), np.uint8))
     wide = Image.fromarray(generator.integers(0, 2**16, (24, 32), np.uint16))
     for format_ in FORMATS:
-        for picture in (colors, colors.convert("RGB"), colors.convert("L"), colors.convert("P")):
+        for image in (colors, colors.convert("RGB"), colors.convert("L"), colors.convert("P")):
             with suppress(OSError, ValueError):  # not every format has every mode
-                found.append(_encoded(picture, format_))
+                found.append(_encoded(image, format_))
     found += [_encoded(wide, "PNG"), _encoded(wide, "TIFF")]
     found += [_encoded(colors.convert("CMYK"), "JPEG"), _encoded(colors.convert("1"), "TIFF")]
     for format_ in ("GIF", "WEBP", "TIFF", "PNG"):
@@ -412,9 +412,9 @@ def image_files() -> list[bytes]:
     return found
 
 
-def _encoded(picture: Image.Image, format_: str, **options: Any) -> bytes:
+def _encoded(image: Image.Image, format_: str, **options: Any) -> bytes:
     file = BytesIO()
-    picture.save(file, format_, **options)
+    image.save(file, format_, **options)
     return file.getvalue()
 
 

@@ -208,17 +208,17 @@ def train_when_told() -> None:
     )
     model = build(spec).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    pixels = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE)).float()
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE)).float()
+    images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, len(classes), (BATCH,))
     for line in sys.stdin:
-        images, started = 0, time.perf_counter()
+        count, started = 0, time.perf_counter()
         while (seconds := time.perf_counter() - started) < float(line):
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(model(pixels), labels).backward()
+            F.cross_entropy(model(images), labels).backward()
             optimizer.step()
-            images += BATCH
-        print(images / seconds, flush=True)
+            count += BATCH
+        print(count / seconds, flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-INPUT = "pixels"
+INPUT = "images"
 BATCH = 32
 """Images a calibration batch, for the tools that take batches."""
 READY = "ready"
@@ -138,11 +138,11 @@ def _prepare_compress(**repairs: bool) -> Callable[[Path, np.ndarray, Path], Job
         checkpoint = load_checkpoint(source)
         model = load_model(checkpoint)
         assert isinstance(model, Classifier)
-        pixels = torch.from_numpy(images)
+        tensors = torch.from_numpy(images)
         plan = dataclasses.replace(plan_of(QuantizeConfig()), **repairs)  # type: ignore[arg-type]
 
         def quantize() -> None:
-            calibration = Calibration(prepare(model), lambda: pixels.split(CALIBRATION_BATCH))
+            calibration = Calibration(prepare(model), lambda: tensors.split(CALIBRATION_BATCH))
             quantized = freeze(calibration.quantize(fitting_this_chip(plan, calibration)))
             export_onnx(quantized, checkpoint.spec, out, digest="", stage="quantize")
 

@@ -76,9 +76,9 @@ PEERS = {
     for everywhere in (False, True)
 }
 OURS = {
-    f"ours {criterion}{'' if depth else ', all blocks stay'}": (criterion, depth)
+    f"ours {criterion}{'' if blocks else ', all blocks stay'}": (criterion, blocks)
     for criterion in get_args(Criterion)
-    for depth in (True, False)
+    for blocks in (True, False)
 }
 PACE = f"ours {PruneConfig().importance}"
 """Sets the latency that the others are cut to."""
@@ -125,11 +125,13 @@ class Results:
 
 
 def prune_ours(
-    criterion: Criterion, depth: bool, target: float, checkpoint: Checkpoint, context: Context
+    criterion: Criterion, blocks: bool, target: float, checkpoint: Checkpoint, context: Context
 ) -> Classifier:
     """Returns the network cut by our own search, in one step."""
     model = _load(checkpoint)
-    config = PruneConfig(latency_ratio=target, importance=criterion, depth=depth, steps=1)
+    config = PruneConfig(
+        latency_ratio=target, importance=criterion, remove_blocks=blocks, iterations=1
+    )
     Search(checkpoint, model, config, context, context.folder).cut(model, 1)
     return model
 
@@ -191,7 +193,7 @@ def _load(checkpoint: Checkpoint) -> Classifier:
 
 def _export_quick(model: Classifier, checkpoint: Checkpoint, data: Data, path: Path) -> None:
     images = next(iter(data.train.batches(CALIBRATION_BATCH))).images
-    export_to_time(model, checkpoint.spec, images, path, arithmetic="int8")
+    export_to_time(model, checkpoint.spec, images, path, precision="int8")
 
 
 def train_and_score(

@@ -191,7 +191,7 @@ def untrained_subject(name: str, size: int, count: int, scratch: Path) -> Subjec
 
 
 def synthetic_images(count: int, size: int, *, seed: int) -> Tensor:
-    """Returns smooth random pictures, uint8 `[count, 3, size, size]`."""
+    """Returns smooth random images, uint8 `[count, 3, size, size]`."""
     generator = torch.Generator().manual_seed(seed)
     grid = torch.rand(count, 3, SYNTHETIC_GRID, SYNTHETIC_GRID, generator=generator)
     smooth = F.interpolate(grid, size=(size, size), mode="bicubic")

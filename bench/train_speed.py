@@ -123,11 +123,11 @@ def bare(spec: ModelSpec, data: Data, soft: Callable[[Tensor, Tensor, Tensor], T
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     started = time.perf_counter()
     for index in torch.randperm(len(split)).split(BATCH):
-        pixels = split.images[index].float().contiguous(memory_format=torch.channels_last)
+        images = split.images[index].float().contiguous(memory_format=torch.channels_last)
         with autocast(precision, CPU):
-            logits = model(pixels)
+            logits = model(images)
         loss = F.cross_entropy(logits.float(), split.labels[index])
-        loss = loss + soft(logits.float(), pixels, index)
+        loss = loss + soft(logits.float(), images, index)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -165,8 +165,8 @@ def compare(training: str, data: Data, teacher: TeacherModel, rounds: int) -> Ro
             stored = stored_logits([teacher], few, views_to_store(kd, seed=0), store=Path(store))
         loss = distillation_loss([teacher], stored, kd, TrainConfig())
 
-        def soft(logits: Tensor, pixels: Tensor, index: Tensor) -> Tensor:
-            teacher_logits = stored.rows(index, 0) if stored.views else teacher.forward(pixels)
+        def soft(logits: Tensor, images: Tensor, index: Tensor) -> Tensor:
+            teacher_logits = stored.rows(index, 0) if stored.views else teacher.forward(images)
             return knowledge_distillation(logits, teacher_logits, temperature=kd.temperature)
 
     turns = []

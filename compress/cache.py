@@ -74,9 +74,9 @@ class Measurements:
     spread_percent: float
     """The largest."""
     count: int
-    remembered: bool
+    cached: bool
     """Measured before the stage ran; what is measured in it has a row of its own."""
-    not_kept: int
+    not_cached: int
     """Those whose repeats disagreed."""
 
 
@@ -112,7 +112,7 @@ def measuring_for(folder: Path, *, since: str = "") -> Iterator[Callable[[], lis
         _STAGE.reset(token)
 
 
-def remembered(
+def cached_measurement(
     kind: type[T],
     topic: str,
     structure: Mapping[str, object],
@@ -126,11 +126,11 @@ def remembered(
         structure: all that decides the result but the machine; JSON.
         measure: called if nothing is remembered.
     """
-    found = remembered_all(kind, topic, structure, [topic], lambda _: {topic: measure()})
+    found = cached_measurements(kind, topic, structure, [topic], lambda _: {topic: measure()})
     return found[topic]
 
 
-def remembered_all(
+def cached_measurements(
     kind: type[T],
     topic: str,
     structure: Mapping[str, object],
@@ -228,8 +228,8 @@ def _rows(stage: _Stage) -> list[Measurements]:
             measured=min(one.measured for one in ones),
             spread_percent=100 * max(one.spread for one in ones),
             count=len(ones),
-            remembered=old,
-            not_kept=sum(not one.is_steady for one in ones),
+            cached=old,
+            not_cached=sum(not one.is_steady for one in ones),
         )
         for (topic, old), ones in found.items()
     ]

@@ -27,7 +27,7 @@ from compress.log import waiting
 OPSET = 18
 CONTRIB = "com.microsoft"
 """Domain of ONNX Runtime's own operators; their version is 1."""
-INPUT, OUTPUT = "pixels", "logits"
+INPUT, OUTPUT = "images", "logits"
 MAX_GROWTH, SMALL, LARGE = 256, 2**22, 2**28
 """A value on the way has at most so many times the input's elements, within these bounds."""
 SHAPE_BYTES = 1024
@@ -63,7 +63,7 @@ class OnnxFacts:
 
 
 def export_onnx(model: nn.Module, spec: ModelSpec, path: Path, *, digest: str, stage: str) -> None:
-    """Exports a model that takes pixels.
+    """Exports a model that takes images.
 
     Input `pixels`: uint8 `[batch, channels, size, size]`; output `logits`: float32
     `[batch, classes]`; the batch is dynamic. The written file has passed ONNX's checker and

@@ -27,7 +27,7 @@ RUN_SETTINGS = (
     "teacher.train.batch_size=64",
     "distill.train.min_steps=150",
     "prune.train.min_steps=100",
-    "prune.steps=1",
+    "prune.iterations=1",
     "prune.latency_ratio=1",  # MACs decide: the same network on every machine
     "prune.macs_ratio=0.6",
 )
@@ -118,6 +118,6 @@ def digit_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for place, number in enumerate(chosen):
             folder = root / ("train" if place < 12 else "test") / str(label)
             folder.mkdir(parents=True, exist_ok=True)
-            pixels = (digits.images[number] * (255 / 16)).round().astype("uint8")
-            Image.fromarray(pixels).resize((32, 32)).save(folder / f"{number}.png")
+            images = (digits.images[number] * (255 / 16)).round().astype("uint8")
+            Image.fromarray(images).resize((32, 32)).save(folder / f"{number}.png")
     return root

@@ -1,4 +1,4 @@
-"""What was measured is remembered if its repeats agree, with its date; the stage says from when."""
+"""What was measured is cached if its repeats agree, with its date; the stage says from when."""
 
 import json
 import subprocess
@@ -10,10 +10,10 @@ import pytest
 from compress.cache import (
     STEADY,
     Measurement,
+    cached_measurement,
+    cached_measurements,
     measuring_for,
     now,
-    remembered,
-    remembered_all,
     spread_of,
 )
 from compress.train.precision import StepSeconds
@@ -41,7 +41,7 @@ class Clock:
         return Measurement(value=seconds, spread=spread_of(repeats))
 
     def ask(self) -> float:
-        return remembered(StepSeconds, "steps", {"a": 1}, self).fp32
+        return cached_measurement(StepSeconds, "steps", {"a": 1}, self).fp32
 
 
 def test_the_spread_is_the_interquartile_range_over_the_median() -> None:
@@ -86,11 +86,11 @@ def test_what_is_older_than_asked_is_measured_again(tmp_path: Path) -> None:
     since = now()
     with measuring_for(tmp_path / "first", since=since) as used:
         assert clock.ask() == 1.0
-    assert (used()[0].remembered, used()[0].not_kept) == (False, 1)
+    assert (used()[0].cached, used()[0].not_cached) == (False, 1)
     assert clock.ask() == 0.5  # the old one is dropped, the noisy one was not kept
     with measuring_for(tmp_path / "second", since=since) as used:
         assert clock.ask() == 0.5
-    assert used()[0].remembered
+    assert used()[0].cached
 
 
 def test_the_report_tells_how_many_from_when_and_how_sure(tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_the_report_tells_how_many_from_when_and_how_sure(tmp_path: Path) -> Non
 
     spreads = {"a": 0.01, "b": 0.04, "c": 0.5}
     start = now()
-    remembered_all(float, "layers", {}, "ab", measure)
+    cached_measurements(float, "layers", {}, "ab", measure)
     with measuring_for(tmp_path) as used:
         for names in ("abc", "c"):  # what it asks for twice counts once
-            remembered_all(float, "layers", {}, names, measure)
+            cached_measurements(float, "layers", {}, names, measure)
     old, new = used()
-    assert (old.what, old.count, old.remembered, old.not_kept) == ("layers", 2, True, 0)
-    assert (new.what, new.count, new.remembered, new.not_kept) == ("layers", 1, False, 1)
+    assert (old.what, old.count, old.cached, old.not_cached) == ("layers", 2, True, 0)
+    assert (new.what, new.count, new.cached, new.not_cached) == ("layers", 1, False, 1)
     assert (old.spread_percent, new.spread_percent) == (4, 50)
     assert start <= old.measured <= new.measured <= now()
 
@@ -127,11 +127,11 @@ def test_a_damaged_measurement_is_made_again(
 
 ADD = """
 import sys
-from compress.cache import Measurement, remembered_all
+from compress.cache import Measurement, cached_measurements
 one = Measurement(value=1.0, spread=0.0)
 for number in range(40):
     name = f"{sys.argv[1]} {number}"
-    remembered_all(float, "layers", {}, [name], lambda names: dict.fromkeys(names, one))
+    cached_measurements(float, "layers", {}, [name], lambda names: dict.fromkeys(names, one))
 """
 
 

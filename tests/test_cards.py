@@ -10,7 +10,7 @@ from torchvision.models import resnet18
 
 from compress.cli.main import main
 from compress.run.recipe import card_names
-from tests.data.test_folders import write_pictures
+from tests.data.test_folders import write_images
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +33,8 @@ def test_each_card_goes_through_all_stages(card: str, tmp_path: Path) -> None:
 
 
 def test_ones_own_weights_and_folder(tmp_path: Path) -> None:
-    """A card of one's own with a weights file, zero epochs, and pictures in folders."""
-    write_pictures(tmp_path / "pictures", {"train": 40, "test": 10}, ("blue", "green", "red"))
+    """A card of one's own with a weights file, zero epochs, and images in folders."""
+    write_images(tmp_path / "photos", {"train": 40, "test": 10}, ("blue", "green", "red"))
     torch.save(resnet18(num_classes=3).state_dict(), tmp_path / "ours.pth")
     card = tmp_path / "ours.toml"
     card.write_text(
@@ -43,7 +43,7 @@ def test_ones_own_weights_and_folder(tmp_path: Path) -> None:
     )
     run(
         str(card),
-        *("--data", f"imagefolder:{tmp_path / 'pictures'}", "--out", str(tmp_path / "run")),
+        *("--data", f"imagefolder:{tmp_path / 'photos'}", "--out", str(tmp_path / "run")),
         *("--set", "data.size=32", "--set", "teacher.train.epochs=0", "--set", "quantize.calib=64"),
         *("--set", "distill.kd.alpha=0"),
     )

@@ -15,8 +15,8 @@ STAGE_FOLDERS = ("0-teacher", "1-distill", "2-prune", "3-quantize", "4-export")
 @pytest.mark.parametrize("stage", STAGE_FOLDERS)
 def test_each_stage_loads_and_runs(finished_run: Path, stage: str) -> None:
     model = load_model(load_checkpoint(finished_run / stage))
-    pixels = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
-    assert model(pixels).shape == (3, 10)
+    images = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
+    assert model(images).shape == (3, 10)
 
 
 def test_lineage_names_every_stage_on_the_way(finished_run: Path) -> None:

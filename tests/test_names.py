@@ -74,8 +74,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder = root / split / os.fsdecode(name)
             folder.mkdir(parents=True)
             for place in range(count):
-                picture = Image.new("RGB", (32, 32), (25 * number, 128, 255 - 25 * number))
-                picture.save(folder / os.fsdecode(b"\xff[%d].png" % place))
+                image = Image.new("RGB", (32, 32), (25 * number, 128, 255 - 25 * number))
+                image.save(folder / os.fsdecode(b"\xff[%d].png" % place))
     return root
 
 
@@ -104,15 +104,15 @@ def test_classes_are_called_as_their_folders(run: Path) -> None:
     assert json.loads(raw["class_names"]) == sorted(CLASSES)
 
 
-def test_pictures_are_classified_by_name(run: Path, photos: Path) -> None:
+def test_images_are_classified_by_name(run: Path, photos: Path) -> None:
     file = run / "4-export" / "model-float.onnx"
-    pictures = [str(path) for path in sorted(photos.glob("test/*/*"))]
-    result = CliRunner().invoke(main, ["predict", str(file), *pictures, "--top", "10"])
+    images = [str(path) for path in sorted(photos.glob("test/*/*"))]
+    result = CliRunner().invoke(main, ["predict", str(file), *images, "--top", "10"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert len(lines) == len(pictures)
-    for line, picture in zip(lines, pictures, strict=True):
-        assert line.startswith(f"{printable(picture)}: ")
+    assert len(lines) == len(images)
+    for line, image in zip(lines, images, strict=True):
+        assert line.startswith(f"{printable(image)}: ")
         assert all(f"{printable(name)} " in line for name in CLASSES)
     evaluated = CliRunner().invoke(main, ["evaluate", str(run / "4-export")])
     assert f"test images of imagefolder:{photos}" in evaluated.stdout
@@ -120,14 +120,14 @@ def test_pictures_are_classified_by_name(run: Path, photos: Path) -> None:
 
 def test_what_goes_wrong_is_told_of_any_name(run: Path, tmp_path: Path) -> None:
     broken = tmp_path / os.fsdecode(b"[b]\xff\n.png")
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     file = run / "4-export" / "model-float.onnx"
     for target in (broken, tmp_path / os.fsdecode(b"[/no]\xfe.png")):
         result = CliRunner().invoke(main, ["predict", str(file), str(target)])
         assert result.exit_code == 2
         first, *rest = result.stderr.splitlines()
         assert first.startswith(printable(str(target)))
-        assert rest[-1] == "Error: 1 of 1 pictures could not be read"
+        assert rest[-1] == "Error: 1 of 1 images could not be read"
     odd = os.fsdecode(b"[/c]\xff")
     for command in (
         ["run", str(tmp_path / f"{odd}.toml")],
@@ -166,9 +166,9 @@ def test_a_run_may_lie_anywhere(photos: Path, run: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_any_terminal_will_do(run: Path, photos: Path, encoding: str) -> None:
-    file, picture = run / "4-export" / "model-float.onnx", next(photos.glob("test/*/*"))
+    file, image = run / "4-export" / "model-float.onnx", next(photos.glob("test/*/*"))
     environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
-    for command in (["predict", str(file), str(picture), "--top", "10"], ["report", str(run)]):
+    for command in (["predict", str(file), str(image), "--top", "10"], ["report", str(run)]):
         process = subprocess.run(
             [sys.executable, "-m", "compress", *command],
             env=environment,
@@ -193,7 +193,7 @@ def test_a_data_set_tells_of_any_name(
                 source = next((photos / "train" / os.fsdecode(name)).iterdir())
                 (folder / f"{number}.png").write_bytes(source.read_bytes())
     broken = root / "train" / "[raw]" / os.fsdecode(b"\xff.png")
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     for path in (root / "test" / "[raw]").iterdir():
         path.unlink()
     data = load_data(f"imagefolder:{root}", DataConfig(size=16), seed=0)

@@ -29,8 +29,8 @@ def test_the_signature_is_bytes_in_logits_out(exported: tuple[torch.nn.Module, P
     assert (put.name, put.type, put.shape) == (INPUT, "tensor(uint8)", ["batch", 1, 16, 16])
     assert (out.name, out.type, out.shape) == (OUTPUT, "tensor(float)", ["batch", 10])
     for batch in (1, 2, 7, 64):
-        pixels = np.zeros((batch, 1, 16, 16), np.uint8)
-        assert session.run(None, {INPUT: pixels})[0].shape == (batch, 10)
+        images = np.zeros((batch, 1, 16, 16), np.uint8)
+        assert session.run(None, {INPUT: images})[0].shape == (batch, 10)
 
 
 def test_the_file_is_valid_and_says_what_it_is(

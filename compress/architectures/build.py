@@ -1,4 +1,4 @@
-"""From a spec to a network that takes pixels."""
+"""From a spec to a network that takes images."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std).view(shape), persistent=False)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps pixels 0..255, uint8 or float `[N, C, H, W]`, to float32 of the same shape."""
-        return (pixels.float() - 255 * self.mean) * (1 / (255 * self.std))
+        return (images.float() - 255 * self.mean) * (1 / (255 * self.std))
 
 
 class Classifier(nn.Module):
@@ -54,9 +54,9 @@ class Classifier(nn.Module):
         self.normalize = normalize
         self.network = network
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps pixels 0..255, uint8 or float `[N, C, H, W]`, to logits `[N, classes]`."""
-        return self.network(self.normalize(pixels))  # type: ignore[no-any-return]
+        return self.network(self.normalize(images))  # type: ignore[no-any-return]
 
 
 def build(spec: ModelSpec, *, most: int = MAX_PARAMETERS) -> Classifier:
@@ -173,11 +173,11 @@ def try_forward(model: Classifier, spec: ModelSpec) -> None:
         CompressError: it cannot, or it returns no logit for each class.
     """
     preprocess, was_training = spec.preprocess, model.training
-    pixels = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size)
+    images = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            logits = model.eval()(pixels)
+            logits = model.eval()(images)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise CompressError(

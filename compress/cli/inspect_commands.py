@@ -154,7 +154,7 @@ def pipelines(name: str | None) -> None:
     "--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes shown."
 )
 def predict(model: Path, images: Sequence[Path], top: int) -> None:
-    """Classify pictures with an ONNX file that compress wrote.
+    """Classify images with an ONNX file that compress wrote.
 
     \b
     compress predict runs/resnet18-fashion-mnist/4-export/model-int8.onnx shoe.png
@@ -170,7 +170,7 @@ def predict(model: Path, images: Sequence[Path], top: int) -> None:
         said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers)
         click.echo(printable(f"{path}: {said}"))
     if unreadable:
-        raise CompressError(f"{unreadable} of {len(images)} pictures could not be read")
+        raise CompressError(f"{unreadable} of {len(images)} images could not be read")
 
 
 def _counts(text: str, option: str) -> list[int]:

@@ -19,7 +19,7 @@ TRIES = 10
 def random_resized_crop(
     image: Image.Image, size: int, min_scale: float, generator: torch.Generator
 ) -> Image.Image:
-    """Cuts a random part of a image and resizes it, as torchvision's `RandomResizedCrop`.
+    """Cuts a random part of an image and resizes it, as torchvision's `RandomResizedCrop`.
 
     It draws the same numbers in the same order (Szegedy et al., arXiv 1409.4842, section 6).
 
@@ -37,7 +37,7 @@ def random_resized_crop(
 def _draw_box(
     width: int, height: int, min_scale: float, generator: torch.Generator
 ) -> tuple[int, int, int, int]:
-    """Returns left, top, width and height of a part of a image, pixels."""
+    """Returns left, top, width and height of a part of an image, pixels."""
     low, high = torch.tensor(RATIO).log().tolist()
     for _ in range(TRIES):
         area = width * height * torch.empty(1).uniform_(min_scale, 1.0, generator=generator).item()

@@ -57,7 +57,7 @@ def copied_files(root: Path, splits: Mapping[str, Sequence[str]]) -> dict[tuple[
     return _shared(keys)
 
 
-def remembered_copies(
+def cached_copies(
     root: Path, splits: Mapping[str, Sequence[str]], fingerprint: str
 ) -> dict[tuple[str, str], int]:
     """Counts them as `copied_files` does, once for a data set and its splits.

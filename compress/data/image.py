@@ -1,4 +1,4 @@
-"""An image file becomes an upright uint8 picture: in one place, for all who look at images.
+"""An image file becomes an upright uint8 image: in one place, for all who look at images.
 
 Pillow decodes; what its mode does not say is settled here. EXIF orientation is applied, color
 profiles are not. Of several frames or pages the first is taken, and this is said.
@@ -74,7 +74,7 @@ def read_image(path: Path, mode: Mode) -> Image.Image:
         mode: of the result.
 
     Returns:
-        An upright picture, uint8 per channel; it holds no file open.
+        An upright image, uint8 per channel; it holds no file open.
 
     Raises:
         DataError: the file cannot be read as an image, and why, in one line that begins with its
@@ -82,11 +82,11 @@ def read_image(path: Path, mode: Mode) -> Image.Image:
         OSError: this process is short of file handles or memory.
     """
     content = _content(path)
-    picture = _decode(content, path)
-    if fault := _fault(picture):
+    image = _decode(content, path)
+    if fault := _fault(image):
         raise DataError(f"{path} {fault}")
-    picture = _flatten(_to_8_bits(picture))
-    return picture if picture.mode == mode else picture.convert(mode)
+    image = _flatten(_to_8_bits(image))
+    return image if image.mode == mode else image.convert(mode)
 
 
 def range_warning(root: Path, names: Sequence[str]) -> str | None:
@@ -149,10 +149,10 @@ def _decode(content: bytes, path: Path) -> Image.Image:
     RuntimeError, IndexError, TypeError, ZeroDivisionError and struct.error.
     """
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        # A second picture in a JPEG (MPO) is a preview or a depth map: nothing is left out.
-        several = getattr(picture, "is_animated", False) and picture.format != "MPO"
-        ImageOps.exif_transpose(picture, in_place=True)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        # A second image in a JPEG (MPO) is a preview or a depth map: nothing is left out.
+        several = getattr(image, "is_animated", False) and image.format != "MPO"
+        ImageOps.exif_transpose(image, in_place=True)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"{MAX_PIXELS / 1e6:.0f} million pixels"
         raise DataError(f"{path} has more than {limit}; shrink it") from None
@@ -170,7 +170,7 @@ def _decode(content: bytes, path: Path) -> Image.Image:
         ) from None
     if several:
         _tell_of_frames(path)
-    return picture
+    return image
 
 
 def _tell_of_frames(path: Path) -> None:
@@ -179,49 +179,49 @@ def _tell_of_frames(path: Path) -> None:
         say(f"{path} has several frames or pages: of it, and others like it, the first is used")
 
 
-def _fault(picture: Image.Image) -> str | None:
-    """Returns why a picture's values have no place in 0..255, if so."""
-    signed = 2 in _tiff_tag(picture, ExifTags.Base.SampleFormat)
+def _fault(image: Image.Image) -> str | None:
+    """Returns why an image's values have no place in 0..255, if so."""
+    signed = 2 in _tiff_tag(image, ExifTags.Base.SampleFormat)
     remedy = "whose range is not known; save it with 8 or 16 bits without sign"
-    if picture.mode == "F":
+    if image.mode == "F":
         return f"holds floating point values, {remedy}"
-    if signed or (picture.mode == "I" and picture.format == "TIFF"):
+    if signed or (image.mode == "I" and image.format == "TIFF"):
         return f"holds {'signed' if signed else '32-bit'} integers, {remedy}"
     return None
 
 
-def _to_8_bits(picture: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scales gray of 12 or 16 bits to 8; other pictures have 8 already."""
-    if picture.mode != "I" and not picture.mode.startswith("I;16"):
-        return picture
-    top = 4095 if 12 in _tiff_tag(picture, ExifTags.Base.BitsPerSample) else 65535
-    wide = np.asarray(picture.convert("I")).clip(0, top)
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    top = 4095 if 12 in _tiff_tag(image, ExifTags.Base.BitsPerSample) else 65535
+    wide = np.asarray(image.convert("I")).clip(0, top)
     gray = (wide * 255 + top // 2) // top
-    if 0 in _tiff_tag(picture, ExifTags.Base.PhotometricInterpretation):
+    if 0 in _tiff_tag(image, ExifTags.Base.PhotometricInterpretation):
         gray = 255 - gray  # 0 is white; Pillow looks at that up to 8 bits
-    if (transparent := picture.info.get("transparency")) is not None:
+    if (transparent := image.info.get("transparency")) is not None:
         gray = np.where(wide == transparent, 255, gray)  # PNG's, on the white background
     return Image.fromarray(gray.astype(np.uint8))
 
 
-def _flatten(picture: Image.Image) -> Image.Image:
-    """Lays a picture with transparency over the background."""
-    if picture.mode == "LAB":
-        return picture.convert("RGB")  # Pillow knows no way from LAB to gray
-    if not picture.has_transparency_data:
-        return picture
-    if picture.mode == "La":
-        picture = picture.convert("LA")  # the only mode that Pillow converts it to
-    key = picture.info.get("transparency")
+def _flatten(image: Image.Image) -> Image.Image:
+    """Lays an image with transparency over the background."""
+    if image.mode == "LAB":
+        return image.convert("RGB")  # Pillow knows no way from LAB to gray
+    if not image.has_transparency_data:
+        return image
+    if image.mode == "La":
+        image = image.convert("LA")  # the only mode that Pillow converts it to
+    key = image.info.get("transparency")
     if isinstance(key, tuple) and max(key) > 255:  # of 16-bit colors, whose high bytes were read
-        picture.info["transparency"] = tuple(value >> 8 for value in key)
-    colors = picture if picture.mode == "RGBA" else picture.convert("RGBA")
-    flat = Image.new("RGB", picture.size, BACKGROUND)
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    colors = image if image.mode == "RGBA" else image.convert("RGBA")
+    flat = Image.new("RGB", image.size, BACKGROUND)
     flat.paste(colors, mask=colors)
     return flat
 
 
-def _tiff_tag(picture: Image.Image, tag: int) -> tuple[int, ...]:
-    """Returns a tag's values; none if the picture is no TIFF or lacks it."""
-    value = getattr(picture, "tag_v2", {}).get(tag, ())
+def _tiff_tag(image: Image.Image, tag: int) -> tuple[int, ...]:
+    """Returns a tag's values; none if the image is no TIFF or lacks it."""
+    value = getattr(image, "tag_v2", {}).get(tag, ())
     return value if isinstance(value, tuple) else (value,)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from compress.data.config import DataConfig
-from compress.data.copies import copied_images, remembered_copies
+from compress.data.copies import cached_copies, copied_images
 from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
 from compress.data.folders import Listing, folder_warnings, read_folders
 from compress.data.preprocess import Preprocess
@@ -100,7 +100,7 @@ def _copies(data: Data) -> Iterator[str]:
     images = {name: one.images for name, one in splits.items() if isinstance(one, TensorSplit)}
     files = {name: one.names for name, one in splits.items() if isinstance(one, FolderSplit)}
     if isinstance(data.train, FolderSplit):
-        found = remembered_copies(data.train.root, files, data.split_fingerprint)
+        found = cached_copies(data.train.root, files, data.split_fingerprint)
     else:
         found = copied_images(images)
     for (first, second), count in found.items():
@@ -163,8 +163,8 @@ def _in_memory(
     """Builds the splits of a gray set held in memory; images are uint8 `[n, side, side]`."""
 
     def split(images: Tensor, labels: Tensor) -> TensorSplit:
-        pixels = _resized(images[:, None], config.size)
-        return TensorSplit(images=pixels, labels=labels, flip=flip, shift=config.shift)
+        resized = _resized(images[:, None], config.size)
+        return TensorSplit(images=resized, labels=labels, flip=flip, shift=config.shift)
 
     images, labels = train
     kept, held_out = stratified_split(labels, config.validation, seed)

@@ -17,9 +17,9 @@ SMALLEST_STD = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How a picture becomes the network's input.
+    """How an image becomes the network's input.
 
-    A picture is decoded to 1 or 3 channels (see `image.py`), its short side resized to `resize`
+    An image is decoded to 1 or 3 channels (see `image.py`), its short side resized to `resize`
     (bilinear, antialiased), and the center `size` x `size` cropped: these are the *pixels*,
     uint8 `[channels, size, size]`. Normalizing them, `(pixel / 255 - mean) / std`, is the first
     step of every network and lies inside the exported graph.
@@ -57,45 +57,45 @@ class Preprocess:
 
 
 MAX_ASPECT = 16
-"""Long to short side, of what is resized: a picture of 1 x 60,000 would take gigabytes at 256."""
+"""Long to short side, of what is resized: an image of 1 x 60,000 would take gigabytes at 256."""
 
 
-def resize_short_side(picture: Image.Image, side: int) -> Image.Image:
-    """Returns the picture with its shorter side `side` pixels long, aspect kept.
+def resize_short_side(image: Image.Image, side: int) -> Image.Image:
+    """Returns the image with its shorter side `side` pixels long, aspect kept.
 
-    Of a picture longer than `MAX_ASPECT` times its short side the middle is kept, so long.
+    Of an image longer than `MAX_ASPECT` times its short side the middle is kept, so long.
     """
-    width, height = picture.size
+    width, height = image.size
     longest = MAX_ASPECT * min(width, height)
     if max(width, height) > longest:
         left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-        picture = picture.crop((left, top, min(width, left + longest), min(height, top + longest)))
-    scale = side / min(picture.size)
+        image = image.crop((left, top, min(width, left + longest), min(height, top + longest)))
+    scale = side / min(image.size)
     if scale == 1:
-        return picture
-    width, height = (max(side, round(length * scale)) for length in picture.size)
-    return picture.resize((width, height), Image.Resampling.BILINEAR)
+        return image
+    width, height = (max(side, round(length * scale)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def picture_to_pixels(picture: Image.Image, spec: Preprocess) -> np.ndarray:
-    """Returns the network's input for one picture.
+def preprocess_image(image: Image.Image, spec: Preprocess) -> np.ndarray:
+    """Returns the network's input for one image.
 
     Args:
-        picture: upright, of the spec's mode (see `read_image`), of any size.
+        image: upright, of the spec's mode (see `read_image`), of any size.
         spec: the network's transform spec.
 
     Returns:
         uint8 `[channels, size, size]`.
     """
-    assert picture.mode == spec.mode
-    resized = resize_short_side(picture, spec.resize)
+    assert image.mode == spec.mode
+    resized = resize_short_side(image, spec.resize)
     left = (resized.width - spec.size) // 2
     top = (resized.height - spec.size) // 2
     crop = resized.crop((left, top, left + spec.size, top + spec.size))
     return channels_first(crop)
 
 
-def channels_first(picture: Image.Image) -> np.ndarray:
-    """Returns a picture's pixels as uint8 `[channels, height, width]`."""
-    array = np.asarray(picture, dtype=np.uint8)
+def channels_first(image: Image.Image) -> np.ndarray:
+    """Returns an image's pixels as uint8 `[channels, height, width]`."""
+    array = np.asarray(image, dtype=np.uint8)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from compress.data.augment import random_flip, random_resized_crop
 from compress.data.image import read_image
-from compress.data.preprocess import Preprocess, channels_first, picture_to_pixels
+from compress.data.preprocess import Preprocess, channels_first, preprocess_image
 from compress.distributed import device
 
 AHEAD = 2
@@ -171,7 +171,7 @@ class FolderSplit:
         pool = ThreadPoolExecutor(self.threads)
         try:
             for index in order.split(batch_size):
-                images = [pool.submit(self.pixels, place, view) for place in index.tolist()]
+                images = [pool.submit(self.image, place, view) for place in index.tolist()]
                 waiting.append((index, images))
                 if len(waiting) > ahead:
                     yield self._batch(*waiting.popleft())
@@ -184,16 +184,16 @@ class FolderSplit:
         whole = torch.stack([image.result() for image in images])
         return Batch(images=whole, labels=self.labels[index], index=index)
 
-    def pixels(self, index: int, view: View | None) -> Tensor:
+    def image(self, index: int, view: View | None) -> Tensor:
         """Returns one image as uint8 `[channels, size, size]`."""
-        picture = read_image(self.root / self.names[index], self.preprocess.mode)
+        image = read_image(self.root / self.names[index], self.preprocess.mode)
         if view is None:
-            return torch.from_numpy(picture_to_pixels(picture, self.preprocess))
+            return torch.from_numpy(preprocess_image(image, self.preprocess))
         generator = view.generator(index)
-        picture = random_resized_crop(picture, self.preprocess.size, self.min_scale, generator)
+        image = random_resized_crop(image, self.preprocess.size, self.min_scale, generator)
         if self.flip:
-            picture = random_flip(picture, generator)
-        return torch.from_numpy(channels_first(picture).copy())
+            image = random_flip(image, generator)
+        return torch.from_numpy(channels_first(image).copy())
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

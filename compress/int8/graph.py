@@ -14,7 +14,7 @@ from compress.errors import CompressError
 from compress.int8.layer import Layer
 
 aten = torch.ops.aten
-PIXELS, NORMALIZE = "pixels", "normalize"
+IMAGES, NORMALIZE = "images", "normalize"
 CONV_DEFAULTS = ([1, 1], [0, 0], [1, 1], 1)
 """Stride, padding, dilation and groups of aten.conv2d."""
 
@@ -27,7 +27,7 @@ def trace(model: Classifier) -> fx.GraphModule:
     layers become `Layer` modules that keep their names; the normalization is a call of its module.
 
     Args:
-        model: takes pixels.
+        model: takes images.
 
     Raises:
         CompressError: the network depends on its data in a way that cannot be traced.
@@ -203,7 +203,7 @@ def _insert_linear(traced: fx.GraphModule, node: fx.Node, name: str, layer: Laye
 
 def _insert_normalize(traced: fx.GraphModule, normalize: Normalize) -> None:
     image = next(node for node in traced.graph.nodes if node.op == "placeholder")
-    image.target = image.name = PIXELS
+    image.target = image.name = IMAGES
     set_module(traced, NORMALIZE, normalize)
     normalized = insert_call(traced, image, NORMALIZE, (image,))
     # Who asks for the batch's size may ask the image itself.

@@ -134,12 +134,12 @@ class PixelInput(nn.Module):
         self.register_buffer("scale", torch.tensor(scale))
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.uint8))
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps pixels 0..255 `[N, C, H, W]` to float32 `(pixels - zero_point) * scale`."""
         if torch.compiler.is_exporting():
-            inputs = (pixels, self.scale, self.zero_point)
-            return emit("DequantizeLinear", inputs, torch.float32, pixels.shape)
-        return (pixels.float() - self.zero_point.float()) * self.scale
+            inputs = (images, self.scale, self.zero_point)
+            return emit("DequantizeLinear", inputs, torch.float32, images.shape)
+        return (images.float() - self.zero_point.float()) * self.scale
 
 
 Affine = tuple[Tensor, Tensor]

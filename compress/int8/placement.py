@@ -95,7 +95,7 @@ def prepare(model: Classifier) -> fx.GraphModule:
     """Returns a copy of the model as a rewritten float graph, in which `place` puts quantizers.
 
     Args:
-        model: takes pixels; its BatchNorms are folded into the layers before them.
+        model: takes images; its BatchNorms are folded into the layers before them.
 
     Raises:
         CompressError: the network cannot be traced.
@@ -113,7 +113,7 @@ def place(prepared: fx.GraphModule, layout: QuantizedLayout = ALL_INT8) -> fx.Gr
         layout: names the layers to leave in float.
 
     Returns:
-        A module that takes pixels. The same network always gives the same names.
+        A module that takes images. The same network always gives the same names.
     """
     traced = fx.GraphModule(copy.deepcopy(prepared), copy.deepcopy(prepared.graph))
     placer = _Placer(traced, frozenset(layout.float_layers))

@@ -48,7 +48,7 @@ class Calibration:
 
     Args:
         prepared: the float graph.
-        batches: each call starts anew with the batches of pixels, uint8 `[N, C, H, W]`.
+        batches: each call starts anew with the batches of images, uint8 `[N, C, H, W]`.
     """
 
     def __init__(self, prepared: fx.GraphModule, batches: Callable[[], Iterable[Tensor]]) -> None:
@@ -92,9 +92,9 @@ class Calibration:
 
     def _repair_images(self) -> Tensor:
         taken: list[Tensor] = []
-        for pixels in self._batches():
-            taken.extend(pixels)
-            allowed = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // pixels[0, 0].numel()))
+        for images in self._batches():
+            taken.extend(images)
+            allowed = min(REPAIR_IMAGES, max(1, REPAIR_PIXELS // images[0, 0].numel()))
             if len(taken) >= allowed:
                 return torch.stack(taken[:allowed])
         return torch.stack(taken)
@@ -122,15 +122,15 @@ def collect(
 
     Args:
         placed: with quantizers in place.
-        batches: pixels, uint8 `[N, C, H, W]`.
+        batches: images, uint8 `[N, C, H, W]`.
         histogram: note histograms too, which some observers need.
     """
     quantizers = quantizers_of(placed)
     for quantizer in quantizers.values():
         quantizer.statistics = Statistics(histogram=histogram)
     precision: Precision | None = None
-    for pixels in batches:
-        images = pixels.float().contiguous(memory_format=torch.channels_last)
+    for batch in batches:
+        images = batch.float().contiguous(memory_format=torch.channels_last)
         if precision is None:
             set_mode(placed, "float")
             precision = choose_precision(placed, images[:PROBE_IMAGES], CPU, training=False)

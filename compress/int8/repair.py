@@ -75,7 +75,7 @@ def _balance(first: Layer, second: Layer, *, depthwise: bool) -> None:
 
 
 @torch.no_grad()
-def correct_biases(placed: fx.GraphModule, pixels: Tensor) -> None:
+def correct_biases(placed: fx.GraphModule, images: Tensor) -> None:
     """Moves each bias so that the layer's mean output is the float network's, in place.
 
     Bias correction (arXiv 1906.04721, section 4.2) on images: a layer sees the errors of those
@@ -83,7 +83,7 @@ def correct_biases(placed: fx.GraphModule, pixels: Tensor) -> None:
 
     Args:
         placed: calibrated.
-        pixels: uint8 `[N, C, H, W]`.
+        images: uint8 `[N, C, H, W]`.
     """
 
     def correct(layer: Layer, quantized_input: Tensor, float_output: Tensor) -> None:
@@ -91,11 +91,11 @@ def correct_biases(placed: fx.GraphModule, pixels: Tensor) -> None:
         dims = (0, 2, 3) if layer.is_convolution else (0,)
         layer.bias.add_(error.mean(dims))
 
-    _walk(placed, pixels, correct, title="correcting biases")
+    _walk(placed, images, correct, title="correcting biases")
 
 
 @torch.no_grad()
-def learn_rounding(placed: fx.GraphModule, pixels: Tensor) -> None:
+def learn_rounding(placed: fx.GraphModule, images: Tensor) -> None:
     """Chooses for each weight whether to round up or down, in place.
 
     AdaRound (Nagel et al., arXiv 2004.10568): layer after layer, the roundings that reproduce the
@@ -103,9 +103,9 @@ def learn_rounding(placed: fx.GraphModule, pixels: Tensor) -> None:
 
     Args:
         placed: calibrated.
-        pixels: uint8 `[N, C, H, W]`.
+        images: uint8 `[N, C, H, W]`.
     """
-    _walk(placed, pixels, _learn_rounding, title="learning to round")
+    _walk(placed, images, _learn_rounding, title="learning to round")
 
 
 def _learn_rounding(layer: Layer, quantized_input: Tensor, float_output: Tensor) -> None:
@@ -141,7 +141,7 @@ Visit = Callable[[Layer, Tensor, Tensor], None]
 """Called with a layer, its input in the quantized network and its output in the float one."""
 
 
-def _walk(placed: fx.GraphModule, pixels: Tensor, visit: Visit, *, title: str) -> None:
+def _walk(placed: fx.GraphModule, images: Tensor, visit: Visit, *, title: str) -> None:
     """Runs the float and the quantized network side by side and lets `visit` change each layer.
 
     A layer is visited before its own quantized output is computed, so that the layers after it see
@@ -153,7 +153,7 @@ def _walk(placed: fx.GraphModule, pixels: Tensor, visit: Visit, *, title: str) -
     interpreter = fx.Interpreter(placed)
     for node in placed.graph.nodes:
         if node.op == "placeholder":
-            values[node] = (pixels, pixels)
+            values[node] = (images, images)
         elif node.op != "output":
             sides: list[Any] = []
             for side, mode in enumerate(MODES):

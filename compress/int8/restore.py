@@ -48,7 +48,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     Only known architectures are imported, and no code of the checkpoint is run.
 
     Returns:
-        A module in eval mode that takes pixels.
+        A module in eval mode that takes images.
 
     Raises:
         CheckpointError: the tensors do not fit the description.

@@ -16,19 +16,19 @@ class Hinted(nn.Module):
     """A student in training whose inner features are compared with its teacher's.
 
     Args:
-        student: takes pixels.
+        student: takes images.
         teacher: likewise; asked about the same pixels before `hint_loss` is called.
         pairs: names of layers, `STUDENT:TEACHER` by commas.
         loss: `features` compares them through a learned 1x1 convolution, `attention` their maps of
             where something is.
-        pixels: an example, uint8 `[N, C, H, W]`, that shows the features' widths.
+        images: an example, uint8 `[N, C, H, W]`, that shows the features' widths.
 
     Raises:
         CompressError: a layer does not exist, or gives no feature map.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, pairs: str, loss: str, pixels: Tensor
+        self, student: nn.Module, teacher: nn.Module, pairs: str, loss: str, images: Tensor
     ) -> None:
         super().__init__()
         self.student = student
@@ -41,8 +41,8 @@ class Hinted(nn.Module):
             self._watch(teacher, of_teacher.strip(), ("teacher", place))
         was_training = student.training
         with torch.no_grad():
-            student.eval()(pixels)
-            teacher(pixels)
+            student.eval()(images)
+            teacher(images)
         student.train(was_training)
         widths = [
             (self._seen["student", place], self._seen["teacher", place])
@@ -65,9 +65,9 @@ class Hinted(nn.Module):
         """Returns what a copy takes over: not the features last seen, which belong to a graph."""
         return {**self.__dict__, "_seen": {}}
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps pixels to the student's logits `[N, classes]`."""
-        return self.student(pixels)  # type: ignore[no-any-return]
+        return self.student(images)  # type: ignore[no-any-return]
 
     def hint_loss(self) -> Tensor:
         """Returns the mean loss of the pairs, for the last pixels that both networks saw."""

@@ -133,17 +133,17 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> TeacherM
     # A network of the data's size sees images grow along with the student; a file cannot.
     grows = teacher.checkpoint is not None and side == data.preprocess.size
 
-    def sized(pixels: Tensor) -> Tensor:
-        if grows or pixels.shape[-1] == side:
-            return pixels
-        return F.interpolate(pixels, size=side, mode="bilinear", antialias=True)
+    def sized(images: Tensor) -> Tensor:
+        if grows or images.shape[-1] == side:
+            return images
+        return F.interpolate(images, size=side, mode="bilinear", antialias=True)
 
     if teacher.checkpoint is None:
         session = open_session(teacher.path, threads=allowed_cores())
 
-        def run(pixels: Tensor) -> Tensor:
-            whole = sized(pixels).round().clamp(0, 255).to(torch.uint8).cpu()
-            return torch.from_numpy(run_session(session, as_numpy(whole))).to(pixels.device)
+        def run(images: Tensor) -> Tensor:
+            whole = sized(images).round().clamp(0, 255).to(torch.uint8).cpu()
+            return torch.from_numpy(run_session(session, as_numpy(whole))).to(images.device)
 
         return TeacherModel(source=teacher, forward=run, model=None)
     model = load_model(teacher.checkpoint).to(device).to(memory_format=torch.channels_last)
@@ -152,10 +152,10 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> TeacherM
     precision = distributed.decide(lambda: choose_precision(model, probe, device, training=False))
 
     @torch.no_grad()
-    def forward(pixels: Tensor) -> Tensor:
-        pixels = sized(pixels).contiguous(memory_format=torch.channels_last)
+    def forward(images: Tensor) -> Tensor:
+        images = sized(images).contiguous(memory_format=torch.channels_last)
         with autocast(precision, device):
-            return model(pixels).float()  # type: ignore[no-any-return]
+            return model(images).float()  # type: ignore[no-any-return]
 
     return TeacherModel(source=teacher, forward=forward, model=model)
 

@@ -60,7 +60,7 @@ def train_with_kd(
     """Trains a model in place with the help of the context's teacher.
 
     Args:
-        model: takes pixels.
+        model: takes images.
         kd: how the teacher helps.
         schedule: of the training.
         context: data, seed, folders and the teachers.
@@ -109,9 +109,9 @@ def _with_hints(model: nn.Module, teacher: TeacherModel, kd: KDConfig, data: Dat
     """Returns the model with what compares its features with the first teacher's."""
     if teacher.model is None:
         raise CompressError("hints need a teacher whose layers can be seen: a checkpoint, not ONNX")
-    pixels = first_images(data.train, 2).to(distributed.device())
-    model.to(pixels.device)
-    return Hinted(model, teacher.model, kd.hints, kd.hint_loss, pixels)
+    images = first_images(data.train, 2).to(distributed.device())
+    model.to(images.device)
+    return Hinted(model, teacher.model, kd.hints, kd.hint_loss, images)
 
 
 @torch.no_grad()
@@ -128,9 +128,9 @@ def teacher_confusion(teachers: Sequence[TeacherModel], data: Data) -> Tensor:
     return distributed.total(counts)
 
 
-def ensemble_logits(teachers: Sequence[TeacherModel], pixels: Tensor) -> Tensor:
+def ensemble_logits(teachers: Sequence[TeacherModel], images: Tensor) -> Tensor:
     """Returns the teachers' common answer, float32 logits `[N, classes]`."""
-    answers = [teacher.forward(pixels) for teacher in teachers]
+    answers = [teacher.forward(images) for teacher in teachers]
     return mean_logits(answers, [teacher.source.weight for teacher in teachers])
 
 
@@ -164,7 +164,7 @@ def distillation_loss(
 
     def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
         if not kd.n_views:
-            answers = ensemble_logits(teachers, batch.pixels)
+            answers = ensemble_logits(teachers, batch.images)
         else:
             view = None if kd.fresh_views else batch.view.number
             answers = stored.rows(batch.index, view).to(logits.device)

@@ -17,7 +17,7 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, spec: ModelSpec) -> int:
     """Returns the multiply-accumulates of convolutions and matrix products for one image."""
     side = spec.preprocess.size
-    pixels = torch.zeros(1, spec.preprocess.channels, side, side, dtype=torch.uint8)
+    images = torch.zeros(1, spec.preprocess.channels, side, side, dtype=torch.uint8)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(pixels)
+        model.eval()(images)
     return int(counter.get_total_flops()) // 2  # a multiplication and an addition each

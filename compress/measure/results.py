@@ -71,9 +71,9 @@ class _Details:
     findings: tuple[str, ...] = ()
     alone: _AloneDetails | None = None
     parity: Mapping[str, _ParityDetails] = field(default_factory=dict)
-    arithmetic: str | None = None
+    precision: str | None = None
     unpruned_ms: Positive | None = None
-    steps: tuple[_CutDetails, ...] = ()
+    iterations: tuple[_CutDetails, ...] = ()
     widths: tuple[_WidthDetails, ...] = ()
     measurements: tuple[Measurements, ...] = ()
 
@@ -82,8 +82,8 @@ def _check_details(details: Mapping[str, Any]) -> Mapping[str, Any]:
     given = {name: value for name, value in details.items() if value is not None}
     TypeAdapter(_Details).validate_json(json.dumps(given), strict=True)  # nothing is converted
     missing = {entry.name for entry in fields(_Details)} & (set(details) - set(given))
-    if details.get("steps"):
-        missing |= {"arithmetic", "unpruned_ms", "widths"} - set(given)
+    if details.get("iterations"):
+        missing |= {"precision", "unpruned_ms", "widths"} - set(given)
     if missing:
         raise CompressError(f"details lack {', '.join(sorted(missing))}")
     return details

@@ -45,16 +45,16 @@ def session_options(*, threads: int) -> ort.SessionOptions:
     return options
 
 
-def run_session(session: ort.InferenceSession, pixels: np.ndarray) -> np.ndarray:
+def run_session(session: ort.InferenceSession, images: np.ndarray) -> np.ndarray:
     """Returns float32 logits `[N, classes]` for uint8 pixels `[N, C, H, W]`.
 
     Raises:
         CompressError: the file cannot do that.
     """
-    (logits,) = run_file(session, {INPUT: pixels}, [OUTPUT])
-    if not isinstance(logits, np.ndarray) or logits.ndim != 2 or len(logits) != len(pixels):
+    (logits,) = run_file(session, {INPUT: images}, [OUTPUT])
+    if not isinstance(logits, np.ndarray) or logits.ndim != 2 or len(logits) != len(images):
         raise CompressError(
-            f"the ONNX file returns {np.shape(logits)} for {len(pixels)} images, not their logits; "
+            f"the ONNX file returns {np.shape(logits)} for {len(images)} images, not their logits; "
             "export it anew"
         )
     return logits

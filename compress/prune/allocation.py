@@ -229,14 +229,14 @@ def _lies_in(group: Group, block: str) -> bool:
 
 
 def candidate_widths(
-    groups: Sequence[Group], half_pays: Mapping[str, tuple[bool, bool]], floor: float
+    groups: Sequence[Group], half_pays: Mapping[str, tuple[bool, bool]], min_channels_ratio: float
 ) -> dict[str, tuple[int, ...]]:
     """Returns the widths that each group may have, ascending.
 
     Args:
         groups: of the network.
         half_pays: by layer, whether half a step of input and of output channels pays.
-        floor: least share of its channels that a group keeps.
+        min_channels_ratio: least share of its channels that a group keeps.
     """
     found: dict[str, tuple[int, ...]] = {}
     for group in groups:
@@ -244,6 +244,6 @@ def candidate_widths(
         if not group.heads:
             pays = all(half_pays[use.layer][use.writes] for use in group.uses)
             step = math.lcm(HALF_ALIGNED if pays else ALIGNED, group.blocks)
-        least = max(step, -(-math.ceil(group.channels * floor) // step) * step)
+        least = max(step, -(-math.ceil(group.channels * min_channels_ratio) // step) * step)
         found[group.name] = (*range(least, group.channels, step), group.channels)
     return found

@@ -50,7 +50,7 @@ def reestimate_batchnorm(model: nn.Module, split: Split) -> None:
     few images. Dropout and the like are off, as they are when the network is used.
 
     Args:
-        model: takes pixels; in eval mode afterwards. With a split of one image it stays as it is:
+        model: takes images; in eval mode afterwards. With a split of one image it stays as it is:
             one value has no variance.
         split: training images, of which up to `IMAGES` are looked at.
     """

@@ -34,7 +34,7 @@ class PruneConfig:
     size_ratio: Annotated[
         float, Field(gt=0, le=1, description="Size of the file to reach; 1: no limit.")
     ] = 1.0
-    arithmetic: Annotated[
+    precision: Annotated[
         Literal["int8", "float"],
         Field(description="The file whose latency and size count: quantized, or as it is."),
     ] = "int8"
@@ -44,16 +44,16 @@ class PruneConfig:
         ],
         Field(description="What a channel is worth."),
     ] = "taylor"
-    steps: Annotated[
+    iterations: Annotated[
         int, Field(ge=1, description="Cuts on the way; between them a short recovery.")
     ] = 2
-    step_epochs: Annotated[
+    iteration_epochs: Annotated[
         int, Field(ge=0, description="Epochs of training after each cut but the last.")
     ] = 1
-    floor: Annotated[
+    min_channels_ratio: Annotated[
         float, Field(gt=0, le=1, description="Least share of its channels that a layer keeps.")
     ] = 0.1
-    depth: Annotated[bool, Field(description="Whole residual blocks may go too.")] = True
+    remove_blocks: Annotated[bool, Field(description="Whole residual blocks may go too.")] = True
     sparse_epochs: Annotated[
         int,
         Field(

@@ -145,12 +145,12 @@ class LatencyModel:
         return max(alone, TINIEST_MS)
 
 
-def layer_shapes(prepared: fx.GraphModule, pixels: Tensor) -> dict[str, LayerShape]:
+def layer_shapes(prepared: fx.GraphModule, images: Tensor) -> dict[str, LayerShape]:
     """Returns the shape of every layer, in the order of execution.
 
     Args:
         prepared: the traced float graph.
-        pixels: one image, `[1, C, H, W]`.
+        images: one image, `[1, C, H, W]`.
     """
     shapes: dict[str, LayerShape] = {}
 
@@ -179,7 +179,7 @@ def layer_shapes(prepared: fx.GraphModule, pixels: Tensor) -> dict[str, LayerSha
     ]
     set_mode(prepared, "float")
     with torch.no_grad():
-        prepared(pixels)
+        prepared(images)
     for hook in hooks:
         hook.remove()
     return shapes

@@ -16,7 +16,7 @@ from torch import Tensor
 from compress.architectures.build import Classifier, build
 from compress.architectures.resize import differing_shapes, remove_blocks
 from compress.architectures.spec import ModelSpec
-from compress.cache import Measurement, remembered
+from compress.cache import Measurement, cached_measurement
 from compress.checkpoint import Checkpoint
 from compress.int8.placement import freeze, prepare
 from compress.int8.ptq import Calibration, Plan
@@ -26,7 +26,7 @@ from compress.log import waiting
 from compress.measure.cost import count_macs
 from compress.measure.latency import measure_latency
 from compress.onnx_file import export_onnx
-from compress.prune.table import Arithmetic
+from compress.prune.table import Precision
 
 QUICK = Plan(observer="minmax", weights="max")
 """Ranges do not change the speed."""
@@ -63,7 +63,7 @@ class Probe:
         checkpoint: the uncut network.
         model: likewise, loaded; a copy is kept.
         context: data and how to measure.
-        arithmetic: of the files.
+        precision: of the files.
         scratch: a folder for them.
     """
 
@@ -72,12 +72,12 @@ class Probe:
         checkpoint: Checkpoint,
         model: Classifier,
         context: Context,
-        arithmetic: Arithmetic,
+        precision: Precision,
         scratch: Path,
     ) -> None:
         self._spec, self._context = checkpoint.spec, context
         self._unpruned, self._scratch = copy.deepcopy(model), scratch
-        self._arithmetic: Arithmetic = arithmetic
+        self._precision: Precision = precision
         self._reference_ms: float | None = None
         facts = self._facts(model, checkpoint.description.removed)
         self.unpruned = self._remembered(model, facts)
@@ -104,13 +104,15 @@ class Probe:
             "spec": dataclasses.asdict(spec),
             "shapes": differing_shapes(model.network, original),
             "removed": removed,
-            "arithmetic": self._arithmetic,
+            "precision": self._precision,
             "threads": measure.threads,
             "batch": measure.batch,
         }
 
     def _remembered(self, model: Classifier, facts: Mapping[str, object]) -> Measured:
-        return remembered(Measured, "networks of some widths", facts, lambda: self._time(model))
+        return cached_measurement(
+            Measured, "networks of some widths", facts, lambda: self._time(model)
+        )
 
     def _time(self, model: Classifier) -> Measurement[Measured]:
         unpruned, file = self._scratch / "unpruned.onnx", self._scratch / "pruned.onnx"
@@ -150,7 +152,7 @@ class Probe:
 
     def _export(self, model: Classifier, path: Path) -> None:
         images = self.images(CALIBRATION_IMAGES)
-        export_to_time(model, self._spec, images, path, arithmetic=self._arithmetic)
+        export_to_time(model, self._spec, images, path, precision=self._precision)
 
     def images(self, count: int) -> Tensor:
         """Returns the first training images, uint8 `[count, C, H, W]`."""
@@ -158,7 +160,7 @@ class Probe:
 
 
 def export_to_time(
-    model: Classifier, spec: ModelSpec, images: Tensor, path: Path, *, arithmetic: Arithmetic
+    model: Classifier, spec: ModelSpec, images: Tensor, path: Path, *, precision: Precision
 ) -> None:
     """Writes a network's ONNX file for timing: if int8, with ranges from a few images.
 
@@ -167,11 +169,11 @@ def export_to_time(
         spec: of the network.
         images: that set the ranges, uint8 `[N, C, H, W]`.
         path: of the file.
-        arithmetic: of the file.
+        precision: of the file.
     """
     exported: torch.nn.Module = model
     with waiting("building the file to time"):
-        if arithmetic == "int8":
+        if precision == "int8":
             calibration = Calibration(prepare(model), lambda: [images])
             exported = freeze(calibration.quantize(QUICK))
         export_onnx(exported, spec, path, digest="", stage="prune")

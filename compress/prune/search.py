@@ -93,7 +93,7 @@ class Search:
         scratch: Path,
     ) -> None:
         self._config, self._context = config, context
-        self._probe = Probe(checkpoint, model, context, config.arithmetic, scratch)
+        self._probe = Probe(checkpoint, model, context, config.precision, scratch)
         self.removed: tuple[str, ...] = checkpoint.description.removed
         """Residual blocks left out so far."""
         self.fixed: Mapping[str, str] = {}
@@ -106,7 +106,7 @@ class Search:
         Raises:
             UnmetBudgetError: the budget cannot be met; the model stays as it was.
         """
-        limits = self._limits(number / self._config.steps)
+        limits = self._limits(number / self._config.iterations)
         now = self._probe.measure(model, self.removed)
         network, example = model.network.eval(), example_input(model)
         found = find_groups(network, example)
@@ -120,8 +120,8 @@ class Search:
             groups=found.groups,
             scores=scores,
             full=latency.full,
-            candidates=candidate_widths(found.groups, pays, self._config.floor),
-            blocks=residual_blocks(network, example) if self._config.depth else (),
+            candidates=candidate_widths(found.groups, pays, self._config.min_channels_ratio),
+            blocks=residual_blocks(network, example) if self._config.remove_blocks else (),
         )
         best, tries = self._search(model, problem, latency, now, limits)
         if best.worst > 1 + TOLERANCE:
@@ -201,7 +201,7 @@ class Search:
         if name == "MACs":
             cost = lambda layer, ins, outs: latency.shapes[layer].macs(ins, outs)  # noqa: E731
         elif name == "size":
-            size = BYTES[self._config.arithmetic]
+            size = BYTES[self._config.precision]
             cost = lambda layer, ins, outs: size * latency.shapes[layer].weights(ins, outs)  # noqa: E731
         layers = sum(cost(layer, *full) for layer, full in latency.full.items())
         return Budget(name=name, cost=cost, constant=_value(now, name) - layers, limit=limit)
@@ -221,7 +221,7 @@ class Search:
             shapes,
             full,
             varying,
-            arithmetic=self._config.arithmetic,
+            precision=self._config.precision,
             threads=self._context.measure.threads,
         )
         profiled = sum(now.main_ms.values()) + sum(now.rest_ms.values())
@@ -283,5 +283,5 @@ def _message(measured: Measured, limits: Mapping[str, float]) -> str:
     )
     return (
         f"pruning cannot meet the budget; the least is {', '.join(found)}; raise that limit, lower "
-        "--floor if layers are wide, or measure again while nothing else runs"
+        "--min-channels-ratio if layers are wide, or measure again while nothing else runs"
     )

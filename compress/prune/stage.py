@@ -44,17 +44,19 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
         inside = dataclasses.replace(context, folder=context.folder / "sparse")
         inside.folder.mkdir(exist_ok=True)
         everywhere(train_sparse, model, config, inside)
-    steps: list[dict[str, Any]] = []
+    iterations: list[dict[str, Any]] = []
     findings = []
     with TemporaryDirectory() as scratch:
         search = Search(checkpoint, model, config, context, Path(scratch))
-        for number in range(1, config.steps + 1):
+        for number in range(1, config.iterations + 1):
             try:
                 cut = search.cut(model, number)
             except UnmetBudgetError as failure:
                 if _limits(config) != _limits(PruneConfig()):
                     raise
-                findings.append(f"{len(steps)} of {config.steps} default cuts made; {failure}")
+                findings.append(
+                    f"{len(iterations)} of {config.iterations} default cuts made; {failure}"
+                )
                 warn(f"  {findings[-1]}")
                 break
             recovery = _recover(model, config, context, number)
@@ -64,10 +66,10 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
                 f"{recovery.top1_raw:.2f} % raw, {recovery.top1_batchnorm:.2f} % with new BatchNorm"
                 f" statistics, {recovery.top1_trained:.2f} % trained"
             )
-            steps.append({**dataclasses.asdict(cut), **dataclasses.asdict(recovery)})
-    if findings and steps:  # the last cut that could be made had a short recovery only
-        recovery = _recover(model, config, context, config.steps)
-        steps[-1]["top1_trained"] = recovery.top1_trained
+            iterations.append({**dataclasses.asdict(cut), **dataclasses.asdict(recovery)})
+    if findings and iterations:  # the last cut that could be made had a short recovery only
+        recovery = _recover(model, config, context, config.iterations)
+        iterations[-1]["top1_trained"] = recovery.top1_trained
     after = _widths(model)
     original = build(checkpoint.spec).network
     remove_blocks(original, search.removed)
@@ -77,10 +79,10 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
         shapes=differing_shapes(model.network, original),
         removed=search.removed,
         details={
-            "arithmetic": config.arithmetic,
+            "precision": config.precision,
             "importance": config.importance,
             "unpruned_ms": search.unpruned.ms,
-            "steps": steps,
+            "iterations": iterations,
             "widths": [
                 {"layer": name, "before": width, "after": after.get(name, 0)}
                 for name, width in before.items()
@@ -110,8 +112,8 @@ def _recover(model: Classifier, config: PruneConfig, context: Context, number: i
         reestimate_batchnorm(model, context.data.train)
     _, reestimated = evaluate(model, validation)
     schedule, title = config.train, "prune"
-    if number < config.steps:
-        schedule = dataclasses.replace(schedule, epochs=config.step_epochs, min_steps=0)
+    if number < config.iterations:
+        schedule = dataclasses.replace(schedule, epochs=config.iteration_epochs, min_steps=0)
         title = f"prune, cut {number}"
         context = dataclasses.replace(context, folder=context.folder / f"cut-{number}")
         context.folder.mkdir(exist_ok=True)

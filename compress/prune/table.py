@@ -15,14 +15,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.cache import Measurement, remembered_all, spread_of
+from compress.cache import Measurement, cached_measurements, spread_of
 from compress.int8.speed import LAYER_KINDS, plain_name
 from compress.log import track
 from compress.measure.profile import profile
 from compress.onnx_file import OPSET
 from compress.prune.latency import ALIGNED, HALF_ALIGNED, LayerCurve, LayerShape
 
-Arithmetic = Literal["int8", "float"]
+Precision = Literal["int8", "float"]
 GRID_SHARES = (0.25, 0.5, 0.75, 1.0)
 NARROW = 64
 """Layers up to this width are measured at all multiples of 8."""
@@ -36,7 +36,7 @@ def measure_layers(
     full: Mapping[str, tuple[int, int]],
     varying: Mapping[str, Sequence[bool]],
     *,
-    arithmetic: Arithmetic,
+    precision: Precision,
     threads: int,
 ) -> dict[str, LayerCurve]:
     """Times every layer at several widths, unless this host's table has them.
@@ -45,7 +45,7 @@ def measure_layers(
         shapes: by layer.
         full: channels before pruning.
         varying: whether pruning can change a layer's input and output channels.
-        arithmetic: what the network runs in.
+        precision: what the network runs in.
         threads: of ONNX Runtime's operators.
     """
     grids = {name: _grids(shape, full[name], varying[name]) for name, shape in shapes.items()}
@@ -64,12 +64,12 @@ def measure_layers(
         for shape in track(list(wanted), "timing layers at several widths", total=len(wanted)):
             for start in range(0, len(wanted[shape]), AT_ONCE):
                 pairs = wanted[shape][start : start + AT_ONCE]
-                times = _time(shape, pairs, arithmetic, threads)
+                times = _time(shape, pairs, precision, threads)
                 found |= {_key(shape, pair): one for pair, one in zip(pairs, times, strict=True)}
         return found
 
-    facts = {"arithmetic": arithmetic, "threads": threads}
-    ms = remembered_all(float, "layer latencies", facts, places, measure)
+    facts = {"precision": precision, "threads": threads}
+    ms = cached_measurements(float, "layer latencies", facts, places, measure)
     return {name: _curve(ms, shapes[name], *grids[name]) for name in shapes}
 
 
@@ -134,13 +134,13 @@ def _curve(
 
 
 def _time(
-    shape: LayerShape, pairs: Sequence[tuple[int, int]], arithmetic: Arithmetic, threads: int
+    shape: LayerShape, pairs: Sequence[tuple[int, int]], precision: Precision, threads: int
 ) -> list[Measurement[float]]:
     """Times layers of one shape, side by side in a file; milliseconds."""
     rounds = []
     with TemporaryDirectory() as folder:
         path = Path(folder) / "layers.onnx"
-        onnx.save(_layers_file(shape, pairs, arithmetic), path)
+        onnx.save(_layers_file(shape, pairs, precision), path)
         for _ in range(REPEATS):
             found = profile(path, threads=threads)
             ms = {plain_name(one.name): one.ms for one in found if one.kind in LAYER_KINDS}
@@ -156,14 +156,14 @@ def _key(shape: LayerShape, pair: tuple[int, int]) -> str:
 
 
 def _layers_file(
-    shape: LayerShape, pairs: Sequence[tuple[int, int]], arithmetic: Arithmetic
+    shape: LayerShape, pairs: Sequence[tuple[int, int]], precision: Precision
 ) -> onnx.ModelProto:
     """Returns a file with one layer for each pair of channels, side by side."""
     generator = np.random.default_rng(0)
     nodes: list[onnx.NodeProto] = []
     inputs, outputs = [], []
     constants: dict[str, Any] = {"scale": np.float32(0.02), "zero": np.uint8(128)}
-    kind = TensorProto.UINT8 if arithmetic == "int8" else TensorProto.FLOAT
+    kind = TensorProto.UINT8 if precision == "int8" else TensorProto.FLOAT
     for number, (ins, outs) in enumerate(pairs):
         x, y, w, b = (f"{letter}{number}" for letter in "xywb")
         ins = outs if shape.is_depthwise else ins  # noqa: PLW2901 -- its table has one dimension
@@ -172,7 +172,7 @@ def _layers_file(
         inputs.append(helper.make_tensor_value_info(x, kind, image))
         outputs.append(helper.make_tensor_value_info(y, kind, None))
         weight = generator.integers(-127, 128, weight_shape)
-        if arithmetic == "float":
+        if precision == "float":
             constants |= {w: weight.astype(np.float32), b: np.zeros(outs, np.float32)}
             nodes.append(helper.make_node(operator, [x, w, b], [y], name=y, **attributes))
             continue

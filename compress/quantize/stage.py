@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from compress.architectures.build import Classifier
-from compress.cache import Measurement, remembered
+from compress.cache import Measurement, cached_measurement
 from compress.checkpoint import MODEL_FILE, Checkpoint
 from compress.data.load import calibration_order
 from compress.distributed import everywhere
@@ -148,7 +148,7 @@ def measure_speed(
         "threads": threads,
         "batch": batch,
     }
-    speed = remembered(Speed, "layers in float and int8", structure, measure)
+    speed = cached_measurement(Speed, "layers in float and int8", structure, measure)
     if speed.float_layers:
         low, high = speed.speedup_ci95
         say(

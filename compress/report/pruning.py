@@ -14,9 +14,9 @@ from compress.report.figure import figure_html
 def pruning_figures(report: StageReport) -> list[str]:
     """Returns figures as HTML; none of a stage that cut nothing."""
     details = report.details
-    if not details.get("steps"):
+    if not details.get("iterations"):
         return []
-    kind = details["arithmetic"]
+    kind = details["precision"]
     return [
         figure_html(
             _draw_widths,
@@ -43,7 +43,7 @@ def _draw_widths(axes: Axes, widths: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_steps(axes: Axes, details: Mapping[str, Any]) -> None:
-    steps = details["steps"]
+    steps = details["iterations"]
     for field, label in (
         ("top1_trained", "trained"),
         ("top1_batchnorm", "new BatchNorm statistics"),
@@ -64,6 +64,6 @@ def _draw_steps(axes: Axes, details: Mapping[str, Any]) -> None:
         label="latency predicted",
     )
     axes.axvline(details["unpruned_ms"], color="#888", linewidth=0.8, label="unpruned")
-    axes.set(xlabel=f"{details['arithmetic']} latency, ms", ylabel="validation top-1, %")
+    axes.set(xlabel=f"{details['precision']} latency, ms", ylabel="validation top-1, %")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()

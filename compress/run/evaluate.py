@@ -15,7 +15,7 @@ from compress.checkpoint import load_checkpoint
 from compress.data.config import DataConfig
 from compress.data.image import read_image
 from compress.data.load import load_data
-from compress.data.preprocess import picture_to_pixels
+from compress.data.preprocess import preprocess_image
 from compress.errors import CompressError, DataError
 from compress.files import printable
 from compress.host import Host, describe_host
@@ -140,7 +140,7 @@ def bench_table(result: BenchResult) -> Table:
 def predict_images(
     model: Path, images: Sequence[Path], top: int
 ) -> Iterator[tuple[Path, list[tuple[str, float]] | str]]:
-    """Yields each picture's most probable classes and their probabilities, or what is wrong.
+    """Yields each image's most probable classes and their probabilities, or what is wrong.
 
     Raises:
         CompressError: the file is not one of ours.
@@ -149,12 +149,12 @@ def predict_images(
     session = open_session(model, threads=1)
     for path in images:
         try:
-            picture = read_image(path, facts.preprocess.mode)
+            image = read_image(path, facts.preprocess.mode)
         except DataError as error:
             yield path, str(error)
             continue
-        pixels = picture_to_pixels(picture, facts.preprocess)
-        logits = run_session(session, pixels[None])[0].astype(np.float64)
+        array = preprocess_image(image, facts.preprocess)
+        logits = run_session(session, array[None])[0].astype(np.float64)
         if len(logits) != len(facts.class_names) or not np.isfinite(logits).all():
             raise CompressError(
                 f"{model} returns no finite logit for each of {len(facts.class_names)} classes; "

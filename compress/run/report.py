@@ -93,10 +93,12 @@ def _remarks_on_operators(stage: StageReport) -> list[str]:
 def _remarks_on_memory(stage: StageReport) -> list[str]:
     """What decided a stage and was not measured while it ran."""
     rows = [Measurements(**row) for row in stage.details.get("measurements", ())]
-    remembered = [measured_text(row) for row in rows if row.remembered]
-    if not remembered:
+    cached = [measured_text(row) for row in rows if row.cached]
+    if not cached:
         return []
-    return [f"{stage.stage} remembered {', '.join(remembered)}; --remeasure measures anew"]
+    return [
+        f"{stage.stage} used cached measurements: {', '.join(cached)}; --remeasure measures again"
+    ]
 
 
 def _remarks_on_balance(stages: tuple[StageReport, ...]) -> list[str]:

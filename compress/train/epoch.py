@@ -42,7 +42,7 @@ class NonFiniteLossError(CompressError):
 class TrainBatch:
     """Images that the network sees at once: one step's, or a part of them; on the device."""
 
-    pixels: Tensor
+    images: Tensor
     """float32 `[N, C, H, W]`, 0..255, augmented, mixed and sized as the network sees them."""
     targets: Tensor
     """float32 `[N, classes]`: one-hot labels, mixed as the images are."""
@@ -131,7 +131,7 @@ def train_epoch(run: Training, epoch: int) -> tuple[float, float, float]:
             batch = _sized(part, run.image_size(epoch))
             with _without_exchange(run.wrapped) if number < len(parts) - 1 else nullcontext():
                 with autocast(run.precision, device):
-                    logits = run.wrapped(batch.pixels)
+                    logits = run.wrapped(batch.images)
                 value = run.loss(logits.float(), batch) * (len(batch.index) / len(whole.index))
                 value.backward()
             total += value.detach()
@@ -167,12 +167,12 @@ def _on_device(
     step_of_epoch: int,
 ) -> TrainBatch:
     """Returns a step's images on the device, mixed."""
-    pixels = raw.images.to(run.device, non_blocking=True).float()
+    images = raw.images.to(run.device, non_blocking=True).float()
     targets = F.one_hot(raw.labels.to(run.device), len(run.data.class_names)).float()
     if run.config.mixup:
-        pixels, targets = mixup(pixels, targets, run.config.mixup, generator)
+        images, targets = mixup(images, targets, run.config.mixup, generator)
     return TrainBatch(
-        pixels=pixels,
+        images=images,
         targets=targets,
         index=raw.index,
         view=view,
@@ -187,23 +187,23 @@ def _parts(batch: TrainBatch, micro_batch: int) -> list[TrainBatch]:
     if count == 1:
         return [batch]
     split = zip(
-        batch.pixels.tensor_split(count),
+        batch.images.tensor_split(count),
         batch.targets.tensor_split(count),
         batch.index.tensor_split(count),
         strict=True,
     )
     return [
-        dataclasses.replace(batch, pixels=pixels, targets=targets, index=index)
-        for pixels, targets, index in split
+        dataclasses.replace(batch, images=images, targets=targets, index=index)
+        for images, targets, index in split
     ]
 
 
 def _sized(batch: TrainBatch, size: int) -> TrainBatch:
     """Returns the images in a size, in the layout that convolutions like."""
-    pixels = batch.pixels
-    if size != pixels.shape[-1]:
-        pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-    return dataclasses.replace(batch, pixels=pixels.contiguous(memory_format=torch.channels_last))
+    images = batch.images
+    if size != images.shape[-1]:
+        images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+    return dataclasses.replace(batch, images=images.contiguous(memory_format=torch.channels_last))
 
 
 def _without_exchange(wrapped: nn.Module) -> AbstractContextManager[object]:

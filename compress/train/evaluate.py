@@ -30,7 +30,7 @@ def evaluate(
     Within a call that all processes make, each scores a part of the images.
 
     Args:
-        model: takes pixels; on the device.
+        model: takes images; on the device.
         split: labeled images.
         device: what computes.
         precision: of its arithmetic.
@@ -43,9 +43,9 @@ def evaluate(
     own = order[distributed.place() :: distributed.processes()]
     loss, correct = 0.0, 0
     for batch in split.batches(evaluation_batch(split), order=own):
-        pixels = batch.images.to(device).contiguous(memory_format=torch.channels_last)
+        inputs = batch.images.to(device).contiguous(memory_format=torch.channels_last)
         with autocast(precision, device):
-            logits = model(pixels).float().cpu()
+            logits = model(inputs).float().cpu()
         loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
         correct += int((logits.argmax(1) == batch.labels).sum())
     sums = distributed.total(torch.tensor([loss, correct], dtype=torch.float64))
@@ -54,8 +54,8 @@ def evaluate(
 
 def evaluation_batch(split: Split) -> int:
     """Returns the images that are scored at once: fewer of large ones."""
-    pixels = first_images(split, 1)
-    return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels[0, 0].numel()))
+    images = first_images(split, 1)
+    return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // images[0, 0].numel()))
 
 
 def first_images(split: Split, count: int) -> Tensor:

@@ -55,7 +55,7 @@ def train(
     """Trains a model in place.
 
     Args:
-        model: takes pixels `[N, C, H, W]`, returns logits `[N, classes]`.
+        model: takes images `[N, C, H, W]`, returns logits `[N, classes]`.
         data: trained on its train split; its validation split is scored after each epoch.
         config: the schedule.
         loss: what to minimize.
@@ -177,9 +177,9 @@ def _fitting_step(
     if config.precision == "auto":
         fits = fitting_batch(model, few, own_batch, device, "fp32")
         with waiting("timing fp32 and bf16"):
-            pixels = first_images(data.train, fits)
+            images = first_images(data.train, fits)
             precision = distributed.decide(
-                lambda: choose_precision(model, pixels, device, training=True)
+                lambda: choose_precision(model, images, device, training=True)
             )
     else:
         precision = config.precision

@@ -34,7 +34,7 @@ def fitting_batch(
     BatchNorm, which normalizes each part by itself.
 
     Args:
-        model: takes pixels; on the device; it is left as it was.
+        model: takes images; on the device; it is left as it was.
         images: uint8 `[N, C, H, W]`, `PROBE_IMAGES` unless the set has fewer, of full size.
         batch_size: of the step, in this process.
         device: what computes.
@@ -64,7 +64,7 @@ def bytes_an_image(
     """Returns the bytes that a forward pass keeps for the backward pass, an image.
 
     Args:
-        model: takes pixels; it is left as it was.
+        model: takes images; it is left as it was.
         images: uint8 `[N, C, H, W]`, two or more.
         device: what computes.
         precision: of its arithmetic.
@@ -85,12 +85,12 @@ def _kept_bytes(model: nn.Module, images: Tensor, precision: Precision) -> int:
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    pixels = images.float().contiguous(memory_format=torch.channels_last)
+    images = images.float().contiguous(memory_format=torch.channels_last)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         autocast(precision, images.device),
     ):
-        kept_alive = model(pixels)  # a storage that is freed would give its address to another
+        kept_alive = model(images)  # a storage that is freed would give its address to another
     del kept_alive
     return sum(storages.values())
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.cache import Measurement, remembered, spread_of
+from compress.cache import Measurement, cached_measurement, spread_of
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -38,7 +38,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def choose_precision(
-    model: nn.Module, pixels: Tensor, device: torch.device, *, training: bool
+    model: nn.Module, images: Tensor, device: torch.device, *, training: bool
 ) -> Precision:
     """Times some steps in fp32 and bf16, if the device has it, and returns the faster arithmetic.
 
@@ -47,8 +47,8 @@ def choose_precision(
     every time, and so gives the same result.
 
     Args:
-        model: takes pixels; it is left as it was.
-        pixels: uint8 `[N, C, H, W]`, as large a batch as it will be given: bf16 gains more on
+        model: takes images; it is left as it was.
+        images: uint8 `[N, C, H, W]`, as large a batch as it will be given: bf16 gains more on
             larger ones.
         device: where it will run.
         training: whether a step has a backward pass.
@@ -57,7 +57,7 @@ def choose_precision(
         return "fp32"
 
     def measure() -> Measurement[StepSeconds]:
-        steps = {name: _stepper(model, pixels, device, name, training) for name in PRECISIONS}
+        steps = {name: _stepper(model, images, device, name, training) for name in PRECISIONS}
         # In turns, so that a moment's noise hits both; the least is the truest.
         times: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(1 + PROBE_STEPS):  # the first builds the kernels
@@ -70,10 +70,10 @@ def choose_precision(
     structure = {
         "training": training,
         "shapes": {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
-        "pixels": tuple(pixels.shape),
+        "images": tuple(images.shape),
         "device": _device_name(device),
     }
-    seconds = remembered(StepSeconds, "steps in fp32 and bf16", structure, measure)
+    seconds = cached_measurement(StepSeconds, "steps in fp32 and bf16", structure, measure)
     return "bf16" if seconds.fp32 > BF16_MUST_GAIN * seconds.bf16 else "fp32"
 
 
@@ -92,18 +92,18 @@ def _device_name(device: torch.device) -> str:
 
 
 def _stepper(
-    model: nn.Module, pixels: Tensor, device: torch.device, precision: Precision, training: bool
+    model: nn.Module, images: Tensor, device: torch.device, precision: Precision, training: bool
 ) -> Callable[[], float]:
     """Returns a function that makes one step on a copy and tells its seconds."""
     probe = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last)
     probe.train(training).requires_grad_(training)
-    pixels = pixels.to(device)
-    labels = torch.zeros(len(pixels), dtype=torch.int64, device=device)
+    images = images.to(device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=device)
 
     def step() -> float:
         start = time.perf_counter()
         with torch.set_grad_enabled(training), autocast(precision, device):
-            logits = probe(pixels)
+            logits = probe(images)
         if training:
             F.cross_entropy(logits.float(), labels).backward()
         if device.type == "cuda":

@@ -124,12 +124,12 @@ def image_size(epoch: int, epochs: int, start_size: float, full: int) -> int:
 
 
 def mixup(
-    pixels: Tensor, targets: Tensor, alpha: float, generator: torch.Generator
+    images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Blends each image with its neighbor in the batch (mixup, arXiv 1710.09412, equation 1).
 
     Args:
-        pixels: float `[N, C, H, W]`.
+        images: float `[N, C, H, W]`.
         targets: float `[N, classes]`.
         alpha: of the Beta(alpha, alpha) that the blend is drawn from.
         generator: the draw.
@@ -140,6 +140,6 @@ def mixup(
     seed = int(torch.randint(2**31, (), generator=generator))
     share = float(np.random.default_rng(seed).beta(alpha, alpha))
     return (
-        share * pixels + (1 - share) * pixels.roll(1, 0),
+        share * images + (1 - share) * images.roll(1, 0),
         share * targets + (1 - share) * targets.roll(1, 0),
     )

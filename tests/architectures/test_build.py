@@ -65,9 +65,9 @@ def _check_forward(name: str) -> None:
     spec = spec_64(name)
     side = spec.preprocess.size
     model = build(spec).eval()
-    pixels = torch.randint(0, 256, (2, 1, side, side), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 1, side, side), dtype=torch.uint8)
     with torch.no_grad():
-        assert model(pixels).shape == (2, 3)
+        assert model(images).shape == (2, 3)
 
 
 def test_a_small_stem_does_not_stride(digits: Data) -> None:
@@ -81,10 +81,10 @@ def test_a_small_stem_does_not_stride(digits: Data) -> None:
 
 def test_pixels_are_normalized_inside(digits: Data) -> None:
     model = build(student_spec(digits))
-    pixels = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
     mean, std = digits.preprocess.mean[0], digits.preprocess.std[0]
-    expected = (pixels.double() / 255 - mean) / std
-    assert torch.allclose(model.normalize(pixels).double(), expected, atol=1e-5)
+    expected = (images.double() / 255 - mean) / std
+    assert torch.allclose(model.normalize(images).double(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

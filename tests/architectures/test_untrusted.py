@@ -234,8 +234,8 @@ def test_the_networks_own_arguments_are_taken(digits: Data) -> None:
         ("simple_cnn", {"hidden": 16}),
     ):
         spec = torchvision_spec("resnet18", digits)
-        pixels = torch.zeros(2, 1, spec.preprocess.size, spec.preprocess.size)
-        logits = build(torchvision_spec(architecture, digits, **arguments))(pixels)
+        images = torch.zeros(2, 1, spec.preprocess.size, spec.preprocess.size)
+        logits = build(torchvision_spec(architecture, digits, **arguments))(images)
         assert logits.shape == (2, 10)
 
 

@@ -79,7 +79,10 @@ def test_models_and_pipelines_are_listed() -> None:
         ),
         (["run", "resnet18", "--data", "imagefolder:/nowhere"], "there is no folder /nowhere"),
         (["run", "resnet18", "--data", "digits", "--until", "prum"], "no stage 'prum'"),
-        (["prune", "--floor", "1.5"], "prune.floor must be a number in (0, 1], got 1.5"),
+        (
+            ["prune", "--min-channels-ratio", "1.5"],
+            "prune.min_channels_ratio must be a number in (0, 1], got 1.5",
+        ),
         (["quantize", "--in", "nowhere"], "nowhere is no checkpoint: there is no such folder"),
         (["quantize"], "there is no run under runs/; start one"),
         (["bench", "a.onnx"], "does not exist"),
@@ -126,7 +129,17 @@ def test_a_second_run_skips_everything(run_copy: Path) -> None:
 def test_single_stages_find_the_newest_run(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run_copy.parents[1])
     for arguments in (
-        ["prune", "--latency-ratio", "1", "--macs-ratio", "0.8", "--steps", "1", "--epochs", "0"],
+        [
+            "prune",
+            "--latency-ratio",
+            "1",
+            "--macs-ratio",
+            "0.8",
+            "--iterations",
+            "1",
+            "--epochs",
+            "0",
+        ],
         ["quantize", "--calib", "64"],
         ["export"],
     ):
@@ -281,14 +294,14 @@ def test_predict_names_the_class(finished_run: Path, tmp_path: Path) -> None:
     assert right >= 9
 
 
-def test_predict_tells_each_bad_picture_in_a_line_and_goes_on(
+def test_predict_tells_each_bad_image_in_a_line_and_goes_on(
     finished_run: Path, tmp_path: Path
 ) -> None:
     good = tmp_path / "good.png"
     Image.new("L", (16, 16), 99).save(good)
     long = tmp_path / "long.png"
     Image.new("L", (1, 60_000), 99).save(long)
-    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "broken.png").write_text("not an image")
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:50])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
@@ -303,7 +316,7 @@ def test_predict_tells_each_bad_picture_in_a_line_and_goes_on(
     for path, line in zip(bad, lines[1:-2], strict=True):
         assert line.startswith(f"{path} ")
     assert lines[-2].startswith(f"{long}: ")
-    assert "6 of 8 pictures could not be read" in lines[-1]
+    assert "6 of 8 images could not be read" in lines[-1]
 
 
 @pytest.mark.parametrize(

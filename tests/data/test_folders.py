@@ -14,7 +14,7 @@ from compress.errors import DataError
 from compress.files import cache_folder
 
 
-def write_pictures(root: Path, splits: dict[str, int], classes: tuple[str, ...]) -> None:
+def write_images(root: Path, splits: dict[str, int], classes: tuple[str, ...]) -> None:
     generator = np.random.default_rng(0)
     for split, count in splits.items():
         for label, name in enumerate(classes):
@@ -29,9 +29,9 @@ def write_pictures(root: Path, splits: dict[str, int], classes: tuple[str, ...])
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    root = tmp_path / "pictures"
-    write_pictures(root, {"train": 20, "val": 4, "test": 6}, ("blue", "green"))
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    write_images(root, {"train": 20, "val": 4, "test": 6}, ("blue", "green"))
     return root
 
 
@@ -39,8 +39,8 @@ def load(root: Path) -> Data:
     return load_data(f"imagefolder:{root}", DataConfig(size=32), seed=0)
 
 
-def test_three_splits_are_taken_as_they_are(pictures: Path) -> None:
-    data = load(pictures)
+def test_three_splits_are_taken_as_they_are(photos: Path) -> None:
+    data = load(photos)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [40, 8, 12]
     assert data.class_names == ("blue", "green")
     batch = next(iter(data.test.batches(12)))
@@ -51,21 +51,21 @@ def test_three_splits_are_taken_as_they_are(pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["val", "test"])
-def test_without_validation_images_some_are_split_off_train(pictures: Path, missing: str) -> None:
-    (pictures / missing).rename(pictures.parent / missing)
-    data = load(pictures)
+def test_without_validation_images_some_are_split_off_train(photos: Path, missing: str) -> None:
+    (photos / missing).rename(photos.parent / missing)
+    data = load(photos)
     assert len(data.train) + len(data.validation) == 40
     assert len(data.validation) == 4
     assert len(data.test) == {"val": 12, "test": 8}[missing]
 
 
-def test_threads_and_order_do_not_change_a_view(pictures: Path) -> None:
+def test_threads_and_order_do_not_change_a_view(photos: Path) -> None:
     view = View(seed=0, number=1)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     images = {}
     for threads in (1, 3):
         config = DataConfig(size=32, threads=threads)
-        split = load_data(f"imagefolder:{pictures}", config, seed=0).train
+        split = load_data(f"imagefolder:{photos}", config, seed=0).train
         assert isinstance(split, FolderSplit)
         batches = list(split.batches(8, order=order, view=view))
         images[threads] = torch.cat([batch.images for batch in batches])
@@ -73,67 +73,67 @@ def test_threads_and_order_do_not_change_a_view(pictures: Path) -> None:
 
 
 def test_a_few_unreadable_images_are_left_out_by_name(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = pictures / "train" / "blue" / "broken.png"
-    broken.write_bytes(b"no picture")
-    truncated = pictures / "train" / "green" / "1.jpg"
+    broken = photos / "train" / "blue" / "broken.png"
+    broken.write_bytes(b"not an image")
+    truncated = photos / "train" / "green" / "1.jpg"
     truncated.write_bytes(truncated.read_bytes()[:200])
-    for _ in range(2):  # the second time from the remembered check
-        folders = read_folders(pictures)
+    for _ in range(2):  # the second time from the cache
+        folders = read_folders(photos)
         assert folders.unreadable == ("train/blue/broken.png", "train/green/1.jpg")
         assert len(folders.splits["train"].names) == 39
 
 
-def test_unreadable_images_stay_out_after_the_folder_is_moved(pictures: Path) -> None:
-    broken = pictures / "train" / "blue" / "9.jpg"
-    broken.write_bytes(b"no picture")
-    before = read_folders(pictures)
-    moved = pictures.rename(pictures.parent / "elsewhere")
+def test_unreadable_images_stay_out_after_the_folder_is_moved(photos: Path) -> None:
+    broken = photos / "train" / "blue" / "9.jpg"
+    broken.write_bytes(b"not an image")
+    before = read_folders(photos)
+    moved = photos.rename(photos.parent / "elsewhere")
     after = read_folders(moved)
     assert after.unreadable == ("train/blue/9.jpg",)
     assert len(after.splits["train"].names) == 39
     assert after.digest == before.digest
 
 
-def test_the_digest_says_which_images_are_left_out(pictures: Path) -> None:
+def test_the_digest_says_which_images_are_left_out(photos: Path) -> None:
     """Stored teacher logits are found by it: another image less would shift all after it."""
-    listed, digests = pictures / "train" / "blue" / "0.png", []
+    listed, digests = photos / "train" / "blue" / "0.png", []
     times, good = listed.stat(), listed.read_bytes()
     for content in (good, bytes(len(good)), good):  # the same size and time
         listed.write_bytes(content)
         os.utime(listed, ns=(times.st_atime_ns, times.st_mtime_ns))
-        for remembered in (cache_folder() / "folders").glob("*.json"):
-            remembered.unlink()
-        digests.append(read_folders(pictures).digest)
+        for cached in (cache_folder() / "folders").glob("*.json"):
+            cached.unlink()
+        digests.append(read_folders(photos).digest)
     assert digests[0] == digests[2] != digests[1]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"unreadable": 3}'])
-def test_a_damaged_cache_is_made_again(pictures: Path, content: str) -> None:
-    (pictures / "train" / "blue" / "broken.png").write_bytes(b"no picture")
-    before = read_folders(pictures)
-    for remembered in (cache_folder() / "folders").glob("*.json"):
-        remembered.write_text(content)
-    after = read_folders(pictures)
+def test_a_damaged_cache_is_made_again(photos: Path, content: str) -> None:
+    (photos / "train" / "blue" / "broken.png").write_bytes(b"not an image")
+    before = read_folders(photos)
+    for cached in (cache_folder() / "folders").glob("*.json"):
+        cached.write_text(content)
+    after = read_folders(photos)
     assert after.unreadable == before.unreadable == ("train/blue/broken.png",)
     assert after.digest == before.digest
 
 
 def test_a_class_without_test_images_is_told(
-    pictures: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for picture in (pictures / "test" / "green").iterdir():
-        picture.unlink()
-    assert set(load(pictures).test.labels.tolist()) == {0}
+    for image in (photos / "test" / "green").iterdir():
+        image.unlink()
+    assert set(load(photos).test.labels.tolist()) == {0}
     assert "test/ has no image of: green; its top-1 says nothing" in capsys.readouterr().err
 
 
-def test_many_unreadable_images_are_an_error(pictures: Path) -> None:
-    for path in (pictures / "train" / "blue").iterdir():
-        path.write_bytes(b"no picture")
+def test_many_unreadable_images_are_an_error(photos: Path) -> None:
+    for path in (photos / "train" / "blue").iterdir():
+        path.write_bytes(b"not an image")
     with pytest.raises(DataError, match="20 of 60 images .* cannot be read"):
-        read_folders(pictures)
+        read_folders(photos)
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_8000_by_8000_and_1_by_1_are_read(tmp_path: Path) -> None:
 
 def test_what_is_no_image_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     whole = io.BytesIO()
@@ -395,7 +395,7 @@ def test_images_that_use_little_of_their_range_are_told(tmp_path: Path) -> None:
             values[0, 0] = 65535  # a dead pixel
             paths.append(tmp_path / f"{name}-{number}.png")
             Image.fromarray(values).save(paths[-1])
-        paths[0].write_text("no picture")
+        paths[0].write_text("not an image")
         warning = range_warning(tmp_path, [path.name for path in paths])
         assert (warning is None) == (name == "full")
         if warning is not None:

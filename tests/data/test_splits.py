@@ -130,7 +130,7 @@ def test_an_image_damaged_after_the_check_is_told_in_a_line(tmp_path: Path, thre
                 Image.new("L", (20, 20), 99).save(tmp_path / split / name / f"{number}.png")
     data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16, threads=threads), seed=0)
     damaged = tmp_path / "train" / "a" / "3.png"
-    damaged.write_text("no picture")
+    damaged.write_text("not an image")
     with pytest.raises(DataError) as caught:
         list(data.train.batches(4))
     assert str(caught.value).startswith(f"{damaged} is damaged")

@@ -84,9 +84,9 @@ def quantized_file(
     return quantized, path
 
 
-def run_file(path: Path, pixels: torch.Tensor) -> np.ndarray:
+def run_file(path: Path, images: torch.Tensor) -> np.ndarray:
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"pixels": pixels.numpy()})
+    (logits,) = session.run(None, {"images": images.numpy()})
     return np.asarray(logits)
 
 
@@ -151,10 +151,10 @@ def test_a_plain_chain_is_exact(digits: Data, tmp_path: Path) -> None:
     plain = nn.Sequential(block.conv1, block.bn1, nn.ReLU())  # type: ignore[arg-type]
     model.network.blocks = plain
     quantized, path = quantized_file(model.eval(), spec, digits, tmp_path)
-    pixels = next(iter(digits.test.batches(300))).images
+    images = next(iter(digits.test.batches(300))).images
     with torch.no_grad():
-        expected = quantized(pixels).numpy()
-    difference = np.abs(run_file(path, pixels) - expected).max(1)
+        expected = quantized(images).numpy()
+    difference = np.abs(run_file(path, images) - expected).max(1)
     # Layers are exact; the mean over the image may once in a while round the other way.
     assert (difference < 1e-5).mean() >= 0.99
     assert difference.max() < 0.05 * expected.std()
@@ -172,10 +172,10 @@ def test_a_pool_that_enlarges_folds_into_the_layer_after_it(digits: Data) -> Non
     side = network[0](torch.zeros(1, 1, digits.preprocess.size, digits.preprocess.size)).shape[-1]
     assert 1 < side < 7
     assert layers_of(prepared)["4"].weight.shape == (10, 6 * side**2)
-    pixels = next(iter(digits.test.batches(50))).images
+    images = next(iter(digits.test.batches(50))).images
     set_mode(prepared, "float")
     with torch.no_grad():
-        assert torch.allclose(prepared(pixels), model(pixels), atol=1e-5)
+        assert torch.allclose(prepared(images), model(images), atol=1e-5)
 
 
 class _Odd(nn.Module):
@@ -200,11 +200,11 @@ def test_what_has_no_integer_kernel_is_a_float_island(digits: Data, tmp_path: Pa
     operators = optimized_operators(path, tmp_path)
     assert operators["QLinearConv"] == 2
     assert operators["QGemm"] == 1
-    pixels = next(iter(digits.test.batches(100))).images
+    images = next(iter(digits.test.batches(100))).images
     with torch.no_grad():
-        expected = quantized(pixels).numpy()
-        assert np.abs(model(pixels).numpy() - expected).mean() < 0.05 * expected.std()
-    assert np.abs(run_file(path, pixels) - expected).max() < 0.05 * expected.std()
+        expected = quantized(images).numpy()
+        assert np.abs(model(images).numpy() - expected).mean() < 0.05 * expected.std()
+    assert np.abs(run_file(path, images) - expected).max() < 0.05 * expected.std()
 
 
 BOUNDS = [
@@ -249,10 +249,10 @@ def test_whatever_an_activation_clips_to_the_file_is_the_simulation_and_near_flo
                 quantizer.scale.data *= 3
     frozen = freeze(placed)
     export_onnx(frozen, spec, tmp_path / "int8.onnx", digest="", stage="quantize")
-    pixels = next(iter(digits.test.batches(200))).images
+    images = next(iter(digits.test.batches(200))).images
     with torch.no_grad():
-        simulated, exact = frozen(pixels), model(pixels)
-    got = torch.from_numpy(run_file(tmp_path / "int8.onnx", pixels))
+        simulated, exact = frozen(images), model(images)
+    got = torch.from_numpy(run_file(tmp_path / "int8.onnx", images))
     assert (got - simulated).abs().mean() < 0.02 * exact.std()
     assert (got - exact).abs().mean() < 0.06 * exact.std()
 
@@ -266,10 +266,10 @@ def test_named_layers_stay_in_float(digits: Data, tmp_path: Path) -> None:
     quantized, path = quantized_file(model, spec, digits, tmp_path, plan)
     operators = optimized_operators(path, tmp_path)
     assert operators["QLinearConv"] + operators["QGemm"] == len(names) - 2
-    pixels = next(iter(digits.test.batches(300))).images
+    images = next(iter(digits.test.batches(300))).images
     with torch.no_grad():
-        expected = quantized(pixels).numpy()
-    assert np.abs(run_file(path, pixels) - expected).mean() < 0.01 * expected.std()
+        expected = quantized(images).numpy()
+    assert np.abs(run_file(path, images) - expected).mean() < 0.01 * expected.std()
 
 
 def test_with_all_layers_in_float_nothing_is_quantized(digits: Data) -> None:
@@ -310,10 +310,10 @@ def test_rewriting_changes_nothing_but_the_border(digits: Data, name: str) -> No
     model = settled(spec, digits.train)
     placed = place(prepare(model))
     set_mode(placed, "float")
-    pixels = next(iter(digits.test.batches(64))).images
+    images = next(iter(digits.test.batches(64))).images
     with torch.no_grad():
-        expected = model(pixels)
-        assert (placed(pixels) - expected).abs().max() < 0.1 * expected.std()
+        expected = model(images)
+        assert (placed(images) - expected).abs().max() < 0.1 * expected.std()
 
 
 def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
@@ -326,10 +326,10 @@ def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
     placed = place(prepare(model))
     set_mode(placed, "float")
     assert not any("mul" in str(node.target) for node in placed.graph.nodes)
-    pixels = next(iter(data.test.batches(8))).images
+    images = next(iter(data.test.batches(8))).images
     with torch.no_grad():
-        expected = model(pixels)
-        assert (placed(pixels) - expected).abs().max() < 1e-3 * expected.std()
+        expected = model(images)
+        assert (placed(images) - expected).abs().max() < 1e-3 * expected.std()
 
 
 def test_the_model_itself_is_left_alone(digits: Data) -> None:

@@ -69,21 +69,21 @@ def test_equalizing_changes_nothing_in_float_and_evens_the_weights(digits: Data)
     model = settled(student_spec(digits), digits.train)
     found = calibration(model, digits)
     plain, equal = found.prepared(equalized=False), found.prepared(equalized=True)
-    pixels = next(iter(digits.test.batches(50))).images
+    images = next(iter(digits.test.batches(50))).images
     for network in (plain, equal):
         set_mode(network, "float")
     with torch.no_grad():
-        expected = plain(pixels)
-        assert (equal(pixels) - expected).abs().max() < 1e-3 * expected.std()
+        expected = plain(images)
+        assert (equal(images) - expected).abs().max() < 1e-3 * expected.std()
     weights = [layers_of(network)["blocks.0.conv1"].weight for network in (plain, equal)]
     spread = [float(weight.flatten(1).abs().amax(1).log().std().detach()) for weight in weights]
     assert spread[1] != pytest.approx(spread[0])
 
 
 def errors(network: torch.nn.Module, reference: torch.nn.Module, data: Data) -> torch.Tensor:
-    pixels = next(iter(data.train.batches(300))).images
+    images = next(iter(data.train.batches(300))).images
     with torch.no_grad():
-        difference: torch.Tensor = network(pixels) - reference(pixels)
+        difference: torch.Tensor = network(images) - reference(images)
     return difference
 
 

@@ -129,8 +129,8 @@ def test_the_file_computes_what_is_said_of_this_chip(digits: Data, tmp_path: Pat
     network = freeze(calibration(briefly_trained(spec, digits), digits).quantize(PLAN))
     path = tmp_path / "int8.onnx"
     export_onnx(network, spec, path, digest="", stage="quantize")
-    pixels = next(iter(digits.validation.batches(100))).images
+    images = next(iter(digits.validation.batches(100))).images
     exact = describe_host().multiplies_bytes_exactly
     with torch.no_grad(), nullcontext() if exact else emulating_saturation(network):
-        expected = network(pixels).numpy()
-    assert np.abs(run_file(path, pixels) - expected).mean() < 0.01 * expected.std()
+        expected = network(images).numpy()
+    assert np.abs(run_file(path, images) - expected).mean() < 0.01 * expected.std()

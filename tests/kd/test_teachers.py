@@ -44,10 +44,10 @@ def test_one_teacher_is_its_own_ensemble() -> None:
 
 def test_a_file_answers_as_its_checkpoint(finished_run: Path, digits: Data) -> None:
     folder, file = finished_run / "1-distill", finished_run / "1-distill" / "model.onnx"
-    pixels = digits.test.images[:16].float()  # type: ignore[attr-defined]
+    images = digits.test.images[:16].float()  # type: ignore[attr-defined]
     checkpoint, onnx = read_teachers([str(folder), f"{file}=2.5"])
     of_checkpoint, of_file = (
-        open_teacher(one, digits, CPU).forward(pixels) for one in (checkpoint, onnx)
+        open_teacher(one, digits, CPU).forward(images) for one in (checkpoint, onnx)
     )
     assert torch.allclose(of_checkpoint, of_file, atol=0.05)  # the teacher may answer in bf16
     assert (checkpoint.weight, onnx.weight) == (1.0, 2.5)
@@ -58,12 +58,12 @@ def test_a_teacher_of_another_size_sees_the_images_in_its_own(
 ) -> None:
     checkpoint = load_checkpoint(finished_run / "1-distill")
     larger = load_data("digits", DataConfig(size=24), seed=0)
-    pixels = larger.test.images[:8].float()  # type: ignore[attr-defined]
-    shrunk = F.interpolate(pixels, size=16, mode="bilinear", antialias=True)
+    images = larger.test.images[:8].float()  # type: ignore[attr-defined]
+    shrunk = F.interpolate(images, size=16, mode="bilinear", antialias=True)
     expected = load_model(checkpoint)(shrunk)
     for path in (checkpoint.folder, checkpoint.folder / "model.onnx"):
         (teacher,) = (*read_teachers([str(checkpoint.folder), str(path)])[1:],)
-        answers = open_teacher(teacher, larger, CPU).forward(pixels)
+        answers = open_teacher(teacher, larger, CPU).forward(images)
         # A file takes whole pixels only.
         assert (answers - expected).abs().max() < 0.1 * expected.abs().max()
 

@@ -20,7 +20,7 @@ def first_batch(data: Data, view: View) -> TrainBatch:
     raw = next(iter(data.train.batches(32, view=view)))
     targets = torch.nn.functional.one_hot(raw.labels, 10).float()
     return TrainBatch(
-        pixels=raw.images.float(),
+        images=raw.images.float(),
         targets=targets,
         index=raw.index,
         view=view,
@@ -55,7 +55,7 @@ def test_stored_answers_equal_live_ones(
         stored = stored_logits(teachers, digits, asked, store=tmp_path / "store")
         loss = distillation_loss(teachers, stored, kd, TrainConfig())
         batch = first_batch(digits, View(seed=3, number=1))
-        losses[views] = loss(student(batch.pixels), batch).item()
+        losses[views] = loss(student(batch.images), batch).item()
     assert losses[2] == pytest.approx(losses[0], rel=1e-2)  # stored in half precision
     assert len(list((tmp_path / "store").glob("*.npy"))) == 4
     again = stored_logits(teachers, digits, asked, store=tmp_path / "store")
@@ -85,7 +85,7 @@ def test_the_mean_answer_stands_for_views_that_the_teacher_never_saw(
     student = torch.randn(32, 10)
 
     first = ensemble_logits(teachers, next(iter(digits.train.batches(32))).images.float())
-    second = ensemble_logits(teachers, first_batch(digits, View(seed=3, number=1)).pixels)
+    second = ensemble_logits(teachers, first_batch(digits, View(seed=3, number=1)).images)
     teacher = ((first + second) / 2).log_softmax(1)
     by_hand = (teacher.exp() * (teacher - student.log_softmax(1))).sum(1).mean()
 

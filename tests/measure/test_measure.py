@@ -50,9 +50,9 @@ def test_predictions_of_the_file_are_torchs(digits: Data, tmp_path: Path) -> Non
     model = settled(spec, digits.train)
     export_onnx(model, spec, tmp_path / "model.onnx", digest="", stage="distill")
     predicted = predict_split(tmp_path / "model.onnx", digits.test)
-    pixels = torch.cat([batch.images for batch in digits.test.batches(500)])
+    images = torch.cat([batch.images for batch in digits.test.batches(500)])
     with torch.no_grad():
-        assert np.array_equal(predicted, model(pixels).argmax(1).numpy())
+        assert np.array_equal(predicted, model(images).argmax(1).numpy())
 
 
 def test_resnet18_costs_what_its_paper_says() -> None:

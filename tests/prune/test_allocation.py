@@ -121,7 +121,7 @@ def test_the_least_is_told_when_the_budget_is_too_small() -> None:
 
 def test_widths_are_aligned_to_what_pays() -> None:
     pays = dict.fromkeys("abc", (True, True))
-    found = candidate_widths(GROUPS, pays, floor=0.1)
+    found = candidate_widths(GROUPS, pays, min_channels_ratio=0.1)
     assert found["one"] == (8, 16, 24, 32, 40, 48, 56, 64)
-    found = candidate_widths(GROUPS, {**pays, "b": (False, True)}, floor=0.3)
+    found = candidate_widths(GROUPS, {**pays, "b": (False, True)}, min_channels_ratio=0.3)
     assert found == {"one": (32, 48, 64), "two": (24, 32, 40, 48, 56, 64)}

@@ -17,7 +17,7 @@ from compress.int8.placement import layers_of, prepare
 from compress.measure.cost import count_macs
 from compress.measure.profile import Operator, profile
 from compress.prune.latency import LayerCurve, LayerShape, layer_shapes
-from compress.prune.table import Arithmetic, _layers_file, measure_layers
+from compress.prune.table import Precision, _layers_file, measure_layers
 from tests.conftest import torchvision_spec
 
 CONV = LayerShape(
@@ -46,8 +46,8 @@ def test_the_layers_macs_are_the_networks(digits: Data, name: str) -> None:
     spec = torchvision_spec(name, digits)
     model = build(spec).eval()
     prepared = prepare(model)
-    pixels = next(iter(digits.test.batches(1))).images
-    shapes = layer_shapes(prepared, pixels)
+    images = next(iter(digits.test.batches(1))).images
+    shapes = layer_shapes(prepared, images)
     layers = layers_of(prepared)
     affine = [layer for layer in layers if layer.endswith(".affine")]  # was a BatchNorm
     total = sum(
@@ -56,8 +56,8 @@ def test_the_layers_macs_are_the_networks(digits: Data, name: str) -> None:
     assert total == pytest.approx(count_macs(model, spec), rel=1e-6)
 
 
-@pytest.mark.parametrize("arithmetic", ["int8", "float"])
-def test_layers_are_timed_as_the_network_runs_them(arithmetic: Arithmetic) -> None:
+@pytest.mark.parametrize("precision", ["int8", "float"])
+def test_layers_are_timed_as_the_network_runs_them(precision: Precision) -> None:
     """ONNX Runtime makes one operator of each, integer if the network is."""
     depthwise = LayerShape(
         kernel=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1), groups=0, size=(8, 8)
@@ -66,7 +66,7 @@ def test_layers_are_timed_as_the_network_runs_them(arithmetic: Arithmetic) -> No
         kernel=(0, 0), stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, size=(5, 1)
     )
     for shape in (CONV, depthwise, linear):
-        model = _layers_file(shape, [(16, 16), (16, 24)], arithmetic)
+        model = _layers_file(shape, [(16, 16), (16, 24)], precision)
         onnx.checker.check_model(onnx.shape_inference.infer_shapes(model))
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(cache_folder() / "layers.onnx")
@@ -75,29 +75,29 @@ def test_layers_are_timed_as_the_network_runs_them(arithmetic: Arithmetic) -> No
         nodes = onnx.load(options.optimized_model_filepath).graph.node
         kinds = [node.op_type for node in nodes if "Conv" in node.op_type or "Gemm" in node.op_type]
         assert len(kinds) == 2
-        assert all(kind.startswith("Q") == (arithmetic == "int8") for kind in kinds)
+        assert all(kind.startswith("Q") == (precision == "int8") for kind in kinds)
 
 
-def curve(arithmetic: Arithmetic, width: int) -> LayerCurve:
+def curve(precision: Precision, width: int) -> LayerCurve:
     return measure_layers(
-        {"a": CONV}, {"a": (3, width)}, {"a": (False, True)}, arithmetic=arithmetic, threads=1
+        {"a": CONV}, {"a": (3, width)}, {"a": (False, True)}, precision=precision, threads=1
     )["a"]
 
 
-@pytest.mark.parametrize("arithmetic", ["int8", "float"])
+@pytest.mark.parametrize("precision", ["int8", "float"])
 def test_the_table_has_a_time_for_each_width_and_is_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arithmetic: Arithmetic
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: Precision
 ) -> None:
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
     monkeypatch.setattr("compress.cache.STEADY", math.inf)
-    first = curve(arithmetic, 48)
+    first = curve(precision, 48)
     assert first.in_channels == (3,)
     assert first.out_channels == (8, 16, 24, 32, 40, 48)
     assert all(ms > 0 for row in first.ms for ms in row)
-    wider = curve(arithmetic, 56)
+    wider = curve(precision, 56)
     assert wider.ms[0][:5] == first.ms[0][:5]  # only the new widths were measured
     monkeypatch.setattr("compress.prune.table.profile", None)  # would fail if called
-    assert curve(arithmetic, 48) == first
+    assert curve(precision, 48) == first
 
 
 def test_layers_measured_in_a_noisy_minute_are_not_kept(
@@ -116,6 +116,6 @@ def test_layers_measured_in_a_noisy_minute_are_not_kept(
     with measuring_for(tmp_path / "stage") as used:
         curve("int8", 24)
     (row,) = used()
-    assert row.not_kept == row.count == 3
+    assert row.not_cached == row.count == 3
     (file,) = (tmp_path / "measured").glob("*.json")
     assert json.loads(file.read_text()) == {}

@@ -22,7 +22,7 @@ from compress.prune.sparse import growing_penalty
 from compress.train.epoch import TrainBatch
 from tests.conftest import student_spec
 
-QUICK = ("--steps", "1", "--epochs", "0", "--min-steps", "0")
+QUICK = ("--iterations", "1", "--epochs", "0", "--min-steps", "0")
 
 
 def prune(run: Path, *options: str) -> Result:
@@ -38,7 +38,7 @@ def pruned(run: Path, *options: str) -> StageReport:
 
 def test_the_budget_is_met_as_measured(run_copy: Path) -> None:
     report = pruned(run_copy, "--latency-ratio", "0.7")
-    (step,) = report.details["steps"]
+    (step,) = report.details["iterations"]
     assert step["target_ms"] == pytest.approx(0.7 * report.details["unpruned_ms"])
     assert step["measured_ms"] <= 1.05 * step["target_ms"]
     assert {"predicted_ms", "top1_raw", "top1_batchnorm", "top1_trained"} <= set(step)
@@ -65,7 +65,7 @@ def test_what_was_measured_before_is_told_and_dropped_when_asked(
     start = now()
     again = pruned(run_copy, "--latency-ratio", "0.7001")  # another key: it runs, and remembers
     table = {row["what"]: row for row in again.details["measurements"]}["layer latencies"]
-    assert table["remembered"]
+    assert table["cached"]
     assert table["count"] > 10
     assert table["measured"] < start
     text = (run_copy / "own" / "report.md").read_text()
@@ -73,14 +73,14 @@ def test_what_was_measured_before_is_told_and_dropped_when_asked(
     assert f"| layer latencies | {table['measured']} |" in text
     anew = pruned(run_copy, "--latency-ratio", "0.7001", "--remeasure")  # was done; runs again
     for row in anew.details["measurements"]:
-        assert (row["remembered"], row["measured"] >= start) == (False, True)
+        assert (row["cached"], row["measured"] >= start) == (False, True)
     assert not (run_copy / "own" / MEASURED).exists()
 
 
 def test_an_impossible_budget_names_the_least_and_what_was_asked(run_copy: Path) -> None:
     asked = []
     for steps in ("1", "2"):  # with two, the first cut's own limit is above what was asked
-        result = prune(run_copy, "--latency-ratio", "0.05", "--steps", steps)
+        result = prune(run_copy, "--latency-ratio", "0.05", "--iterations", steps)
         assert result.exit_code == 2
         found = re.search(
             r"cannot meet the budget; the least is latency 0\.\d+ ms \(asked for (.*?) ms\)",
@@ -93,7 +93,7 @@ def test_an_impossible_budget_names_the_least_and_what_was_asked(run_copy: Path)
 
 def test_the_default_budget_gives_way(run_copy: Path) -> None:
     """Nobody asked for it, so a run goes on with the network as it is and says so."""
-    report = pruned(run_copy, "--floor", "1", "--no-depth")
+    report = pruned(run_copy, "--min-channels-ratio", "1", "--no-remove-blocks")
     (finding,) = report.details["findings"]
     assert "0 of 1 default cuts made; pruning cannot meet the budget; the least is" in finding
     before = read_stage_report(run_copy / "1-distill")
@@ -103,7 +103,7 @@ def test_the_default_budget_gives_way(run_copy: Path) -> None:
 def test_other_budgets_are_met_too(run_copy: Path) -> None:
     before = read_stage_report(run_copy / "1-distill")
     options = ("--latency-ratio", "1", "--macs-ratio", "0.4", "--size-ratio", "0.5")
-    report = pruned(run_copy, *options, "--arithmetic", "float", "--no-depth")
+    report = pruned(run_copy, *options, "--precision", "float", "--no-remove-blocks")
     assert report.macs <= 0.4 * 1.05 * before.macs
     assert report.size_bytes <= 0.5 * 1.05 * before.size_bytes
     assert report.details["removed_blocks"] == []
@@ -111,7 +111,7 @@ def test_other_budgets_are_met_too(run_copy: Path) -> None:
 
 @pytest.mark.slow
 def test_what_was_pruned_can_be_pruned_again(run_copy: Path) -> None:
-    pruned(run_copy, "--latency-ratio", "0.8", "--steps", "2")
+    pruned(run_copy, "--latency-ratio", "0.8", "--iterations", "2")
     assert not list((run_copy / "own").rglob("training.pt"))
     command = ["prune", "--in", str(run_copy / "own"), "--out", str(run_copy / "again"), *QUICK]
     result = CliRunner().invoke(main, [*command, "--latency-ratio", "0.9"])
@@ -124,7 +124,7 @@ def test_what_was_pruned_can_be_pruned_again(run_copy: Path) -> None:
 def step_of(data: Data, step: int) -> TrainBatch:
     raw = next(iter(data.train.batches(4)))
     return TrainBatch(
-        pixels=raw.images.float(),
+        images=raw.images.float(),
         targets=torch.nn.functional.one_hot(raw.labels, 10).float(),
         index=raw.index,
         view=View(seed=0, number=0),

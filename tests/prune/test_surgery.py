@@ -111,11 +111,11 @@ def test_cutting_dead_channels_changes_nothing(digits: Data) -> None:
             for one in (*group.writers, *group.readers):
                 if one.tensor in tensors:
                     tensors[one.tensor].index_fill_(one.dim, one.index[gone].flatten(), 0)
-    pixels = next(iter(digits.test.batches(20))).images
+    images = next(iter(digits.test.batches(20))).images
     with torch.no_grad():
-        expected = model(pixels)
+        expected = model(images)
         keep_channels(network, groups, kept)
-        assert torch.allclose(model(pixels), expected, atol=1e-4)
+        assert torch.allclose(model(images), expected, atol=1e-4)
 
 
 def test_grouped_channels_keep_the_same_positions() -> None:

@@ -40,7 +40,7 @@ def test_overrides_lie_on_top_of_the_recipe() -> None:
             "distill the teacher's stored answers (n_views > 0) are not to pictures that mixup "
             "blends; set kd.n_views = 0 (--n-views 0) to ask the teacher at every step",
         ),
-        ("prune.steps", "--set takes section.key=value, got 'prune.steps'"),
+        ("prune.iterations", "--set takes section.key=value, got 'prune.iterations'"),
         (
             "teacher.trian.epochs=3",
             "teacher has no setting 'trian.epochs'; did you mean train.epochs?",

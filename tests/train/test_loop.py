@@ -149,11 +149,11 @@ def test_statistics_of_slow_batchnorms_are_those_of_the_images(digits: Data) -> 
     torch.manual_seed(0)
     model = nn.BatchNorm2d(1, momentum=0.0003, affine=False)
     forget_initial_statistics(model, steps=60)
-    pixels = next(iter(digits.train.batches(200))).images.float() / 255
+    images = next(iter(digits.train.batches(200))).images.float() / 255
     for _ in range(60):
-        model(pixels)
+        model(images)
     assert model.running_var is not None
-    assert model.running_var.item() == pytest.approx(float(pixels.var()), rel=1e-4)
+    assert model.running_var.item() == pytest.approx(float(images.var()), rel=1e-4)
     fast = nn.BatchNorm2d(1)
     forget_initial_statistics(fast, steps=100_000)
     assert fast.momentum == 0.1
@@ -194,8 +194,8 @@ def test_few_images_are_scored_of_all_classes(digits: Data) -> None:
     ordered = replace(digits.validation, images=images, labels=labels)
 
     class FirstClass(nn.Module):
-        def forward(self, pixels: Tensor) -> Tensor:
-            return F.one_hot(torch.zeros(len(pixels), dtype=torch.int64), 10).float()
+        def forward(self, images: Tensor) -> Tensor:
+            return F.one_hot(torch.zeros(len(images), dtype=torch.int64), 10).float()
 
     _, top1 = evaluate(FirstClass(), ordered, images=20)
     assert top1 == pytest.approx(10, abs=5)

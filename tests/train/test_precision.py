@@ -21,13 +21,13 @@ class Slow(nn.Module):
         self.fc = nn.Linear(4, 2)
         self.slow = slow
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps `[N, 1, 2, 2]` to `[N, 2]`."""
         bf16 = torch.is_autocast_enabled("cpu")
         STEPS.append(bf16)
         if bf16 == (self.slow == "bf16"):
             time.sleep(0.02)
-        return self.fc(pixels.float().flatten(1))  # type: ignore[no-any-return]
+        return self.fc(images.float().flatten(1))  # type: ignore[no-any-return]
 
 
 STEPS: list[bool] = []
@@ -47,12 +47,12 @@ def test_the_faster_arithmetic_is_taken_and_remembered(
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
     monkeypatch.setattr("compress.cache.STEADY", math.inf)
     monkeypatch.setattr("compress.train.precision.has_bf16", lambda _device: supported)
-    pixels = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
+    images = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
     STEPS.clear()
-    assert choose_precision(Slow(slow), pixels, CPU, training=True) == faster
+    assert choose_precision(Slow(slow), images, CPU, training=True) == faster
     assert set(STEPS) == ({False, True} if supported else set())  # else it would take a minute
     STEPS.clear()
-    assert choose_precision(Slow(slow), pixels, CPU, training=True) == faster
+    assert choose_precision(Slow(slow), images, CPU, training=True) == faster
     assert not STEPS
 
 
@@ -63,11 +63,11 @@ class Uneven(nn.Module):
         super().__init__()
         self.fc = nn.Linear(4, 2)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Maps `[N, 1, 2, 2]` to `[N, 2]`."""
         STEPS.append(torch.is_autocast_enabled("cpu"))
         time.sleep(0.04 if len(STEPS) // 2 % 2 else 0.001)
-        return self.fc(pixels.float().flatten(1))  # type: ignore[no-any-return]
+        return self.fc(images.float().flatten(1))  # type: ignore[no-any-return]
 
 
 def test_steps_whose_times_disagree_are_timed_again(
@@ -75,9 +75,9 @@ def test_steps_whose_times_disagree_are_timed_again(
 ) -> None:
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
     monkeypatch.setattr("compress.train.precision.has_bf16", lambda _device: True)
-    pixels = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
+    images = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
     for _ in range(2):
         STEPS.clear()
-        choose_precision(Uneven(), pixels, CPU, training=True)
+        choose_precision(Uneven(), images, CPU, training=True)
         assert STEPS
         assert "steps in fp32 and bf16: the repeats differ by" in capsys.readouterr().err

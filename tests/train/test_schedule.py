@@ -51,13 +51,13 @@ def test_small_sets_get_more_epochs() -> None:
 
 
 def test_mixup_blends_images_and_labels_alike() -> None:
-    pixels = torch.rand(4, 1, 2, 2)
+    images = torch.rand(4, 1, 2, 2)
     targets = torch.eye(4)
-    mixed, labels = mixup(pixels, targets, 1.0, torch.Generator().manual_seed(0))
+    mixed, labels = mixup(images, targets, 1.0, torch.Generator().manual_seed(0))
     share = labels[0, 0]
     assert 0 < share < 1
     assert torch.allclose(labels.sum(1), torch.ones(4))
-    assert torch.allclose(mixed[0], share * pixels[0] + (1 - share) * pixels[3])
+    assert torch.allclose(mixed[0], share * images[0] + (1 - share) * images[3])
 
 
 @pytest.mark.parametrize(
