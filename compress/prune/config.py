@@ -34,7 +34,7 @@ class PruneConfig:
     size_ratio: Annotated[
         float, Field(gt=0, le=1, description="Size of the file to reach; 1: no limit.")
     ] = 1.0
-    precision: Annotated[
+    target_precision: Annotated[
         Literal["int8", "float"],
         Field(description="The file whose latency and size count: quantized, or as it is."),
     ] = "int8"

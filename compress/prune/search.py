@@ -93,7 +93,7 @@ class Search:
         scratch: Path,
     ) -> None:
         self._config, self._context = config, context
-        self._probe = Probe(checkpoint, model, context, config.precision, scratch)
+        self._probe = Probe(checkpoint, model, context, config.target_precision, scratch)
         self.removed: tuple[str, ...] = checkpoint.description.removed
         """Residual blocks left out so far."""
         self.fixed: Mapping[str, str] = {}
@@ -201,7 +201,7 @@ class Search:
         if name == "MACs":
             cost = lambda layer, ins, outs: latency.shapes[layer].macs(ins, outs)  # noqa: E731
         elif name == "size":
-            size = BYTES[self._config.precision]
+            size = BYTES[self._config.target_precision]
             cost = lambda layer, ins, outs: size * latency.shapes[layer].weights(ins, outs)  # noqa: E731
         layers = sum(cost(layer, *full) for layer, full in latency.full.items())
         return Budget(name=name, cost=cost, constant=_value(now, name) - layers, limit=limit)
@@ -221,7 +221,7 @@ class Search:
             shapes,
             full,
             varying,
-            precision=self._config.precision,
+            precision=self._config.target_precision,
             threads=self._context.measure.threads,
         )
         profiled = sum(now.main_ms.values()) + sum(now.rest_ms.values())

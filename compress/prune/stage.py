@@ -79,7 +79,7 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
         shapes=differing_shapes(model.network, original),
         removed=search.removed,
         details={
-            "precision": config.precision,
+            "precision": config.target_precision,
             "importance": config.importance,
             "unpruned_ms": search.unpruned.ms,
             "iterations": iterations,

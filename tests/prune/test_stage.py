@@ -103,7 +103,7 @@ def test_the_default_budget_gives_way(run_copy: Path) -> None:
 def test_other_budgets_are_met_too(run_copy: Path) -> None:
     before = read_stage_report(run_copy / "1-distill")
     options = ("--latency-ratio", "1", "--macs-ratio", "0.4", "--size-ratio", "0.5")
-    report = pruned(run_copy, *options, "--precision", "float", "--no-remove-blocks")
+    report = pruned(run_copy, *options, "--target-precision", "float", "--no-remove-blocks")
     assert report.macs <= 0.4 * 1.05 * before.macs
     assert report.size_bytes <= 0.5 * 1.05 * before.size_bytes
     assert report.details["removed_blocks"] == []
