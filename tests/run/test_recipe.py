@@ -34,7 +34,7 @@ def test_overrides_lie_on_top_of_the_recipe() -> None:
     [
         ("prune.macs_ratio=2", "prune.macs_ratio must be a number in (0, 1], got '2'"),
         ("prine.ratio=0.5", "--set: no section 'prine'; did you mean prune?"),
-        ("prune.iterrations=3", "prune has no setting 'iterrations'; did you mean iterations?"),
+        ("prune.importnce=3", "prune has no setting 'importnce'; did you mean importance?"),
         (
             "distill.train.mixup=0.2",
             "distill the teacher's stored answers (n_views > 0) are not to pictures that mixup "
