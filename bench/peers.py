@@ -118,8 +118,8 @@ def _report_path(out: Path) -> Path:
     return out.with_suffix(".json")
 
 
-def _prepare_compress(**repairs: bool) -> Callable[[Path, np.ndarray, Path], Job]:
-    """Returns the function for our defaults, with the repairs named."""
+def _prepare_compress(**corrections: bool) -> Callable[[Path, np.ndarray, Path], Job]:
+    """Returns the function for our defaults, with the given corrections."""
 
     def prepare(source: Path, images: np.ndarray, out: Path) -> Job:
         import torch
@@ -128,22 +128,23 @@ def _prepare_compress(**repairs: bool) -> Callable[[Path, np.ndarray, Path], Job
 
         from compress.architectures.build import Classifier
         from compress.checkpoint import load_checkpoint
-        from compress.int8.placement import freeze, prepare
+        from compress.int8.conversion import convert
+        from compress.int8.lowering import lower
         from compress.int8.ptq import Calibration
         from compress.int8.restore import load_model
         from compress.onnx_file import export_onnx
+        from compress.quantize.calibration import CALIBRATION_BATCH, fit_to_cpu, plan_of
         from compress.quantize.config import QuantizeConfig
-        from compress.quantize.stage import CALIBRATION_BATCH, fitting_this_chip, plan_of
 
         checkpoint = load_checkpoint(source)
         model = load_model(checkpoint)
         assert isinstance(model, Classifier)
         tensors = torch.from_numpy(images)
-        plan = dataclasses.replace(plan_of(QuantizeConfig()), **repairs)  # type: ignore[arg-type]
+        plan = dataclasses.replace(plan_of(QuantizeConfig()), **corrections)  # type: ignore[arg-type]
 
         def quantize() -> None:
-            calibration = Calibration(prepare(model), lambda: tensors.split(CALIBRATION_BATCH))
-            quantized = freeze(calibration.quantize(fitting_this_chip(plan, calibration)))
+            calibration = Calibration(lower(model), lambda: tensors.split(CALIBRATION_BATCH))
+            quantized = convert(calibration.quantize(fit_to_cpu(plan, calibration)))
             export_onnx(quantized, checkpoint.spec, out, digest="", stage="quantize")
 
         return quantize
@@ -244,7 +245,7 @@ def _batches(images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
 PEERS = {
     "compress": Peer(prepare=_prepare_compress(), package="compress", takes_checkpoint=True),
     "compress with corrected biases": Peer(
-        prepare=_prepare_compress(correct_biases=True), package="compress", takes_checkpoint=True
+        prepare=_prepare_compress(bias_correction=True), package="compress", takes_checkpoint=True
     ),
     "quantize_static MinMax": Peer(
         prepare=_prepare_quantize_static("MinMax"), package="onnxruntime"

@@ -34,7 +34,8 @@ from compress.architectures.build import Classifier, example_input
 from compress.checkpoint import Checkpoint, load_checkpoint
 from compress.data.load import Data, calibration_order
 from compress.host import Host, describe_host
-from compress.int8.placement import freeze, prepare
+from compress.int8.conversion import convert
+from compress.int8.lowering import lower
 from compress.int8.ptq import Calibration
 from compress.int8.restore import load_model
 from compress.kd.config import KDConfig
@@ -51,8 +52,8 @@ from compress.prune.config import PruneConfig
 from compress.prune.importance import Criterion
 from compress.prune.probe import export_to_time
 from compress.prune.search import SCORING_BATCH, SCORING_IMAGES, Search
+from compress.quantize.calibration import CALIBRATION_BATCH, fit_to_cpu, plan_of
 from compress.quantize.config import QuantizeConfig
-from compress.quantize.stage import CALIBRATION_BATCH, fitting_this_chip, plan_of
 from compress.report.render import host_text, markdown_table, size_text
 from compress.run.single_stage import data_of, measure_of
 from compress.train.config import TrainConfig
@@ -209,12 +210,12 @@ def train_and_score(
         config = QuantizeConfig()
         order = calibration_order(context.data.train, config.calib, seed=context.seed)
         calibration = Calibration(
-            prepare(model),
+            lower(model),
             lambda: (b.images for b in context.data.train.batches(CALIBRATION_BATCH, order=order)),
         )
-        plan = fitting_this_chip(plan_of(config), calibration)
+        plan = fit_to_cpu(plan_of(config), calibration)
         scores = []
-        for network in (freeze(calibration.quantize(plan)), model):
+        for network in (convert(calibration.quantize(plan)), model):
             path = Path(folder) / "scored.onnx"
             export_onnx(network, checkpoint.spec, path, digest="", stage="prune")
             predicted = predict_split(path, context.data.test)

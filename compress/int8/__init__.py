@@ -1,1 +1,1 @@
-"""int8 networks: lowering, quantizers, calibration, conversion, restoring."""
+"""int8 networks: quantized modules, inserted where ONNX Runtime fuses them into integer kernels."""

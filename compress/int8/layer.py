@@ -11,28 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.int8.common import TINIEST_SCALE, Mode, dampened, emit, round_through
+from compress.int8.fake_quantize import MIN_SCALE, Mode, round_ste, scale_gradient
+from compress.int8.onnx_operators import dequantize_channels
 
 QMAX_WEIGHT = 127
 QMAX_WEIGHT_REDUCED = 63
-"""7-bit weights: two products of them with uint8 fit into the int16 of chips without VNNI."""
+"""7-bit weights: the sum of two products with uint8 fits into the int16 of CPUs without VNNI."""
 QMAX_BIAS = 2**30
-"""A bit below int32's largest, to leave room for the products added to it."""
+"""One bit below int32's maximum, to leave room for the products that are added."""
 BARRIER = 1e30
 """ONNX Runtime would quantize the weights (per tensor!) of a float layer between a DequantizeLinear
-and a QuantizeLinear. A clip that clips nothing keeps it from that."""
+and a QuantizeLinear. A clip that clips nothing prevents that."""
 
 
 class Layer(nn.Module):
-    """A convolution or a linear layer; with int8 weights once it has a `source`.
+    """A convolution or a linear layer; int8 once it has an `input_quantizer`.
 
-    It is born with float weights, which calibration leaves alone and training updates while each
-    forward pass rounds them. `freeze` turns them into integers for good.
+    The weights start in float: calibration leaves them alone, and training updates them while each
+    forward pass fake-quantizes them. `convert` turns them into integers.
 
     Args:
         weight: float `[out, in, ...]`.
         bias: float `[out]`, or None.
-        operation: from input, weight and bias to output.
+        operation: maps input, weight, and bias to the output.
         groups: of a convolution.
     """
 
@@ -52,19 +53,19 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         self.operation, self.groups = operation, groups
-        self.mode: Mode = "round"
+        self.mode: Mode = "fake_quantize"
         self.qmax = QMAX_WEIGHT
-        self.sink: Callable[[], Tensor] | None = None
-        """Once frozen: gives the distance between two levels of its output."""
-        self.correction: Callable[[Tensor, Tensor], Tensor] | None = None
-        """Emulates other chips: from exact sums and input levels to the chip's sums."""
-        self.source: str | None = None
-        """Name of the module that quantizes its input; None keeps the layer in float."""
-        bias = torch.zeros(len(weight)) if bias is None else bias.detach()
-        self.reads_levels = False
-        """Whether a float layer's input is quantized all the same."""
-        self.frozen = False
+        self.input_quantizer: str | None = None
+        """Name of the module that quantizes the input; None keeps the layer in float."""
+        self.output_scale: Callable[[], Tensor] | None = None
+        """After conversion: returns the scale of the quantizer that reads the output."""
+        self.saturate: Callable[[Tensor, Tensor], Tensor] | None = None
+        """Emulates other CPUs: maps exact sums and input levels to their sums."""
+        self.has_quantized_input = False
+        """Whether the input of a float layer is quantized anyway."""
+        self.converted = False
         """Whether the weights are integers."""
+        bias = torch.zeros(len(weight)) if bias is None else bias.detach()
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = nn.Parameter(bias.clone())
 
@@ -75,7 +76,7 @@ class Layer(nn.Module):
         Args:
             weight: float `[out, in / groups, height, width]`.
             bias: float `[out]`, or None.
-            geometry: stride, padding, dilation and groups, as `F.conv2d` takes them.
+            geometry: stride, padding, dilation, and groups, in the forms that `F.conv2d` takes.
         """
         stride, padding, dilation, groups = geometry
         operation = partial(
@@ -94,81 +95,87 @@ class Layer(nn.Module):
         return self.operation is not F.linear
 
     @property
+    def is_int8(self) -> bool:
+        """Whether the layer is quantized, or about to be."""
+        return self.input_quantizer is not None
+
+    @property
     def channels(self) -> tuple[int, int]:
         """Numbers of input and output channels."""
         return self.weight.shape[1] * self.groups, self.weight.shape[0]
 
-    def place(self, source: str) -> None:
-        """Makes it an int8 layer whose input the named module quantizes."""
-        self.source = source
+    def quantize(self, input_quantizer: str) -> None:
+        """Makes this an int8 layer whose input is quantized by the named module."""
+        self.input_quantizer = input_quantizer
         scale = weight_scale(self.weight.detach(), self.qmax)
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps the layer's (quantized) input to its output, float32."""
-        if self.frozen:
-            return self._run_frozen(x)
-        if self.source is None or self.mode != "round":
-            if self.reads_levels and torch.compiler.is_exporting():
-                x = torch.clamp(x, -BARRIER, BARRIER)
-            return self.operation(x, self.weight, self.bias)
-        return self.operation(x, self.rounded_weight(), self.bias)
+        if self.converted:
+            return self._forward_int8(x)
+        if self.is_int8 and self.mode == "fake_quantize":
+            return self.operation(x, self.fake_quantized_weight(), self.bias)
+        if self.has_quantized_input and torch.compiler.is_exporting():
+            x = torch.clamp(x, -BARRIER, BARRIER)
+        return self.operation(x, self.weight, self.bias)
 
-    def rounded_weight(self) -> Tensor:
+    def fake_quantized_weight(self) -> Tensor:
         """Returns the float weight rounded to its levels; gradients reach weight and scale."""
         scale: Tensor = self.weight_scale
         if scale.requires_grad:
-            scale = dampened(scale.clamp_min(TINIEST_SCALE), self.weight[0].numel() * self.qmax)
+            scale = scale_gradient(scale.clamp_min(MIN_SCALE), self.weight[0].numel() * self.qmax)
         scale = per_channel(scale, self.weight)
-        return torch.clamp(round_through(self.weight / scale), -self.qmax, self.qmax) * scale
+        return torch.clamp(round_ste(self.weight / scale), -self.qmax, self.qmax) * scale
 
     @torch.no_grad()
-    def freeze(self, input_scale: Tensor) -> None:
+    def convert(self, input_scale: Tensor) -> None:
         """Replaces the float weights by integers, in place.
 
         Args:
-            input_scale: of the quantizer named `source`.
+            input_scale: of the input quantizer.
         """
-        # An almost dead channel has a tiny scale, in which its bias would overflow int32.
+        # A nearly dead channel has a tiny scale, at which its bias would overflow int32.
         smallest = self.bias.abs() / (input_scale * QMAX_BIAS)
-        scale = torch.maximum(self.weight_scale.clamp_min(TINIEST_SCALE), smallest)
+        scale = torch.maximum(self.weight_scale.clamp_min(MIN_SCALE), smallest)
         levels = torch.round(self.weight / per_channel(scale, self.weight))
         self.register_buffer("weight_int8", levels.clamp(-self.qmax, self.qmax).to(torch.int8))
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
         self.register_buffer("bias_scale", scale * input_scale)
         self.register_buffer("bias_int32", torch.round(self.bias / self.bias_scale).int())
         del self.weight, self.bias
-        self.frozen = True
+        self.converted = True
 
-    def _run_frozen(self, x: Tensor) -> Tensor:
+    def _forward_int8(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             zero = torch.zeros(len(self.weight_int8), dtype=torch.int8)
-            weight = _dequantize(self.weight_int8, self.weight_scale, zero)
-            return self.operation(x, weight, _dequantize(self.bias_int32, self.bias_scale))
-        # Sums of integers are exact in float32 up to 2**24, in whatever order they are added.
+            weight = dequantize_channels(self.weight_int8, self.weight_scale, zero)
+            bias = dequantize_channels(self.bias_int32, self.bias_scale)
+            return self.operation(x, weight, bias)
+        # Sums of integers are exact in float32 up to 2**24, in any order.
         levels = torch.round(x / (self.bias_scale[0] / self.weight_scale[0]))
         sums = self.operation(levels, self.weight_int8.float(), None)
-        if self.correction is not None:
-            sums = self.correction(sums, levels)
+        if self.saturate is not None:
+            sums = self.saturate(sums, levels)
         shape = (1, -1, 1, 1) if self.is_convolution else (1, -1)
         sums = sums + self.bias_int32.float().view(shape)
-        if self.sink is None:
+        if self.output_scale is None:
             return sums * self.bias_scale.view(shape)
         # As ONNX Runtime does it: one product with a float32 factor, then rounded. The quantizer
-        # that follows finds values that lie on its levels already.
-        step = self.sink()
-        return torch.round(sums * (self.bias_scale / step).view(shape)) * step
+        # that follows finds values that are on its levels already.
+        scale = self.output_scale()
+        return torch.round(sums * (self.bias_scale / scale).view(shape)) * scale
 
 
 def weight_scale(weight: Tensor, qmax: int) -> Tensor:
-    """Returns the scale of each output channel, `[out]`: its largest magnitude becomes `qmax`."""
-    return (weight.flatten(1).abs().amax(1) / qmax).clamp_min(TINIEST_SCALE)
+    """Returns the scale per output channel, `[out]`: the largest magnitude becomes `qmax`."""
+    return (weight.flatten(1).abs().amax(1) / qmax).clamp_min(MIN_SCALE)
 
 
 def mse_weight_scale(weight: Tensor, qmax: int) -> Tensor:
-    """Returns the scale of each output channel with the least mean squared rounding error, `[out]`.
+    """Returns the scale per output channel with the least mean squared rounding error, `[out]`.
 
-    Searched from half of the largest magnitude to all of it, in steps of 2 %.
+    Searches from half the largest magnitude up to all of it, in steps of 2%.
     """
     flat, full = weight.flatten(1), weight_scale(weight, qmax)
     best, least = full, torch.full_like(full, math.inf)
@@ -182,11 +189,5 @@ def mse_weight_scale(weight: Tensor, qmax: int) -> Tensor:
 
 
 def per_channel(scale: Tensor, weight: Tensor) -> Tensor:
-    """Returns `[out]` shaped so that it multiplies a weight's output channels."""
+    """Returns `[out]` reshaped to broadcast over a weight's output channels."""
     return scale.view(-1, *([1] * (weight.ndim - 1)))
-
-
-def _dequantize(levels: Tensor, *affine: Tensor) -> Tensor:
-    """Emits a DequantizeLinear with a scale (and a zero point) for each output channel."""
-    inputs = (levels, *affine)
-    return emit("DequantizeLinear", inputs, torch.float32, levels.shape, axis=0)

@@ -1,34 +1,34 @@
-"""From the values that pass a place in the network to the range its 256 levels shall span."""
+"""Observers: from the values of a tensor to the range that its 256 levels span."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Observer = Literal["minmax", "average", "percentile", "entropy", "mse"]
+from compress.int8.config import Observer
+
 BINS = 2048
 LEVELS = 256
 MOMENTUM = 0.1
-"""Weight of a new batch in the moving average; of one with fewer values than others, less."""
+"""Weight of a new batch in the moving average; less for a batch with fewer values."""
 PERCENTILE = 99.99
 SAMPLE = 200_000
-"""Values of a batch that a histogram counts, about."""
+"""Approximate number of values per batch that a histogram counts."""
 SHRINKS = np.linspace(0.2, 1.0, 81)
-"""Shares of the full range that the searches try."""
-TINIEST_RANGE = 1e-6
+"""Fractions of the full range that the searches try."""
+MIN_RANGE = 1e-6
 """A range of zero has no scale."""
 
 
 class Statistics:
-    """What is noted of a tensor's values as batches stream through; nothing of them is kept.
+    """Streaming statistics of a tensor's values, none of which are stored.
 
     The histogram has a fixed number of bins. When a value falls outside, bins are merged in pairs
-    until the histogram is wide enough, so the counts stay exact and the memory flat. Of large
-    batches it counts a sample; the extremes are always those of all values.
+    until the histogram is wide enough, so counts stay exact and memory flat. Large batches are
+    sampled for it; the extremes are always those of all values.
     """
 
     def __init__(self, *, histogram: bool) -> None:
@@ -39,7 +39,7 @@ class Statistics:
         self.start = self.width = 0.0
 
     def update(self, x: Tensor) -> None:
-        """Notes a batch, float of any shape."""
+        """Adds a batch, float of any shape."""
         x = _flat(x)
         lowest, highest = (float(value) for value in torch.aminmax(x))
         self.low, self.high = min(self.low, lowest), max(self.high, highest)
@@ -57,14 +57,13 @@ class Statistics:
 
     @property
     def centers(self) -> np.ndarray:
-        """Middles of the bins, float64 `[BINS]`."""
-        middles = np.arange(BINS) + 0.5
-        return np.asarray(self.start + self.width * middles, dtype=np.float64)
+        """Centers of the bins, float64 `[BINS]`."""
+        return np.asarray(self.start + self.width * (np.arange(BINS) + 0.5), dtype=np.float64)
 
     def _count(self, x: Tensor) -> None:
         assert self.counts is not None
         if not self.width:
-            span = max(self.high - self.low, TINIEST_RANGE)
+            span = max(self.high - self.low, MIN_RANGE)
             self.start, self.width = self.low, span / BINS
         while self.start + self.width * BINS < self.high:
             self.counts = np.concatenate([_merge_pairs(self.counts), np.zeros(BINS // 2)])
@@ -73,25 +72,25 @@ class Statistics:
             self.counts = np.concatenate([np.zeros(BINS // 2), _merge_pairs(self.counts)])
             self.start -= self.width * BINS
             self.width *= 2
-        # A step without a divisor in common with most numbers of channels.
-        step = 6 * (len(x) // (6 * SAMPLE)) + 1
-        x = x[::step]
+        # A stride that shares no divisor with most channel counts.
+        stride = 6 * (len(x) // (6 * SAMPLE)) + 1
+        x = x[::stride]
         end = self.start + self.width * BINS
-        self.counts += step * torch.histc(x.float(), BINS, self.start, end).double().numpy()
+        self.counts += stride * torch.histc(x.float(), BINS, self.start, end).double().numpy()
 
 
 def choose_range(statistics: Statistics, observer: Observer) -> tuple[float, float]:
-    """Returns the lowest and the highest value that the levels shall span."""
-    return _CHOICES[observer](statistics)
+    """Returns the lowest and the highest value that the levels span."""
+    return _OBSERVERS[observer](statistics)
 
 
 def needs_histogram(observer: Observer) -> bool:
-    """Tells whether the extremes alone are not enough."""
+    """Tells whether an observer needs more than the extremes."""
     return observer not in {"minmax", "average"}
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Returns all values, in the order of memory: in any other, reading them takes ten times."""
+    """Returns all values in memory order: any other order takes ten times as long to read."""
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         x = x.permute(0, 2, 3, 1)
     return x.reshape(-1)
@@ -112,7 +111,7 @@ def _average(statistics: Statistics) -> tuple[float, float]:
 
 
 def _percentile(statistics: Statistics) -> tuple[float, float]:
-    """Leaves out the same small share of values at both ends."""
+    """Drops the same small fraction of values at both ends."""
     counts = statistics.counts
     assert counts is not None
     shares = np.cumsum(counts) / counts.sum()
@@ -124,7 +123,7 @@ def _percentile(statistics: Statistics) -> tuple[float, float]:
 
 
 def _mse(statistics: Statistics) -> tuple[float, float]:
-    """Least mean squared error of rounding and clipping, searched one end after the other."""
+    """Least mean squared error of rounding and clipping; searches one end, then the other."""
     low, high = _minmax(statistics)
     high = min((high * share for share in SHRINKS), key=lambda end: _error(statistics, low, end))
     low = min((low * share for share in SHRINKS), key=lambda end: _error(statistics, end, high))
@@ -133,7 +132,7 @@ def _mse(statistics: Statistics) -> tuple[float, float]:
 
 def _error(statistics: Statistics, low: float, high: float) -> float:
     assert statistics.counts is not None
-    scale, zero_point = affine(low, high)
+    scale, zero_point = qparams_of(low, high)
     x = statistics.centers
     levels = np.clip(np.round(x / scale) + zero_point, 0, LEVELS - 1)
     error = ((levels - zero_point) * scale - x) ** 2
@@ -141,11 +140,11 @@ def _error(statistics: Statistics, low: float, high: float) -> float:
 
 
 def _entropy(statistics: Statistics) -> tuple[float, float]:
-    """Least Kullback-Leibler divergence of the clipped and rounded histogram from the clipped one.
+    """Least Kullback-Leibler divergence between the clipped histogram and its quantized version.
 
-    As in TensorRT (Migacz, "8-bit Inference with TensorRT", GTC 2017), with both ends drawn
-    towards zero by the same share. Zeros, of which Relu makes many, do not count: they are a
-    level whatever the range, but would look spread over all bins of that level.
+    As in TensorRT (Migacz, "8-bit Inference with TensorRT", GTC 2017), with both ends shrunk
+    toward zero by the same factor. Zeros, of which ReLU produces many, are ignored: they are on a
+    level for any range, but would look spread over all bins of that level.
     """
     low, high = _minmax(statistics)
     share = min(SHRINKS, key=lambda share: _divergence(statistics, low * share, high * share))
@@ -163,7 +162,7 @@ def _divergence(statistics: Statistics, low: float, high: float) -> float:
     reference = counts[kept].copy()
     reference[0] += counts[: kept[0]].sum()
     reference[-1] += counts[kept[-1] + 1 :].sum()
-    scale, zero_point = affine(low, high)
+    scale, zero_point = qparams_of(low, high)
     levels = np.clip(np.round(x[kept] / scale) + zero_point, 0, LEVELS - 1).astype(int)
     filled = counts[kept] > 0
     mass = np.bincount(levels, weights=counts[kept], minlength=LEVELS)
@@ -174,21 +173,20 @@ def _divergence(statistics: Statistics, low: float, high: float) -> float:
     return float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))).sum())
 
 
-def affine(low: float, high: float) -> tuple[float, int]:
-    """Returns scale and zero point so that 256 levels span `low`..`high` and hit zero exactly.
+def qparams_of(low: float, high: float) -> tuple[float, int]:
+    """Returns scale and zero point so that 256 levels span `low`..`high` and include zero.
 
-    A range without negative numbers gets zero point 0.
+    A range without negative numbers has zero point 0.
     """
-    low, high = min(low, 0.0), max(high, 0.0, low + TINIEST_RANGE)
+    low, high = min(low, 0.0), max(high, 0.0, low + MIN_RANGE)
     scale = (high - low) / (LEVELS - 1)
     return scale, min(LEVELS - 1, round(-low / scale))
 
 
-_CHOICES: dict[Observer, Callable[[Statistics], tuple[float, float]]] = {
+_OBSERVERS: dict[Observer, Callable[[Statistics], tuple[float, float]]] = {
     "minmax": _minmax,
     "average": _average,
     "percentile": _percentile,
     "entropy": _entropy,
     "mse": _mse,
 }
-OBSERVERS: tuple[Observer, ...] = tuple(_CHOICES)

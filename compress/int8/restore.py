@@ -1,4 +1,4 @@
-"""From a checkpoint back to its network."""
+"""Rebuilds the network of a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from compress.architectures.resize import remove_blocks, resize
 from compress.architectures.sources import user_code
 from compress.checkpoint import Checkpoint, Description, read_shapes, read_tensors
 from compress.errors import CheckpointError, CompressError
-from compress.int8.placement import freeze, place, prepare
+from compress.int8.conversion import convert
+from compress.int8.insertion import insert_quantizers
+from compress.int8.lowering import lower
 
-MOST_CUT = 256
+MAX_PRUNED_RATIO = 256
 """How many times more parameters a network may have had before it was pruned."""
 
 
@@ -56,7 +58,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     # A description may ask for any network: for none that is larger than the file can fill.
     elements = sum(math.prod(shape) for shape in read_shapes(checkpoint).values())
     try:
-        classifier = build_pruned(checkpoint.description, most=MOST_CUT * elements)
+        classifier = build_pruned(checkpoint.description, most=MAX_PRUNED_RATIO * elements)
     except CheckpointError:
         raise
     except CompressError as error:
@@ -64,7 +66,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     model: nn.Module = classifier
     layout = checkpoint.description.quantized
     if layout is not None:
-        model = freeze(place(prepare(classifier), layout))
+        model = convert(insert_quantizers(lower(classifier), layout))
     tensors, own = read_tensors(checkpoint), model.state_dict()
     for name in sorted(set(own) | set(tensors)):
         if (has := _kind(own.get(name))) != (given := _kind(tensors.get(name))):

@@ -1,8 +1,9 @@
-"""What ONNX Runtime would compute on x86 chips without VNNI, emulated.
+"""Emulates what ONNX Runtime computes on x86 CPUs without VNNI.
 
-Their instruction for uint8 times int8 (vpmaddubsw) adds two neighboring products in int16, which
-overflows at 32,767: sums saturate and accuracy is lost (onnxruntime#14642, #5849). Neighbors are
-input channels at the same kernel position. Depthwise kernels do not use the instruction.
+Their instruction for uint8 times int8 (vpmaddubsw) adds two adjacent products in int16, which
+saturates at 32,767 and costs accuracy (onnxruntime#14642, #5849). Adjacent products are those of
+neighboring input channels at the same kernel position. Depthwise kernels do not use the
+instruction.
 """
 
 from __future__ import annotations
@@ -17,91 +18,92 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compress.data.splits import Split, stratified_sample
+from compress.int8.conversion import convert
+from compress.int8.graph import layers_of
 from compress.int8.layer import Layer
-from compress.int8.modules import QMAX_ACTIVATION, ActivationQuantizer, PixelInput
-from compress.int8.placement import freeze, layers_of
 from compress.int8.ptq import Calibration, Plan
+from compress.int8.quantizer import QMAX_ACTIVATION, ActivationQuantizer, ImageInput
 
 INT16 = (-32768, 32767)
 PAIRS_AT_ONCE = 64
 BATCH = 16
-"""Unfolded inputs of a large image take a lot of memory."""
+"""Small, since the unfolded inputs of a large image take a lot of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saturation:
-    """What saturation would do to a network on older chips."""
+    """The effect of saturation on a network, on CPUs without VNNI."""
 
     layers: tuple[str, ...]
-    """Whose sums saturate on the images seen."""
+    """Layers whose sums saturate on these images."""
     top1: float
-    """Percent, on this chip."""
+    """Percent, with exact sums."""
     top1_saturated: float
-    """Percent, on a chip without VNNI."""
+    """Percent, with saturating sums."""
     n_images: int
 
 
 @torch.no_grad()
-def find_saturation(frozen: fx.GraphModule, split: Split, n_images: int) -> Saturation:
-    """Finds the layers that would saturate and what accuracy that would cost.
+def find_saturation(model: fx.GraphModule, split: Split, n_images: int) -> Saturation:
+    """Finds the layers that saturate on CPUs without VNNI, and the accuracy that costs.
 
     Args:
-        frozen: the int8 network.
+        model: converted to int8.
         split: labeled images.
-        n_images: how many of them to look at, drawn from all classes.
+        n_images: number of images to sample from all classes.
     """
     order = stratified_sample(split.labels, n_images, seed=0)
 
     def top1() -> float:
         correct = 0
         for batch in split.batches(BATCH, order=order):
-            correct += int((frozen(batch.images).argmax(1) == batch.labels).sum())
+            correct += int((model(batch.images).argmax(1) == batch.labels).sum())
         return 100 * correct / len(order)
 
-    plain = top1()
-    with emulating_saturation(frozen) as saturating:
+    exact = top1()
+    with emulating_saturation(model) as saturating:
         saturated = top1()
     return Saturation(
-        layers=tuple(name for name in layers_of(frozen) if name in saturating),
-        top1=plain,
+        layers=tuple(name for name in layers_of(model) if name in saturating),
+        top1=exact,
         top1_saturated=saturated,
         n_images=len(order),
     )
 
 
 @contextmanager
-def emulating_saturation(frozen: fx.GraphModule) -> Iterator[set[str]]:
-    """Within, an int8 network computes what chips without VNNI do; gives what saturated so far."""
+def emulating_saturation(model: fx.GraphModule) -> Iterator[set[str]]:
+    """Makes an int8 network compute like CPUs without VNNI; yields the layers that saturated."""
     saturating: set[str] = set()
 
-    def corrected(name: str, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
-        zero_point = _input_zero_point(frozen, layer)
+    def saturation_of(name: str, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+        zero_point = _input_zero_point(model, layer)
 
-        def correct(sums: Tensor, levels: Tensor) -> Tensor:
+        def saturate(sums: Tensor, levels: Tensor) -> Tensor:
             excess = saturation_excess(layer, levels, zero_point)
             if excess is None:
                 return sums
             saturating.add(name)
             return sums - excess
 
-        return correct
+        return saturate
 
-    layers = layers_of(frozen)
+    layers = layers_of(model)
     for name, layer in layers.items():
-        if layer.frozen and layer.groups < len(layer.weight_int8):
-            layer.correction = corrected(name, layer)
+        if layer.converted and layer.groups < len(layer.weight_int8):
+            layer.saturate = saturation_of(name, layer)
     try:
         yield saturating
     finally:
         for layer in layers.values():
-            layer.correction = None
+            layer.saturate = None
 
 
-def without_saturation(calibration: Calibration, plan: Plan, split: Split, n_images: int) -> Plan:
-    """Returns the plan with 7-bit weights in the layers that would saturate, and only there."""
-    while True:  # a layer may saturate only once those before it do not
-        frozen = freeze(calibration.quantize(plan))
-        layers = find_saturation(frozen, split, n_images).layers
+def reduce_range(calibration: Calibration, plan: Plan, split: Split, n_images: int) -> Plan:
+    """Returns the plan with 7-bit weights in the layers that saturate, and only there."""
+    while True:  # without saturation before it, another layer may start to saturate
+        model = convert(calibration.quantize(plan))
+        layers = find_saturation(model, split, n_images).layers
         if not layers:
             return plan
         reduced = plan.reduced_layers | frozenset(layers)
@@ -110,15 +112,15 @@ def without_saturation(calibration: Calibration, plan: Plan, split: Split, n_ima
 
 
 def saturation_excess(layer: Layer, levels: Tensor, zero_point: int) -> Tensor | None:
-    """Returns by how much a layer's integer sums exceed the saturated ones, None if nowhere.
+    """Returns by how much a layer's exact sums exceed the saturating ones, None if nowhere.
 
     Args:
-        layer: frozen.
+        layer: converted.
         levels: its input, uint8 levels minus zero point, float `[N, C, H, W]` or `[N, in]`.
-        zero_point: of the input; padding is as large.
+        zero_point: of the input, also the value of the padding.
 
     Returns:
-        Float of the layer's output's shape.
+        Float, in the shape of the layer's output.
     """
     raw = levels + zero_point
     if not layer.is_convolution:
@@ -141,7 +143,7 @@ def saturation_excess(layer: Layer, levels: Tensor, zero_point: int) -> Tensor |
 
 
 def _columns(layer: Layer, raw: Tensor, zero_point: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns, for each group, inputs `[N, K, L]` and weights `[out, K]`, channels innermost."""
+    """Returns inputs `[N, K, L]` and weights `[out, K]` per group, channels innermost."""
     geometry = layer.operation.keywords  # type: ignore[attr-defined]
     weight = layer.weight_int8.float()
     height, width = weight.shape[2:]
@@ -163,7 +165,7 @@ def _columns(layer: Layer, raw: Tensor, zero_point: int) -> tuple[list[Tensor], 
 
 
 def _excess(columns: Tensor, weight: Tensor) -> Tensor | None:
-    """Returns what the pairs' sums exceed int16 by, `[N, out, L]`, None if nothing."""
+    """Returns by how much the sums of pairs exceed int16, `[N, out, L]`, None if nowhere."""
     if weight.shape[1] % 2:
         weight, columns = F.pad(weight, (0, 1)), F.pad(columns, (0, 0, 0, 1))
     pairs = weight.view(len(weight), -1, 2)
@@ -173,18 +175,18 @@ def _excess(columns: Tensor, weight: Tensor) -> Tensor | None:
     if not len(risky):
         return None
     total = torch.zeros(len(columns), len(weight), columns.shape[2])
-    for outputs, places in zip(
+    for outputs, positions in zip(
         risky[:, 0].split(PAIRS_AT_ONCE), risky[:, 1].split(PAIRS_AT_ONCE), strict=True
     ):
-        chosen = pairs[outputs, places]
-        sums = columns[:, 2 * places] * chosen[:, 0, None]
-        sums += columns[:, 2 * places + 1] * chosen[:, 1, None]
+        chosen = pairs[outputs, positions]
+        sums = columns[:, 2 * positions] * chosen[:, 0, None]
+        sums += columns[:, 2 * positions + 1] * chosen[:, 1, None]
         total.index_add_(1, outputs, sums - sums.clamp(*INT16))
     return total if bool(total.any()) else None
 
 
-def _input_zero_point(frozen: fx.GraphModule, layer: Layer) -> int:
-    assert layer.source is not None
-    source = frozen.get_submodule(layer.source)
-    assert isinstance(source, ActivationQuantizer | PixelInput)
-    return int(source.zero_point)
+def _input_zero_point(model: fx.GraphModule, layer: Layer) -> int:
+    assert layer.input_quantizer is not None
+    quantizer = model.get_submodule(layer.input_quantizer)
+    assert isinstance(quantizer, ActivationQuantizer | ImageInput)
+    return int(quantizer.zero_point)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from compress.int8.graph import layers_of, set_mode
 from compress.int8.layer import Layer
-from compress.int8.placement import layers_of, set_mode
 
 ALIGNED, HALF_ALIGNED = 16, 8
 """Channels that fill a kernel's vectors, and half of them."""
@@ -145,11 +145,11 @@ class LatencyModel:
         return max(alone, TINIEST_MS)
 
 
-def layer_shapes(prepared: fx.GraphModule, images: Tensor) -> dict[str, LayerShape]:
+def layer_shapes(lowered: fx.GraphModule, images: Tensor) -> dict[str, LayerShape]:
     """Returns the shape of every layer, in the order of execution.
 
     Args:
-        prepared: the traced float graph.
+        lowered: the traced float graph.
         images: one image, `[1, C, H, W]`.
     """
     shapes: dict[str, LayerShape] = {}
@@ -175,11 +175,11 @@ def layer_shapes(prepared: fx.GraphModule, images: Tensor) -> dict[str, LayerSha
 
     hooks = [
         layer.register_forward_pre_hook(lambda _, args, n=name, m=layer: note(n, m, args[0]))
-        for name, layer in layers_of(prepared).items()
+        for name, layer in layers_of(lowered).items()
     ]
-    set_mode(prepared, "float")
+    set_mode(lowered, "float")
     with torch.no_grad():
-        prepared(images)
+        lowered(images)
     for hook in hooks:
         hook.remove()
     return shapes

@@ -18,9 +18,10 @@ from compress.architectures.resize import differing_shapes, remove_blocks
 from compress.architectures.spec import ModelSpec
 from compress.cache import Measurement, cached_measurement
 from compress.checkpoint import Checkpoint
-from compress.int8.placement import freeze, prepare
+from compress.int8.conversion import convert
+from compress.int8.layer_profile import LAYER_OPERATORS, operators_by_layer
+from compress.int8.lowering import lower
 from compress.int8.ptq import Calibration, Plan
-from compress.int8.speed import LAYER_KINDS, operators_by_layer
 from compress.kd.context import Context
 from compress.log import waiting
 from compress.measure.cost import count_macs
@@ -137,7 +138,7 @@ class Probe:
         rest = dict.fromkeys(found, 0.0)
         for name, operators in found.items():
             for one in operators:
-                part = main if one.kind in LAYER_KINDS else rest
+                part = main if one.kind in LAYER_OPERATORS else rest
                 part[name] += one.ms - overhead
         measured = Measured(
             ms=reference / latency.speedup,
@@ -174,6 +175,6 @@ def export_to_time(
     exported: torch.nn.Module = model
     with waiting("building the file to time"):
         if precision == "int8":
-            calibration = Calibration(prepare(model), lambda: [images])
-            exported = freeze(calibration.quantize(QUICK))
+            calibration = Calibration(lower(model), lambda: [images])
+            exported = convert(calibration.quantize(QUICK))
         export_onnx(exported, spec, path, digest="", stage="prune")

@@ -16,7 +16,8 @@ from compress.architectures.build import Classifier, example_input
 from compress.architectures.resize import remove_blocks
 from compress.checkpoint import Checkpoint
 from compress.errors import CompressError
-from compress.int8.placement import layers_of, prepare
+from compress.int8.graph import layers_of
+from compress.int8.lowering import lower
 from compress.kd.context import Context
 from compress.log import say, waiting
 from compress.prune.allocation import (
@@ -210,9 +211,9 @@ class Search:
         self, model: Classifier, now: Measured, groups: Sequence[Group]
     ) -> LatencyModel:
         with waiting("tracing the network"):
-            prepared = prepare(model)
-        shapes = layer_shapes(prepared, self._probe.images(1))
-        full = {name: layer.channels for name, layer in layers_of(prepared).items()}
+            lowered = lower(model)
+        shapes = layer_shapes(lowered, self._probe.images(1))
+        full = {name: layer.channels for name, layer in layers_of(lowered).items()}
         varying: dict[str, list[bool]] = {name: [False, False] for name in full}
         for group in groups:
             for use in group.uses:

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.cache import Measurement, cached_measurements, spread_of
-from compress.int8.speed import LAYER_KINDS, plain_name
+from compress.int8.layer_profile import LAYER_OPERATORS, original_name
 from compress.log import track
 from compress.measure.profile import profile
 from compress.onnx_file import OPSET
@@ -143,7 +143,7 @@ def _time(
         onnx.save(_layers_file(shape, pairs, precision), path)
         for _ in range(REPEATS):
             found = profile(path, threads=threads)
-            ms = {plain_name(one.name): one.ms for one in found if one.kind in LAYER_KINDS}
+            ms = {original_name(one.name): one.ms for one in found if one.kind in LAYER_OPERATORS}
             rounds.append([ms[f"y{number}"] for number in range(len(pairs))])
     # Of the sums: a single layer's microseconds are the profiler's ticks.
     spread = spread_of([sum(times) for times in rounds])

@@ -7,66 +7,57 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from compress.int8.config import Observer, WeightScale
 from compress.kd.config import KDConfig, check_kd
 from compress.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """int8 weights and activations, ranges from calibration images."""
+    """int8 weights and activations, with ranges from calibration images."""
 
     method: Annotated[
         Literal["auto", "ptq", "qat"],
         Field(
-            description="ptq: ranges and the repairs named, no training; qat: then train with "
-            "rounding on; auto: ptq, and while it loses more than max_drop on validation images: "
-            "repairs, then float for the layers that hurt most, then qat."
+            description="ptq: post-training quantization with the corrections you enable; qat: "
+            "the same, then quantization-aware training; auto: ptq, and while the drop exceeds "
+            "max_drop: all corrections, then the most sensitive layers in float, then qat."
         ),
     ] = "auto"
     calib: Annotated[
         int,
-        Field(
-            ge=1,
-            description="Training images that set the ranges of activations; all if there are "
-            "fewer.",
-        ),
+        Field(ge=1, description="Number of training images for calibration, at most all of them."),
     ] = 512
     observer: Annotated[
-        Literal["minmax", "average", "percentile", "entropy", "mse", "auto"],
+        Literal[Observer, "auto"],
         Field(
-            description="How the range of an activation is chosen; auto tries all on validation "
-            "images."
+            description="Observer of activation ranges; auto picks the best on validation images."
         ),
     ] = "mse"
     weights: Annotated[
-        Literal["max", "mse"],
-        Field(description="A weight's scale: from the largest one, or of least squared error."),
+        WeightScale,
+        Field(description="Weight scales: largest magnitude or least squared error."),
     ] = "mse"
-    equalize: Annotated[
-        bool, Field(description="Balance channel ranges between layers (exact for Relu).")
+    equalization: Annotated[
+        bool, Field(description="Cross-layer equalization of channel ranges.")
     ] = False
-    correct_biases: Annotated[
-        bool,
-        Field(
-            description="Shift biases so that layers keep their mean outputs; auto tries it anyway."
-        ),
+    bias_correction: Annotated[
+        bool, Field(description="Bias correction; auto tries it in any case.")
     ] = False
-    learn_rounding: Annotated[
-        bool, Field(description="AdaRound: learn for each weight whether to round up or down.")
-    ] = False
+    adaround: Annotated[bool, Field(description="AdaRound: learn how to round each weight.")] = (
+        False
+    )
     max_drop: Annotated[
         float,
-        Field(ge=0, description="Points of validation top-1 that auto lets int8 lose."),
+        Field(ge=0, description="Drop in validation top-1 that auto accepts, in points."),
     ] = 0.3
-    portable: Annotated[
+    reduce_range: Annotated[
         bool,
-        Field(
-            description="7-bit weights in layers whose sums would saturate on chips without VNNI."
-        ),
+        Field(description="7-bit weights in layers that would saturate on CPUs without VNNI."),
     ] = False
     kd: KDConfig = field(default=KDConfig())
     train: TrainConfig = field(
-        # Rounding to 256 levels leaves nothing of bf16's 8 bits to spare.
+        # With 256 levels there is no room for bf16's 8 bits of precision.
         default=TrainConfig(epochs=2, batch_size=128, lr=0.003, precision="fp32")
     )
 

@@ -1,4 +1,4 @@
-"""How much each layer's int8 costs in accuracy, and what it gains in time."""
+"""Sensitivity analysis: the accuracy that int8 costs and the time that it saves, per layer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compress.checkpoint import ALL_INT8, QuantizedLayout
-from compress.int8.placement import layers_of
+from compress.int8.graph import layers_of
+from compress.int8.layer_profile import LayerCost
 from compress.int8.ptq import Calibration, Plan, Score, score_float
-from compress.int8.speed import LayerCost
 from compress.log import track
 
 
@@ -19,36 +19,36 @@ class Sensitivity:
 
     layer: str
     loss_alone: float
-    """Change of the loss when only this layer is int8."""
+    """Change in loss when only this layer is int8."""
     top1_alone: float
-    """Likewise of top-1, points."""
+    """Change in top-1 when only this layer is int8, points."""
     loss_regained: float
-    """By how much the loss of the int8 network falls when this layer stays in float."""
+    """Drop in the int8 network's loss when this layer stays in float."""
     top1_regained: float
-    """Likewise by how much top-1 rises, points."""
+    """Gain in the int8 network's top-1 when this layer stays in float, points."""
     ms_gained: float
-    """Float minus int8 time of the layer and what follows it, milliseconds a run, batch 1."""
+    """Float minus int8 time of the layer and what follows it, milliseconds per run, batch 1."""
 
 
 def analyze(
     calibration: Calibration, plan: Plan, score: Score, costs: Mapping[str, LayerCost]
 ) -> list[Sensitivity]:
-    """Measures every layer, in the order of execution.
+    """Measures every layer, in execution order.
 
     Args:
         calibration: of the network.
-        plan: how it is quantized; its layout does not matter.
-        score: of validation images.
+        plan: how to quantize; its layout is ignored.
+        score: on validation images.
         costs: by layer.
     """
-    names = tuple(layers_of(calibration.prepared(equalized=plan.equalize)))
+    names = tuple(layers_of(calibration.lowered(equalized=plan.equalization)))
     float_loss, float_top1 = score_float(calibration, score)
     int8_loss, int8_top1 = score(calibration.quantize(dataclasses.replace(plan, layout=ALL_INT8)))
     rows = []
     for name in track(names, "layer by layer", total=len(names)):
         others = tuple(other for other in names if other != name)
-        loss, top1 = score(calibration.quantize(with_float(plan, others)))
-        loss_without, top1_without = score(calibration.quantize(with_float(plan, (name,))))
+        loss, top1 = score(calibration.quantize(with_float_layers(plan, others)))
+        loss_without, top1_without = score(calibration.quantize(with_float_layers(plan, (name,))))
         cost = costs.get(name)
         rows.append(
             Sensitivity(
@@ -63,6 +63,6 @@ def analyze(
     return rows
 
 
-def with_float(plan: Plan, layers: tuple[str, ...]) -> Plan:
-    """Returns the plan with these layers, and only these, in float."""
+def with_float_layers(plan: Plan, layers: tuple[str, ...]) -> Plan:
+    """Returns the plan with exactly these layers in float."""
     return dataclasses.replace(plan, layout=QuantizedLayout(float_layers=layers))

@@ -1,39 +1,29 @@
-"""Stage quantize: from float to int8, after training or with some more of it."""
+"""Stage quantize: from float to int8, with or without training."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
-from compress.architectures.build import Classifier
-from compress.cache import Measurement, cached_measurement
-from compress.checkpoint import MODEL_FILE, Checkpoint
-from compress.data.load import calibration_order
+from compress.checkpoint import Checkpoint
 from compress.distributed import everywhere
-from compress.host import describe_host
-from compress.int8.placement import freeze, layers_of, prepare
-from compress.int8.ptq import Calibration, Plan, without_repairs
-from compress.int8.ranges import OBSERVERS
-from compress.int8.restore import load_model
-from compress.int8.saturation import Saturation, find_saturation, without_saturation
-from compress.int8.speed import LayerCost, Speed, cheapest_float_layers, layer_borders, layer_costs
+from compress.int8.conversion import convert
+from compress.int8.layer_profile import LayerCost
+from compress.int8.saturation import Saturation, find_saturation, reduce_range
 from compress.kd.context import Context, Product
-from compress.log import say, track, waiting
-from compress.measure.latency import measure_latency
-from compress.onnx_file import export_onnx
+from compress.log import say, waiting
+from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of
 from compress.quantize.config import QuantizeConfig
-from compress.quantize.policy import Trials, better, choose
+from compress.quantize.layer_timing import time_layers
+from compress.quantize.ptq_search import Candidate, Trials, better, search
 from compress.quantize.qat import train_quantized
-from compress.quantize.sensitivity import with_float
+from compress.quantize.sensitivity import with_float_layers
 from compress.train.evaluate import evaluate
 
-CALIBRATION_BATCH = 16
 SATURATION_IMAGES = 256
 
 
@@ -41,44 +31,35 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     """Quantizes a float network.
 
     Args:
-        checkpoint: a float network of any earlier stage.
-        config: method, calibration and, for QAT, the schedule.
-        context: data, seed, folder and the teacher (QAT learns from it).
+        checkpoint: a float network, from any earlier stage.
+        config: method, calibration, and the schedule of QAT.
+        context: data, seed, folder, and the teachers for QAT.
     """
     calibration = calibrate(checkpoint, config, context)
-    plan = fitting_this_chip(plan_of(config), calibration)
-    validation = context.data.validation
+    plan = fit_to_cpu(plan_of(config), calibration)
     costs: Mapping[str, LayerCost] = {}
     if config.method == "auto":
-        speed = measure_speed(calibration, plan, checkpoint, context)
-        costs = speed.costs
-        if speed.mixing_pays:
-            plan = with_float(plan, speed.float_layers)
-    trials = Trials(calibration, lambda network: evaluate(network, validation))
-    best = choose(trials, plan, config, costs)
-    if config.portable:
-        with waiting("emulating chips without VNNI"):
-            plan = without_saturation(calibration, best.plan, validation, SATURATION_IMAGES)
-        if plan != best.plan:
-            best = trials.quantize(f"7-bit weights in {len(plan.reduced_layers)} layers", plan)
-    method = "ptq"
-    if config.method == "qat" or (config.method == "auto" and best.attempt.drop > config.max_drop):
-        placed = copy.deepcopy(best.placed)
-        everywhere(train_quantized, placed, config, context)
-        trained = trials.note("and training with rounding on", placed, best.plan)
-        if config.method == "qat" or better(trained, best) is trained:
-            best, method = trained, "qat"
-    frozen = freeze(best.placed)
+        mixed = time_layers(calibration, plan, checkpoint, context)
+        costs = mixed.costs
+        if mixed.is_faster:
+            plan = with_float_layers(plan, mixed.float_layers)
+    trials = Trials(calibration, lambda model: evaluate(model, context.data.validation))
+    best = search(trials, plan, config, costs)
+    if config.reduce_range:
+        best = _reduce_range(trials, best, context)
+    trained = _train(trials, best, config, context)
+    best = trained or best
+    model = convert(best.model)
     details: dict[str, Any] = {
-        "method": method,
+        "method": "qat" if trained else "ptq",
         "calibration_images": min(config.calib, len(context.data.train)),
         "attempts": [dataclasses.asdict(attempt) for attempt in trials.attempts],
         "float_layers": list(best.plan.layout.float_layers),
         "reduced_layers": sorted(best.plan.reduced_layers),
-        "without_vnni": dataclasses.asdict(_saturation(frozen, config, context)),
+        "without_vnni": dataclasses.asdict(_check_saturation(model, config, context)),
     }
     return Product(
-        model=frozen,
+        model=model,
         spec=checkpoint.spec,
         shapes=checkpoint.description.shapes,
         removed=checkpoint.description.removed,
@@ -87,109 +68,40 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     )
 
 
-def plan_of(config: QuantizeConfig) -> Plan:
-    """Returns the plan that the settings name: their ranges and repairs, all int8."""
-    return Plan(
-        observer=OBSERVERS[0] if config.observer == "auto" else config.observer,
-        weights=config.weights,
-        equalize=config.equalize,
-        correct_biases=config.correct_biases,
-        learn_rounding=config.learn_rounding,
-    )
+def _reduce_range(trials: Trials, best: Candidate, context: Context) -> Candidate:
+    """Returns the network with 7-bit weights in the layers that would saturate, if any."""
+    validation = context.data.validation
+    with waiting("emulating CPUs without VNNI"):
+        plan = reduce_range(trials.calibration, best.plan, validation, SATURATION_IMAGES)
+    if plan == best.plan:
+        return best
+    return trials.quantize(f"with 7-bit weights in {len(plan.reduced_layers)} layers", plan)
 
 
-def fitting_this_chip(plan: Plan, calibration: Calibration) -> Plan:
-    """Returns the plan with 7-bit weights in all layers if this chip's sums could saturate."""
-    if describe_host().multiplies_bytes_exactly:
-        return plan
-    names = layers_of(calibration.prepared(equalized=False))
-    return dataclasses.replace(plan, reduced_layers=frozenset(names))
+def _train(
+    trials: Trials, best: Candidate, config: QuantizeConfig, context: Context
+) -> Candidate | None:
+    """Returns the network after QAT, None if `auto` does not need it or it did not help."""
+    automatic = config.method == "auto"
+    if config.method == "ptq" or (automatic and best.attempt.drop <= config.max_drop):
+        return None
+    model = copy.deepcopy(best.model)
+    everywhere(train_quantized, model, config, context)
+    trained = trials.record("with quantization-aware training", model, best.plan)
+    return None if automatic and better(trained, best) is best else trained
 
 
-def calibrate(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Calibration:
-    """Returns the traced network with its calibration images."""
-    model = load_model(checkpoint)
-    assert isinstance(model, Classifier)
-    with waiting("tracing the network"):
-        prepared = prepare(model)
-    return Calibration(prepared, lambda: _calibration_batches(config, context))
-
-
-def measure_speed(
-    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, context: Context
-) -> Speed:
-    """Returns what each layer costs on this machine, and which are faster in float.
-
-    A minimum cut proposes; the whole file decides: a mixed one must be faster than the int8 one
-    beyond noise. Weights do not matter, so a steady answer is remembered for the network's shape.
-    """
-    threads, batch = context.measure.threads, context.measure.batch
-
-    def measure() -> Measurement[Speed]:
-        with _probe(calibration, plan, checkpoint, context.folder / "probe.onnx") as int8_file:
-            with waiting("timing each layer"):
-                costs, spread = layer_costs(
-                    checkpoint.folder / MODEL_FILE, int8_file, threads=threads
-                )
-                borders = layer_borders(int8_file, threads=threads)
-            layers = cheapest_float_layers(costs, borders)
-            if not layers or len(layers) == len(costs):
-                return Measurement(value=Speed(costs=costs), spread=spread)
-            mixed_plan = with_float(plan, layers)
-            with _probe(calibration, mixed_plan, checkpoint, context.folder / "mixed.onnx") as file:
-                _, mixed = measure_latency([int8_file, file], threads=threads, batch=batch)
-        speed = Speed(costs=costs, float_layers=layers, speedup_ci95=mixed.speedup_ci95)
-        return Measurement(value=speed, spread=max(spread, mixed.speedup_spread))
-
-    structure = {
-        "spec": dataclasses.asdict(checkpoint.spec),
-        "shapes": dict(checkpoint.description.shapes),
-        "removed": checkpoint.description.removed,
-        "threads": threads,
-        "batch": batch,
-    }
-    speed = cached_measurement(Speed, "layers in float and int8", structure, measure)
-    if speed.float_layers:
-        low, high = speed.speedup_ci95
+def _check_saturation(
+    model: fx.GraphModule, config: QuantizeConfig, context: Context
+) -> Saturation:
+    """Returns, and reports, what CPUs without VNNI would lose."""
+    with waiting("emulating CPUs without VNNI"):
+        saturation = find_saturation(model, context.data.validation, SATURATION_IMAGES)
+    if saturation.layers:
+        hint = "" if config.reduce_range else "; --reduce-range prevents it"
         say(
-            f"  {len(speed.float_layers)} of {len(speed.costs)} layers in float: {low:.2f} to "
-            f"{high:.2f}x the speed of int8; "
-            + ("they stay in float" if speed.mixing_pays else "not faster, all are int8")
+            f"  {len(saturation.layers)} layers would saturate on CPUs without VNNI: top-1 "
+            f"{saturation.top1_saturated:.2f} % instead of {saturation.top1:.2f} % "
+            f"on {saturation.n_images} images{hint}"
         )
-    return speed
-
-
-@contextmanager
-def _probe(
-    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, path: Path
-) -> Iterator[Path]:
-    """Writes a file to be timed, without the repairs that do not change its speed."""
-    model = freeze(calibration.quantize(without_repairs(plan)))
-    export_onnx(model, checkpoint.spec, path, digest=checkpoint.digest, stage="quantize")
-    try:
-        yield path
-    finally:
-        path.unlink()
-
-
-def _saturation(frozen: fx.GraphModule, config: QuantizeConfig, context: Context) -> Saturation:
-    """Tells what chips without VNNI would lose."""
-    with waiting("emulating chips without VNNI"):
-        found = find_saturation(frozen, context.data.validation, SATURATION_IMAGES)
-    if found.layers:
-        say(
-            f"  on chips without VNNI {len(found.layers)} layers would saturate: "
-            f"top-1 {found.top1_saturated:.2f} % instead of {found.top1:.2f} % "
-            f"on {found.n_images} images" + "; --portable avoids it" * (not config.portable)
-        )
-    return found
-
-
-def _calibration_batches(config: QuantizeConfig, context: Context) -> Iterator[Tensor]:
-    """Yields the calibration images, uint8 `[N, C, H, W]`, from the training split."""
-    split = context.data.train
-    order = calibration_order(split, config.calib, seed=context.seed)
-    batches = split.batches(CALIBRATION_BATCH, order=order)
-    n_batches = -(-len(order) // CALIBRATION_BATCH)
-    for batch in track(batches, "calibrating", total=n_batches):
-        yield batch.images
+    return saturation

@@ -9,11 +9,12 @@ from compress.cache import measuring_for, now
 from compress.checkpoint import load_checkpoint
 from compress.errors import CompressError
 from compress.host import describe_host
-from compress.int8.ptq import without_repairs
+from compress.int8.ptq import without_corrections
 from compress.kd.context import Context
+from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of
 from compress.quantize.config import QuantizeConfig
+from compress.quantize.layer_timing import time_layers
 from compress.quantize.sensitivity import analyze
-from compress.quantize.stage import calibrate, fitting_this_chip, measure_speed, plan_of
 from compress.report.layers import LayersReport, write_layers_report
 from compress.run.single_stage import data_of, measure_of
 from compress.train.evaluate import evaluate
@@ -48,8 +49,8 @@ def analyze_layers(
             teachers=(),
         )
         calibration = calibrate(checkpoint, config, context)
-        plan = fitting_this_chip(without_repairs(plan_of(config)), calibration)
-        costs = measure_speed(calibration, plan, checkpoint, context).costs
+        plan = fit_to_cpu(without_corrections(plan_of(config)), calibration)
+        costs = time_layers(calibration, plan, checkpoint, context).costs
         rows = analyze(
             calibration,
             plan,

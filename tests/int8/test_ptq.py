@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from compress.data.load import Data
-from compress.int8.placement import freeze, layers_of, prepare, quantizers_of, set_mode
+from compress.int8.config import OBSERVERS, Observer
+from compress.int8.conversion import convert
+from compress.int8.graph import layers_of, quantizers_of, set_mode
+from compress.int8.lowering import lower
 from compress.int8.ptq import Calibration, Plan
-from compress.int8.ranges import OBSERVERS, Observer
 from compress.train.evaluate import evaluate
 from tests.conftest import settled, student_spec
-from tests.int8.test_placement import PLAN, briefly_trained, calibration
+from tests.int8.helpers import PLAN, briefly_trained, calibration
 
 
 @pytest.mark.parametrize("observer", OBSERVERS)
@@ -25,11 +27,11 @@ def test_every_observer_keeps_the_accuracy(digits: Data, observer: Observer) -> 
 
 
 def test_batches_do_not_matter_for_the_extremes(digits: Data) -> None:
-    prepared = prepare(settled(student_spec(digits), digits.train))
+    lowered = lower(settled(student_spec(digits), digits.train))
 
     def ranges(batch: int) -> dict[str, float]:
         batches = digits.train.batches
-        found = Calibration(prepared, lambda: (b.images for b in batches(batch))).quantize(PLAN)
+        found = Calibration(lowered, lambda: (b.images for b in batches(batch))).quantize(PLAN)
         return {name: float(module.scale) for name, module in quantizers_of(found).items()}
 
     assert ranges(1300) == pytest.approx(ranges(7), rel=1e-2)
@@ -39,7 +41,7 @@ MEMORY = """
 import resource, sys, torch
 from compress.data.config import DataConfig
 from compress.data.load import load_data
-from compress.int8.placement import prepare
+from compress.int8.lowering import lower
 from compress.int8.ptq import Calibration, Plan
 from tests.conftest import student_spec
 from compress.architectures.build import build
@@ -47,7 +49,7 @@ data = load_data("digits", DataConfig(size=32), seed=0)
 model = build(student_spec(data)).eval()
 order = torch.arange(int(sys.argv[1])) % len(data.train)
 calibration = Calibration(
-    prepare(model), lambda: (b.images for b in data.train.batches(32, order=order))
+    lower(model), lambda: (b.images for b in data.train.batches(32, order=order))
 )
 calibration.quantize(Plan(observer="entropy", weights="mse"))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -68,7 +70,7 @@ def test_memory_is_flat_from_32_to_4096_images() -> None:
 def test_equalizing_changes_nothing_in_float_and_evens_the_weights(digits: Data) -> None:
     model = settled(student_spec(digits), digits.train)
     found = calibration(model, digits)
-    plain, equal = found.prepared(equalized=False), found.prepared(equalized=True)
+    plain, equal = found.lowered(equalized=False), found.lowered(equalized=True)
     images = next(iter(digits.test.batches(50))).images
     for network in (plain, equal):
         set_mode(network, "float")
@@ -89,10 +91,10 @@ def errors(network: torch.nn.Module, reference: torch.nn.Module, data: Data) -> 
 
 @pytest.fixture(scope="module")
 def coarse(digits: Data) -> tuple[torch.nn.Module, Calibration, Plan]:
-    """A network with 7-bit weights, which leave something to repair."""
+    """A network with 7-bit weights, which leave something to correct."""
     model = briefly_trained(student_spec(digits), digits)
     found = calibration(model, digits)
-    names = frozenset(layers_of(found.prepared(equalized=False)))
+    names = frozenset(layers_of(found.lowered(equalized=False)))
     return model, found, Plan(observer="minmax", weights="max", reduced_layers=names)
 
 
@@ -100,9 +102,9 @@ def test_corrected_biases_bring_the_mean_outputs_back(
     digits: Data, coarse: tuple[torch.nn.Module, Calibration, Plan]
 ) -> None:
     model, found, plan = coarse
-    repaired = dataclasses.replace(plan, correct_biases=True)
-    before = errors(freeze(found.quantize(plan)), model, digits).mean(0).abs().mean()
-    after = errors(freeze(found.quantize(repaired)), model, digits).mean(0).abs().mean()
+    corrected = dataclasses.replace(plan, bias_correction=True)
+    before = errors(convert(found.quantize(plan)), model, digits).mean(0).abs().mean()
+    after = errors(convert(found.quantize(corrected)), model, digits).mean(0).abs().mean()
     assert after < 0.5 * before
 
 
@@ -110,7 +112,7 @@ def test_learnt_rounding_comes_nearer_to_float(
     digits: Data, coarse: tuple[torch.nn.Module, Calibration, Plan]
 ) -> None:
     model, found, plan = coarse
-    repaired = dataclasses.replace(plan, learn_rounding=True)
-    before = errors(freeze(found.quantize(plan)), model, digits).pow(2).mean()
-    after = errors(freeze(found.quantize(repaired)), model, digits).pow(2).mean()
+    corrected = dataclasses.replace(plan, adaround=True)
+    before = errors(convert(found.quantize(plan)), model, digits).pow(2).mean()
+    after = errors(convert(found.quantize(corrected)), model, digits).pow(2).mean()
     assert after < 0.8 * before

@@ -2,15 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from compress.int8.ranges import (
-    BINS,
-    LEVELS,
-    OBSERVERS,
-    Observer,
-    Statistics,
-    affine,
-    choose_range,
-)
+from compress.int8.config import OBSERVERS, Observer
+from compress.int8.ranges import BINS, LEVELS, Statistics, choose_range, qparams_of
 
 
 def seen(*batches: torch.Tensor) -> Statistics:
@@ -21,7 +14,7 @@ def seen(*batches: torch.Tensor) -> Statistics:
 
 
 def rounding_error(x: torch.Tensor, low: float, high: float) -> float:
-    scale, zero = affine(low, high)
+    scale, zero = qparams_of(low, high)
     rounded = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, LEVELS - 1)
     return float((rounded - x).pow(2).mean())
 
@@ -81,6 +74,6 @@ def test_mse_is_the_best_of_all() -> None:
 @pytest.mark.parametrize("observer", OBSERVERS)
 def test_constant_values_have_a_range(observer: Observer) -> None:
     low, high = choose_range(seen(torch.zeros(100)), observer)
-    scale, zero = affine(low, high)
+    scale, zero = qparams_of(low, high)
     assert scale > 0
     assert 0 <= zero < LEVELS

@@ -10,32 +10,33 @@ from torch import nn
 from compress.data.load import Data
 from compress.data.splits import stratified_sample
 from compress.host import describe_host
+from compress.int8.conversion import convert
+from compress.int8.graph import layers_of
 from compress.int8.layer import Layer
-from compress.int8.placement import freeze, layers_of
 from compress.int8.ptq import Plan
 from compress.int8.saturation import (
     emulating_saturation,
     find_saturation,
+    reduce_range,
     saturation_excess,
-    without_saturation,
 )
 from compress.onnx_file import export_onnx
 from tests.conftest import student_spec
-from tests.int8.test_placement import briefly_trained, calibration, run_file
+from tests.int8.helpers import briefly_trained, calibration, run_file
 
 ZERO_POINT = 3
 PLAN = Plan(observer="minmax", weights="max")
 
 
-def frozen(weight: torch.Tensor, *, stride: int = 1, padding: int = 0, groups: int = 1) -> Layer:
+def converted(weight: torch.Tensor, *, stride: int = 1, padding: int = 0, groups: int = 1) -> Layer:
     """A layer with exactly these integer weights."""
     if weight.ndim == 2:
         layer = Layer.linear(weight, None)
     else:
         layer = Layer.conv(weight, None, ((stride, stride), (padding, padding), (1, 1), groups))
-    layer.place("input")
+    layer.quantize("input")
     layer.weight_scale.data.fill_(1.0)
-    layer.freeze(torch.tensor(1.0))
+    layer.convert(torch.tensor(1.0))
     return layer
 
 
@@ -72,7 +73,7 @@ def test_a_convolution_saturates_as_in_plain_python(
     channels: int, stride: int, padding: int
 ) -> None:
     torch.manual_seed(0)
-    layer = frozen(
+    layer = converted(
         torch.randint(-127, 128, (5, channels, 3, 3)).float(), stride=stride, padding=padding
     )
     raw = torch.randint(0, 256, (2, channels, 6, 5)).float()
@@ -85,7 +86,7 @@ def test_a_convolution_saturates_as_in_plain_python(
 
 def test_a_linear_layer_saturates_as_in_plain_python() -> None:
     torch.manual_seed(0)
-    layer = frozen(torch.randint(-127, 128, (4, 7)).float())
+    layer = converted(torch.randint(-127, 128, (4, 7)).float())
     raw = torch.randint(200, 256, (3, 7)).float()
     excess = saturation_excess(layer, raw - ZERO_POINT, ZERO_POINT)
     assert excess is not None
@@ -99,7 +100,7 @@ def test_a_linear_layer_saturates_as_in_plain_python() -> None:
 
 def test_seven_bits_never_saturate() -> None:
     torch.manual_seed(0)
-    layer = frozen(63 * torch.randint(0, 2, (8, 16, 1, 1)).float() * 2 - 63)
+    layer = converted(63 * torch.randint(0, 2, (8, 16, 1, 1)).float() * 2 - 63)
     raw = torch.full((1, 16, 4, 4), 255.0)
     assert saturation_excess(layer, raw, 0) is None
 
@@ -109,7 +110,7 @@ def test_a_network_names_its_saturating_layers_and_is_left_alone(digits: Data) -
     found = calibration(model, digits)
     order = stratified_sample(digits.validation.labels, 100, seed=0)
     batch = next(iter(digits.validation.batches(100, order=order)))
-    network = freeze(found.quantize(PLAN))
+    network = convert(found.quantize(PLAN))
     before = network(batch.images)
     saturation = find_saturation(network, digits.validation, 100)
     assert torch.equal(network(batch.images), before)
@@ -117,16 +118,16 @@ def test_a_network_names_its_saturating_layers_and_is_left_alone(digits: Data) -
     assert saturation.top1 == pytest.approx(
         100 * float((before.argmax(1) == batch.labels).float().mean())
     )
-    plan = without_saturation(found, PLAN, digits.validation, 100)
+    plan = reduce_range(found, PLAN, digits.validation, 100)
     assert set(saturation.layers) <= plan.reduced_layers
-    portable = freeze(found.quantize(plan))
-    assert not find_saturation(portable, digits.validation, 100).layers
+    reduced = convert(found.quantize(plan))
+    assert not find_saturation(reduced, digits.validation, 100).layers
 
 
 def test_the_file_computes_what_is_said_of_this_chip(digits: Data, tmp_path: Path) -> None:
     """With VNNI the exact sums, without it the emulated ones: the chip itself is the reference."""
     spec = student_spec(digits)
-    network = freeze(calibration(briefly_trained(spec, digits), digits).quantize(PLAN))
+    network = convert(calibration(briefly_trained(spec, digits), digits).quantize(PLAN))
     path = tmp_path / "int8.onnx"
     export_onnx(network, spec, path, digest="", stage="quantize")
     images = next(iter(digits.validation.batches(100))).images

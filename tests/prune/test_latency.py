@@ -13,7 +13,8 @@ from compress.architectures.build import build
 from compress.cache import measuring_for
 from compress.data.load import Data
 from compress.files import cache_folder
-from compress.int8.placement import layers_of, prepare
+from compress.int8.graph import layers_of
+from compress.int8.lowering import lower
 from compress.measure.cost import count_macs
 from compress.measure.profile import Operator, profile
 from compress.prune.latency import LayerCurve, LayerShape, layer_shapes
@@ -45,10 +46,10 @@ def test_a_curve_interpolates_along_channels() -> None:
 def test_the_layers_macs_are_the_networks(digits: Data, name: str) -> None:
     spec = torchvision_spec(name, digits)
     model = build(spec).eval()
-    prepared = prepare(model)
+    lowered = lower(model)
     images = next(iter(digits.test.batches(1))).images
-    shapes = layer_shapes(prepared, images)
-    layers = layers_of(prepared)
+    shapes = layer_shapes(lowered, images)
+    layers = layers_of(lowered)
     affine = [layer for layer in layers if layer.endswith(".affine")]  # was a BatchNorm
     total = sum(
         shapes[layer].macs(*layers[layer].channels) for layer in shapes if layer not in affine

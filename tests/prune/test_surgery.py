@@ -9,7 +9,8 @@ from compress.architectures.resize import differing_shapes, remove_blocks, resiz
 from compress.architectures.spec import ModelSpec
 from compress.data.load import Data
 from compress.data.preprocess import Preprocess
-from compress.int8.placement import freeze, prepare
+from compress.int8.conversion import convert
+from compress.int8.lowering import lower
 from compress.int8.ptq import Calibration, Plan
 from compress.onnx_file import export_onnx
 from compress.prune.groups import find_groups
@@ -61,7 +62,7 @@ def test_a_pruned_network_runs_ships_and_is_rebuilt_exactly(name: str, tmp_path:
     rebuilt.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(rebuilt.eval()(images), pruned)
     plan = Plan(observer="minmax", weights="max")
-    quantized = freeze(Calibration(prepare(model), lambda: [images]).quantize(plan))
+    quantized = convert(Calibration(lower(model), lambda: [images]).quantize(plan))
     export_onnx(quantized, spec, tmp_path / "int8.onnx", digest="", stage="quantize")
 
 

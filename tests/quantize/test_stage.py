@@ -13,21 +13,21 @@ from click.testing import CliRunner
 from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
 from compress.data.load import Data
-from compress.int8.modules import ActivationQuantizer
-from compress.int8.placement import layers_of
+from compress.int8.graph import layers_of
+from compress.int8.layer_profile import LayerCost
 from compress.int8.ptq import Plan
+from compress.int8.quantizer import ActivationQuantizer
 from compress.int8.restore import load_model
-from compress.int8.speed import LayerCost
 from compress.measure.results import read_stage_report
 from compress.quantize.config import QuantizeConfig
-from compress.quantize.policy import Trials, choose
-from compress.quantize.qat import learn_scales
+from compress.quantize.ptq_search import Trials, search
+from compress.quantize.qat import enable_learned_scales
 from compress.train.config import TrainConfig
 from compress.train.epoch import label_loss
 from compress.train.evaluate import evaluate
 from compress.train.loop import train
 from tests.conftest import student_spec
-from tests.int8.test_placement import briefly_trained, calibration
+from tests.int8.helpers import briefly_trained, calibration
 
 PLAN = Plan(observer="minmax", weights="max")
 
@@ -44,35 +44,35 @@ def test_auto_stops_at_what_is_good_enough(digits: Data) -> None:
     found = calibration(briefly_trained(student_spec(digits), digits), digits)
     config = QuantizeConfig(max_drop=100.0)
     trials = Trials(found, lambda net: evaluate(net, digits.validation))
-    choose(trials, PLAN, config, {})
+    search(trials, PLAN, config, {})
     tried = [attempt.name for attempt in trials.attempts]
-    assert tried == ["minmax ranges", "and corrected biases"]
+    assert tried == ["minmax ranges", "with bias correction"]
 
 
-def test_auto_repairs_and_falls_back_while_too_much_is_lost(digits: Data) -> None:
-    """A score that dislikes one layer's integers: repairs cannot help, floats can."""
+def test_auto_corrects_and_falls_back_while_too_much_is_lost(digits: Data) -> None:
+    """A score that dislikes one layer's integers: corrections cannot help, floats can."""
     found = calibration(briefly_trained(student_spec(digits), digits), digits)
-    names = list(layers_of(found.prepared(equalized=False)))
+    names = list(layers_of(found.lowered(equalized=False)))
     culprit = names[3]
     costs = {name: LayerCost(float_ms=1.0, int8_ms=0.5) for name in names}
 
     def score(network: torch.fx.GraphModule) -> tuple[float, float]:
         layer = layers_of(network)[culprit]
-        harmed = layer.source is not None and layer.mode == "round"
+        harmed = layer.is_int8 and layer.mode == "fake_quantize"
         loss, top1 = evaluate(network, digits.validation)
         return loss + 5.0 * harmed, top1 - 50.0 * harmed
 
     # The float network is scored with all its layers in float.
     trials = Trials(found, score)
-    best = choose(trials, PLAN, QuantizeConfig(max_drop=5.0), costs)
+    best = search(trials, PLAN, QuantizeConfig(max_drop=5.0), costs)
     tried = [attempt.name for attempt in trials.attempts]
     assert tried[:4] == [
         "minmax ranges",
-        "and corrected biases",
-        "and equalized channels",
-        "and learned rounding",
+        "with bias correction",
+        "with equalization",
+        "with AdaRound",
     ]
-    assert tried[4] == f"and {culprit} in float"
+    assert tried[4] == f"with {culprit} in float"
     assert best.plan.layout.float_layers == (culprit,)
     assert best.attempt.drop <= 5.0
 
@@ -81,14 +81,14 @@ def test_observer_auto_keeps_the_best(digits: Data) -> None:
     found = calibration(briefly_trained(student_spec(digits), digits), digits)
     config = QuantizeConfig(observer="auto", method="ptq")
     trials = Trials(found, lambda net: evaluate(net, digits.validation))
-    best = choose(trials, PLAN, config, {})
+    best = search(trials, PLAN, config, {})
     assert len(trials.attempts) == 5
     assert best.attempt == min(trials.attempts, key=lambda tried: (tried.drop, tried.loss))
     assert best.attempt.name == f"{best.plan.observer} ranges"
 
 
 def test_the_report_shows_the_path_taken(run_copy: Path) -> None:
-    report = read_stage_report(quantize(run_copy, "--portable", "--max-drop", "100"))
+    report = read_stage_report(quantize(run_copy, "--reduce-range", "--max-drop", "100"))
     details = report.details
     assert details["method"] == "ptq"
     assert details["attempts"][0]["name"] == "mse ranges"
@@ -115,13 +115,13 @@ def test_a_learned_scale_ships_within_its_bounds() -> None:
     quantizer.scale.data.fill_(1.0)
     x = torch.linspace(-1, 300, 1000)[None]
     trained = quantizer(x).detach()
-    quantizer.freeze()
+    quantizer.convert()
     assert quantizer.scale == pytest.approx(6 / 255)
     assert torch.allclose(quantizer(x), trained)
 
 
-def test_portable_keeps_its_layers_when_trained(run_copy: Path) -> None:
-    options = ("--portable", "--method", "qat", "--epochs", "1", "--min-steps", "5")
+def test_reduced_range_keeps_its_layers_when_trained(run_copy: Path) -> None:
+    options = ("--reduce-range", "--method", "qat", "--epochs", "1", "--min-steps", "5")
     details = read_stage_report(quantize(run_copy, *options)).details
     assert details["method"] == "qat"
     assert details["reduced_layers"]
@@ -130,13 +130,13 @@ def test_portable_keeps_its_layers_when_trained(run_copy: Path) -> None:
 
 def test_qat_learns_its_scales(digits: Data, tmp_path: Path) -> None:
     model = briefly_trained(student_spec(digits), digits)
-    placed = calibration(model, digits).quantize(PLAN)
-    learn_scales(placed)
-    before = {name: scale.clone() for name, scale in placed.named_parameters() if scale.ndim < 2}
+    quantized = calibration(model, digits).quantize(PLAN)
+    enable_learned_scales(quantized)
+    before = {name: scale.clone() for name, scale in quantized.named_parameters() if scale.ndim < 2}
     config = TrainConfig(epochs=1, min_steps=0, batch_size=64, lr=0.003, precision="fp32")
     loss = label_loss(0.0)
-    train(placed, digits, config, loss=loss, seed=0, folder=tmp_path, title="qat")
-    after = dict(placed.named_parameters())
+    train(quantized, digits, config, loss=loss, seed=0, folder=tmp_path, title="qat")
+    after = dict(quantized.named_parameters())
     moved = [name for name, scale in before.items() if not torch.equal(scale, after[name])]
     assert len(moved) > 0.9 * len(before)
 
@@ -146,9 +146,10 @@ import sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from compress.checkpoint import load_checkpoint
-from compress.int8.placement import freeze, place, prepare
+from compress.int8.conversion import convert
+from compress.int8.lowering import lower
 from compress.int8.ptq import Calibration, Plan
-from compress.quantize.qat import learn_scales
+from compress.quantize.qat import enable_learned_scales
 from compress.int8.restore import load_model
 from compress.run.single_stage import data_of
 from compress.train.config import TrainConfig
@@ -157,24 +158,24 @@ from compress.train.loop import train
 checkpoint = load_checkpoint(Path(sys.argv[1]))
 data = data_of(checkpoint)
 calibration = Calibration(
-    prepare(load_model(checkpoint)), lambda: (b.images for b in data.train.batches(64))
+    lower(load_model(checkpoint)), lambda: (b.images for b in data.train.batches(64))
 )
-placed = calibration.quantize(Plan(observer="minmax", weights="mse"))
-learn_scales(placed)
+quantized = calibration.quantize(Plan(observer="minmax", weights="mse"))
+enable_learned_scales(quantized)
 folder = Path(sys.argv[2])
 config = TrainConfig(
     epochs=int(sys.argv[3]), min_steps=0, batch_size=64, lr=0.003, precision="fp32"
 )
 history = train(
-    placed, data, config, loss=label_loss(0.0), seed=0, folder=folder, title="qat"
+    quantized, data, config, loss=label_loss(0.0), seed=0, folder=folder, title="qat"
 )
-digest = sum(float(p.double().sum()) for p in placed.parameters())
+digest = sum(float(p.double().sum()) for p in quantized.parameters())
 sums = [None] * dist.get_world_size()
 dist.all_gather_object(sums, digest)
 if dist.get_rank() == 0:
     assert len(sums) == 2 and sums[0] == sums[1], sums
     from compress.onnx_file import export_onnx
-    export_onnx(freeze(placed), checkpoint.spec, folder / "qat.onnx", digest="", stage="quantize")
+    export_onnx(convert(quantized), checkpoint.spec, folder / "qat.onnx", digest="", stage="qat")
     print("epochs", len(history), "top1", history[-1].validation_top1)
 dist.destroy_process_group()
 """

@@ -1,6 +1,6 @@
-"""Rewrites of the float graph that change no result and leave less to compute, or only int8 forms.
+"""Lowers a classifier to the layers and operators that ONNX Runtime has integer kernels for.
 
-What remains are layers and operators that ONNX Runtime has integer kernels for.
+The graph stays in float, and its results stay the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from compress.architectures.build import Normalize
+from compress.architectures.build import Classifier, Normalize
 from compress.int8.graph import (
     NORMALIZE,
     aten,
@@ -26,27 +26,38 @@ from compress.int8.graph import (
     tensor_of,
 )
 from compress.int8.layer import Layer, per_channel
-from compress.int8.modules import FloatActivation, PixelInput
+from compress.int8.operators import FloatActivation
+from compress.int8.quantizer import ImageInput
+from compress.int8.tracing import trace
 
-MOST_GROWTH = 2
-"""A layer that takes over a pool may have so many times its inputs."""
+MAX_GROWTH = 2
+"""A layer that absorbs a pool may get at most this many times its inputs."""
 
 
-@torch.no_grad()
-def rewrite(traced: fx.GraphModule) -> None:
-    """Applies all rewrites, in place."""
-    _fold_batchnorms(traced)
-    _fold_channel_factors(traced)
-    _fold_uneven_pools(traced)
-    _split_activations(traced)
-    _fold_pixels(traced)
-    clean(traced)
+def lower(model: Classifier) -> fx.GraphModule:
+    """Returns a copy of the model as a float graph, ready for `insert_quantizers`.
+
+    Args:
+        model: takes images; its BatchNorms are folded into the layers before them.
+
+    Raises:
+        CompressError: the network cannot be traced.
+    """
+    lowered = trace(model)
+    with torch.no_grad():
+        _fold_batchnorms(lowered)
+        _fold_channel_factors(lowered)
+        _fold_uneven_pools(lowered)
+        _split_activations(lowered)
+        _fold_normalization(lowered)
+    clean(lowered)
+    return lowered
 
 
 def _fold_batchnorms(traced: fx.GraphModule) -> None:
-    """Folds a BatchNorm into the layer before it, or makes it a depthwise layer of its own.
+    """Folds a BatchNorm into the layer before it, or turns it into a depthwise layer.
 
-    As `y = factor * x + shift` per channel; one weight a channel loses nothing in int8.
+    It is `y = factor * x + shift` per channel; a single weight per channel is exact in int8.
     """
     for node in list(traced.graph.nodes):
         if node.target is not aten._native_batch_norm_legit_no_training.default:
@@ -76,7 +87,7 @@ def _fold_batchnorms(traced: fx.GraphModule) -> None:
 
 
 def _fold_channel_factors(traced: fx.GraphModule) -> None:
-    """Folds a learned factor per channel (ConvNeXt's layer scale) into the layer before it."""
+    """Folds a learned per-channel factor (ConvNeXt's layer scale) into the layer before it."""
     for node in list(traced.graph.nodes):
         if node.target is not aten.mul.Tensor:
             continue
@@ -84,11 +95,11 @@ def _fold_channel_factors(traced: fx.GraphModule) -> None:
             factor = tensor_of(traced, constant)
             if factor is None or not isinstance(value, fx.Node):
                 continue
-            found = _layer_behind_moves(traced, value)
+            source = _layer_before_permutes(traced, value)
             rank = len(shape_of(value) or ())
-            if found is None or factor.ndim > rank:
+            if source is None or factor.ndim > rank:
                 continue
-            layer, channel_dim = found
+            layer, channel_dim = source
             sizes = [1] * (rank - factor.ndim) + list(factor.shape)
             if any(size != 1 for dim, size in enumerate(sizes) if dim != channel_dim):
                 continue
@@ -97,8 +108,8 @@ def _fold_channel_factors(traced: fx.GraphModule) -> None:
             break
 
 
-def _layer_behind_moves(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, int] | None:
-    """Returns the layer whose output a value is, perhaps permuted, and where its channels lie."""
+def _layer_before_permutes(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, int] | None:
+    """Returns the layer that a value comes from, possibly permuted, and its channel dimension."""
     order = list(range(len(shape_of(node) or ())))
     while only_reader(node) is not None:
         source = node.args[0] if node.args else None
@@ -108,7 +119,7 @@ def _layer_behind_moves(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, i
         flattened = layer_of(traced, source)
         if node.target is aten.reshape.default and flattened is not None:
             assert isinstance(source, fx.Node)
-            # The matrix of a linear layer, given back its leading dimensions.
+            # The matrix output of a linear layer, reshaped to its leading dimensions.
             linear = not flattened.is_convolution and only_reader(source) is node
             return (flattened, order.index(len(order) - 1)) if linear else None
         if node.target is not aten.permute.default:
@@ -120,31 +131,31 @@ def _layer_behind_moves(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, i
 
 
 def _fold_uneven_pools(traced: fx.GraphModule) -> None:
-    """Folds an adaptive pool that is no plain average (VGG's, of small images) into a linear layer.
+    """Folds an adaptive pool with uneven windows (VGG's, on small images) into a linear layer.
 
-    Each of its outputs is a mean of inputs, so it is a matrix, which is multiplied with the weight
-    of the layer after it: where the pool enlarges, the layer becomes as much smaller.
+    Each output is a mean of inputs, so the pool is a matrix, which is multiplied with the weight
+    of the layer after it: where the pool enlarges its input, the layer shrinks accordingly.
     """
     for node in list(traced.graph.nodes):
         if node.target is not aten.adaptive_avg_pool2d.default:
             continue
         source, flattened = node.args[0], only_reader(node)
-        inside, outside = shape_of(source), shape_of(node)
-        assert inside is not None
-        assert outside is not None
-        if inside[1:] == outside[1:]:
+        before, after = shape_of(source), shape_of(node)
+        assert before is not None
+        assert after is not None
+        if before[1:] == after[1:]:
             substitute(traced, node, source)
             continue
         layer = layer_of(traced, only_reader(flattened)) if flattened is not None else None
-        n_inside, n_outside = inside[2:].numel(), outside[2:].numel()
-        plain = all(i % o == 0 for i, o in zip(inside[2:], outside[2:], strict=True))
-        if flattened is None or layer is None or plain or n_inside > MOST_GROWTH * n_outside:
+        n_before, n_after = before[2:].numel(), after[2:].numel()
+        plain = all(size % pooled == 0 for size, pooled in zip(before[2:], after[2:], strict=True))
+        if flattened is None or layer is None or plain or n_before > MAX_GROWTH * n_after:
             continue
-        if shape_of(flattened)[1:] != (outside[1] * n_outside,):  # type: ignore[index]
+        if shape_of(flattened)[1:] != (after[1] * n_after,):  # type: ignore[index]
             continue
-        basis = torch.eye(n_inside).view(n_inside, 1, *inside[2:])
-        pool = F.adaptive_avg_pool2d(basis, (outside[2], outside[3])).flatten(1)
-        weight = layer.weight.view(-1, inside[1], n_outside) @ pool.T
+        basis = torch.eye(n_before).view(n_before, 1, *before[2:])
+        pool = F.adaptive_avg_pool2d(basis, (after[2], after[3])).flatten(1)
+        weight = layer.weight.view(-1, before[1], n_after) @ pool.T
         layer.weight = nn.Parameter(weight.flatten(1))
         substitute(traced, node, source)
         flattened.target, flattened.args = aten.flatten.using_ints, (source, 1)
@@ -152,7 +163,7 @@ def _fold_uneven_pools(traced: fx.GraphModule) -> None:
 
 
 def _split_activations(traced: fx.GraphModule) -> None:
-    """Writes HardSwish as a gate and a product, for integer kernels; SiLU and GELU as one."""
+    """Splits HardSwish into a gate and a product, for integer kernels; fuses SiLU and GELU."""
     for node in list(traced.graph.nodes):
         if node.target is aten.hardswish.default:
             gate = insert_call(traced, node, aten.hardsigmoid.default, (node.args[0],))
@@ -169,12 +180,12 @@ def _split_activations(traced: fx.GraphModule) -> None:
         substitute(traced, node, new)
 
 
-def _fold_pixels(traced: fx.GraphModule) -> None:
-    """Folds the normalization into the first convolution, which then takes the image's bytes.
+def _fold_normalization(traced: fx.GraphModule) -> None:
+    """Folds the normalization into the first convolution, which then takes uint8 images.
 
     With zero point z and scale s: `w * (p / 255 - mean) / std = w' * s * (p - z) + w' * s * (z -
-    255 * mean)`, where `w' = w / (255 * std * s)`, about w. The second term joins the bias: exact
-    but for the zero padding.
+    255 * mean)`, where `w' = w / (255 * std * s)`, close to w. The second term joins the
+    bias: exact except for the zero padding.
     """
     node = next(n for n in traced.graph.nodes if n.target == NORMALIZE)
     normalize = module_of(traced, node)
@@ -188,7 +199,7 @@ def _fold_pixels(traced: fx.GraphModule) -> None:
     scale = 1 / (255 * float(std.mean()))
     layer.weight.div_(255 * std * scale)
     layer.bias.add_((layer.weight * scale * (zero_point - 255 * mean)).sum((1, 2, 3)))
-    set_module(traced, NORMALIZE, PixelInput(scale, zero_point))
+    set_module(traced, NORMALIZE, ImageInput(scale, zero_point))
 
 
 def _scale_outputs(layer: Layer, factor: Tensor) -> None:

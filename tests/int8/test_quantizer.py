@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compress.int8.common import round_through
+from compress.int8.fake_quantize import round_ste
 from compress.int8.layer import QMAX_BIAS, Layer, mse_weight_scale, weight_scale
-from compress.int8.modules import ActivationQuantizer
+from compress.int8.quantizer import ActivationQuantizer
 from compress.int8.ranges import Statistics
 
 
@@ -93,7 +93,7 @@ def test_a_learned_scale_cannot_pass_the_activations_bound() -> None:
     "bounds",
     [(-1, 1), (-2, 0.5), (-0.5, 2), (0, 6), (0, 1), (-1, 0), (-6, 0), (-1e-4, 6), (-6, 1e-4)],
 )
-def test_freezing_keeps_what_was_calibrated_and_bounds_what_was_learned(
+def test_converting_keeps_what_was_calibrated_and_bounds_what_was_learned(
     bounds: tuple[float, float], gain: float
 ) -> None:
     """Hardtanh(-1, 1) had half its range after it."""
@@ -105,13 +105,13 @@ def test_freezing_keeps_what_was_calibrated_and_bounds_what_was_learned(
             module = ActivationQuantizer(lowest=low, highest=high, gain=gain)
             module.set_range(ends[0] * gain, ends[1] * gain)
             before, scale = module(x), module.scale.clone()
-            module.freeze()
+            module.convert()
             assert torch.allclose(module.scale, scale, rtol=1e-6)
             assert torch.allclose(module(x), before, atol=1e-5)
             if share >= 1:
                 assert (before - clipped).abs().max() <= 0.51 * scale
             module.scale.data *= 5
-            module.freeze()
+            module.convert()
             half = 0.51 * float(module.scale) * (low < 0 < high) + 1e-5
             assert low * gain - half <= module(x).min()
             assert module(x).max() <= high * gain + half
@@ -138,7 +138,7 @@ def test_the_gradient_passes_inside_the_range_only() -> None:
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 1.0, 0.0]
     y = torch.tensor([0.4], requires_grad=True)
-    round_through(y).backward()
+    round_ste(y).backward()
     assert y.grad is not None
     assert y.grad.item() == 1.0
 
@@ -151,14 +151,14 @@ def test_the_gradient_passes_inside_the_range_only() -> None:
         nn.Linear(6, 5),
     ],
 )
-def test_a_frozen_layer_computes_with_integers(layer: nn.Conv2d | nn.Linear) -> None:
+def test_a_converted_layer_computes_with_integers(layer: nn.Conv2d | nn.Linear) -> None:
     x = torch.randint(0, 255, (2, 6) if isinstance(layer, nn.Linear) else (2, 4, 7, 6)).float()
     x *= 0.01
     quantized = module_for(layer)
-    quantized.place("input")
+    quantized.quantize("input")
     training = quantized(x)
-    quantized.freeze(torch.tensor(0.01))
-    frozen = quantized(x)
+    quantized.convert(torch.tensor(0.01))
+    converted = quantized(x)
     # Integer arithmetic, worked out separately.
     scale = weight_scale(layer.weight.detach(), 127)
     shape = (-1, *[1] * (layer.weight.ndim - 1))
@@ -173,8 +173,8 @@ def test_a_frozen_layer_computes_with_integers(layer: nn.Conv2d | nn.Linear) -> 
             levels, weight, bias_int, layer.stride, layer.padding, layer.dilation, layer.groups
         )
         per_channel = scale.view(1, -1, 1, 1)
-    assert torch.allclose(frozen.double(), sums * 0.01 * per_channel, atol=1e-5)
-    assert torch.allclose(frozen, training, atol=0.01 * float(scale.max()))
+    assert torch.allclose(converted.double(), sums * 0.01 * per_channel, atol=1e-5)
+    assert torch.allclose(converted, training, atol=0.01 * float(scale.max()))
     assert quantized.weight_int8.dtype == torch.int8
     assert not any(parameter.requires_grad for parameter in quantized.parameters())
 
@@ -185,7 +185,7 @@ def test_the_bias_of_a_dead_channel_does_not_overflow() -> None:
         layer.weight[0] = 0
         layer.bias.copy_(torch.tensor([5.0, 0.1]))
     quantized = module_for(layer)
-    quantized.place("input")
-    quantized.freeze(torch.tensor(1e-3))
+    quantized.quantize("input")
+    quantized.convert(torch.tensor(1e-3))
     assert quantized.bias_int32.abs().max() <= QMAX_BIAS
     assert quantized(torch.zeros(1, 3))[0].tolist() == pytest.approx([5.0, 0.1], rel=1e-3)

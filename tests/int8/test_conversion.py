@@ -3,25 +3,33 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from compress.architectures.build import Classifier, build
-from compress.architectures.spec import ModelSpec
 from compress.checkpoint import QuantizedLayout
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
-from compress.int8.modules import PixelInput
-from compress.int8.placement import freeze, layers_of, place, prepare, quantizers_of, set_mode
-from compress.int8.ptq import Calibration, Plan
+from compress.int8.conversion import convert
+from compress.int8.graph import layers_of, quantizers_of, set_mode
+from compress.int8.insertion import insert_quantizers
+from compress.int8.lowering import lower
+from compress.int8.ptq import Plan
+from compress.int8.quantizer import ImageInput
 from compress.onnx_file import export_onnx
-from compress.quantize.stage import fitting_this_chip
+from compress.quantize.calibration import fit_to_cpu
 from tests.conftest import settled, student_spec, torchvision_spec
+from tests.int8.helpers import (
+    PLAN,
+    briefly_trained,
+    calibration,
+    optimized_operators,
+    quantized_file,
+    run_file,
+)
 
-PLAN = Plan(observer="minmax", weights="max")
 FLOAT_COMPUTE = {"Conv", "FusedConv", "Gemm", "FusedGemm", "ReduceMean"}
 CONVOLUTIONAL = FLOAT_COMPUTE | {
     *("MatMul", "Add", "Mul", "AveragePool", "MaxPool", "Concat"),
@@ -57,62 +65,6 @@ SLOW = {
 """Side of the images, number of layers, and operators that must not be left in float."""
 
 
-def optimized_operators(path: Path, tmp_path: Path) -> Counter[str]:
-    """What ONNX Runtime makes of a file."""
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.log_severity_level = 3
-    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
-    return Counter(node.op_type for node in graph.node)
-
-
-def calibration(model: Classifier, data: Data, n: int = 256) -> Calibration:
-    order = torch.arange(n)
-    return Calibration(
-        prepare(model), lambda: (b.images for b in data.train.batches(32, order=order))
-    )
-
-
-def quantized_file(
-    model: Classifier, spec: ModelSpec, data: Data, folder: Path, plan: Plan = PLAN
-) -> tuple[nn.Module, Path]:
-    found = calibration(model, data)
-    quantized = freeze(found.quantize(fitting_this_chip(plan, found)))
-    path = folder / "int8.onnx"
-    export_onnx(quantized, spec, path, digest="", stage="quantize")
-    return quantized, path
-
-
-def run_file(path: Path, images: torch.Tensor) -> np.ndarray:
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"images": images.numpy()})
-    return np.asarray(logits)
-
-
-def briefly_trained(spec: ModelSpec, data: Data) -> Classifier:
-    """A network that tells the digits apart, more or less; random logits have no top-1."""
-    torch.manual_seed(0)
-    model = build(spec).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for number in range(40):
-        order = torch.randint(len(data.train), (64,))
-        batch = next(iter(data.train.batches(64, order=order)))
-        loss = F.cross_entropy(model(batch.images), batch.labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        del number
-    return settled_model(model, data)
-
-
-def settled_model(model: Classifier, data: Data) -> Classifier:
-    from compress.prune.batchnorm import reestimate_batchnorm
-
-    reestimate_batchnorm(model, data.train)
-    return model.eval()
-
-
 @pytest.mark.parametrize(
     "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
@@ -123,7 +75,7 @@ def test_every_family_runs_in_int8_and_torch_computes_the_same(tmp_path: Path, n
     quantized, path = quantized_file(briefly_trained(spec, data), spec, data, tmp_path)
     found = layers_of(quantized)  # type: ignore[arg-type]
     assert len(found) == layers
-    assert all(layer.frozen for layer in found.values())
+    assert all(layer.converted for layer in found.values())
     operators = optimized_operators(path, tmp_path)
     assert not forbidden & set(operators), operators
     assert operators["QLinearConv"] + operators["QGemm"] == layers
@@ -168,14 +120,14 @@ def test_a_pool_that_enlarges_folds_into_the_layer_after_it(digits: Data) -> Non
         *(nn.Flatten(), nn.Dropout(), nn.Linear(6 * 49, 10)),
     )
     model = Classifier(build(spec).normalize, network).eval()
-    prepared = prepare(model)
+    lowered = lower(model)
     side = network[0](torch.zeros(1, 1, digits.preprocess.size, digits.preprocess.size)).shape[-1]
     assert 1 < side < 7
-    assert layers_of(prepared)["4"].weight.shape == (10, 6 * side**2)
+    assert layers_of(lowered)["4"].weight.shape == (10, 6 * side**2)
     images = next(iter(digits.test.batches(50))).images
-    set_mode(prepared, "float")
+    set_mode(lowered, "float")
     with torch.no_grad():
-        assert torch.allclose(prepared(images), model(images), atol=1e-5)
+        assert torch.allclose(lowered(images), model(images), atol=1e-5)
 
 
 class _Odd(nn.Module):
@@ -237,21 +189,21 @@ class _Clipped(nn.Module):
 def test_whatever_an_activation_clips_to_the_file_is_the_simulation_and_near_float(
     digits: Data, tmp_path: Path, activation: nn.Module, learned: bool
 ) -> None:
-    """Hardtanh(-1, 1) clipped at 0.5 once it was frozen."""
+    """Hardtanh(-1, 1) clipped at 0.5 once it was converted."""
     spec = student_spec(digits)
     torch.manual_seed(0)
     model = Classifier(build(spec).normalize, _Clipped(activation)).eval()
     found = calibration(model, digits)
-    placed = found.quantize(fitting_this_chip(PLAN, found))
+    model_int8 = found.quantize(fit_to_cpu(PLAN, found))
     if learned:  # as if training had let the levels grow
-        for quantizer in quantizers_of(placed).values():
+        for quantizer in quantizers_of(model_int8).values():
             if quantizer.highest < float("inf"):
                 quantizer.scale.data *= 3
-    frozen = freeze(placed)
-    export_onnx(frozen, spec, tmp_path / "int8.onnx", digest="", stage="quantize")
+    converted = convert(model_int8)
+    export_onnx(converted, spec, tmp_path / "int8.onnx", digest="", stage="quantize")
     images = next(iter(digits.test.batches(200))).images
     with torch.no_grad():
-        simulated, exact = frozen(images), model(images)
+        simulated, exact = converted(images), model(images)
     got = torch.from_numpy(run_file(tmp_path / "int8.onnx", images))
     assert (got - simulated).abs().mean() < 0.02 * exact.std()
     assert (got - exact).abs().mean() < 0.06 * exact.std()
@@ -260,7 +212,7 @@ def test_whatever_an_activation_clips_to_the_file_is_the_simulation_and_near_flo
 def test_named_layers_stay_in_float(digits: Data, tmp_path: Path) -> None:
     spec = student_spec(digits)
     model = settled(spec, digits.train)
-    names = list(layers_of(prepare(model)))
+    names = list(layers_of(lower(model)))
     layout = QuantizedLayout(float_layers=(names[2], names[-1]))
     plan = Plan(observer="minmax", weights="max", layout=layout)
     quantized, path = quantized_file(model, spec, digits, tmp_path, plan)
@@ -274,32 +226,32 @@ def test_named_layers_stay_in_float(digits: Data, tmp_path: Path) -> None:
 
 def test_with_all_layers_in_float_nothing_is_quantized(digits: Data) -> None:
     model = settled(student_spec(digits), digits.train)
-    prepared = prepare(model)
-    layout = QuantizedLayout(float_layers=tuple(layers_of(prepared)))
-    assert quantizers_of(place(prepared, layout)) == {}
+    lowered = lower(model)
+    layout = QuantizedLayout(float_layers=tuple(layers_of(lowered)))
+    assert quantizers_of(insert_quantizers(lowered, layout)) == {}
 
 
 def test_quantizers_have_the_same_names_whatever_stays_in_float(digits: Data) -> None:
     """So that ranges noted once serve every layout."""
-    prepared = prepare(settled(torchvision_spec("mobilenet_v3_small", digits), digits.train))
-    everything = set(quantizers_of(place(prepared)))
-    for name in layers_of(prepared):
-        assert set(quantizers_of(place(prepared, QuantizedLayout(float_layers=(name,))))) <= (
-            everything
-        )
+    lowered = lower(settled(torchvision_spec("mobilenet_v3_small", digits), digits.train))
+    everything = set(quantizers_of(insert_quantizers(lowered)))
+    for name in layers_of(lowered):
+        assert set(
+            quantizers_of(insert_quantizers(lowered, QuantizedLayout(float_layers=(name,))))
+        ) <= (everything)
 
 
 def test_the_first_convolution_takes_the_bytes(digits: Data) -> None:
-    placed = place(prepare(settled(student_spec(digits), digits.train)))
-    first = placed.get_submodule("normalize")
-    assert isinstance(first, PixelInput)
+    model_int8 = insert_quantizers(lower(settled(student_spec(digits), digits.train)))
+    first = model_int8.get_submodule("normalize")
+    assert isinstance(first, ImageInput)
     assert int(first.zero_point) == round(255 * digits.preprocess.mean[0])
 
 
 def test_folding_the_normalization_keeps_the_weights_size(digits: Data) -> None:
     """Weights for bytes 0..255 would be hundreds of times smaller, and training destroy them."""
     model = settled(student_spec(digits), digits.train)
-    for name, layer in layers_of(place(prepare(model))).items():
+    for name, layer in layers_of(insert_quantizers(lower(model))).items():
         assert 0.01 < float(layer.weight.detach().abs().mean()) < 10, name
 
 
@@ -308,12 +260,12 @@ def test_rewriting_changes_nothing_but_the_border(digits: Data, name: str) -> No
     """Folding the normalization is exact but for the zero padding of the first layer."""
     spec = student_spec(digits) if name == "scaled_resnet" else torchvision_spec(name, digits)
     model = settled(spec, digits.train)
-    placed = place(prepare(model))
-    set_mode(placed, "float")
+    model_int8 = insert_quantizers(lower(model))
+    set_mode(model_int8, "float")
     images = next(iter(digits.test.batches(64))).images
     with torch.no_grad():
         expected = model(images)
-        assert (placed(images) - expected).abs().max() < 0.1 * expected.std()
+        assert (model_int8(images) - expected).abs().max() < 0.1 * expected.std()
 
 
 def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
@@ -323,18 +275,18 @@ def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("layer_scale"):
             nn.init.normal_(parameter)
-    placed = place(prepare(model))
-    set_mode(placed, "float")
-    assert not any("mul" in str(node.target) for node in placed.graph.nodes)
+    model_int8 = insert_quantizers(lower(model))
+    set_mode(model_int8, "float")
+    assert not any("mul" in str(node.target) for node in model_int8.graph.nodes)
     images = next(iter(data.test.batches(8))).images
     with torch.no_grad():
         expected = model(images)
-        assert (placed(images) - expected).abs().max() < 1e-3 * expected.std()
+        assert (model_int8(images) - expected).abs().max() < 1e-3 * expected.std()
 
 
 def test_the_model_itself_is_left_alone(digits: Data) -> None:
     model = settled(student_spec(digits), digits.train)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plan = Plan(observer="mse", weights="mse", equalize=True, correct_biases=True)
+    plan = Plan(observer="mse", weights="mse", equalization=True, bias_correction=True)
     calibration(model, digits).quantize(plan)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

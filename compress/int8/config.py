@@ -1,0 +1,11 @@
+"""Names of the calibration methods, without torch, so that settings can list them."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Observer = Literal["minmax", "average", "percentile", "entropy", "mse"]
+"""How the range of an activation is chosen."""
+OBSERVERS: tuple[Observer, ...] = get_args(Observer)
+WeightScale = Literal["max", "mse"]
+"""How weight scales are chosen: from the largest magnitude, or for the least squared error."""

@@ -1,0 +1,151 @@
+"""From a classifier to a graph of ATen operators, into which quantized modules can be inserted."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from compress.architectures.build import Classifier, Normalize
+from compress.errors import CompressError
+from compress.int8.graph import (
+    NORMALIZE,
+    aten,
+    clean,
+    insert_call,
+    set_module,
+    shape_of,
+    substitute,
+    tensor_of,
+)
+from compress.int8.layer import Layer
+
+CONV_DEFAULTS = ([1, 1], [0, 0], [1, 1], 1)
+"""Stride, padding, dilation, and groups of aten.conv2d."""
+
+
+def trace(model: Classifier) -> fx.GraphModule:
+    """Returns a copy of the model as a graph of functional ATen operators.
+
+    `torch.export` maps every spelling of an operator (module, function, method, in place) to the
+    same ATen operator, and traces everything that can be exported to ONNX. Convolutions and linear
+    layers become `Layer` modules with the same names; normalization is a call to its module.
+
+    Args:
+        model: takes uint8 images.
+
+    Raises:
+        CompressError: the network's control flow depends on its data and cannot be traced.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_()
+    normalize = model.normalize
+    assert isinstance(normalize, Normalize)
+    side, channels = normalize.preprocess.size, normalize.preprocess.channels
+    example = torch.zeros(2, channels, side, side)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # about the exporter's own internals
+            batch = torch.export.Dim("batch")
+            program = torch.export.export(model.network, (example,), dynamic_shapes=({0: batch},))
+            # Without in-place operators, so that a value can be replaced wherever it is read.
+            exported = program.run_decompositions({}).module(check_guards=False)
+    except (RuntimeError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CompressError(f"{type(model.network).__name__} cannot be traced: {reason}") from error
+    assert isinstance(exported, fx.GraphModule)
+    # A new graph: the exported one checks its inputs and refuses train() and eval().
+    graph = fx.Graph()
+    outputs = graph.graph_copy(exported.graph, {})
+    assert isinstance(outputs, list | tuple)
+    graph.output(outputs[0])
+    traced = fx.GraphModule(exported, graph)
+    _simplify(traced)
+    _collect_layers(traced)
+    _insert_normalize(traced, normalize)
+    clean(traced)
+    return traced
+
+
+def _simplify(traced: fx.GraphModule) -> None:
+    """Leaves one way to write things: one reshape, no clones, means that keep their dimensions."""
+    for node in list(traced.graph.nodes):
+        if node.target is aten.clone.default:
+            substitute(traced, node, node.args[0])
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            # Without the clones a tensor may not be contiguous, which a view would require.
+            node.target = aten.reshape.default
+        elif node.target is aten.mean.dim and not (len(node.args) > 2 and node.args[2]):
+            shape = shape_of(node)
+            assert shape is not None
+            node.args = (*node.args[:2], True)
+            flat = [-1, *(int(size) for size in shape[1:])]
+            reshaped = insert_call(traced, node, aten.reshape.default, (node, flat))
+            node.replace_all_uses_with(
+                reshaped, delete_user_cb=lambda user, new=reshaped: user is not new
+            )
+            node.meta["val"] = node.meta["val"].reshape(*shape, 1, 1)
+
+
+def _collect_layers(traced: fx.GraphModule) -> None:
+    """Replaces convolutions and linear layers by modules named after their parameters."""
+    taken: set[str] = set()
+    for node in list(traced.graph.nodes):
+        if node.target not in (aten.conv2d.default, aten.linear.default):
+            continue
+        weight = tensor_of(traced, node.args[1])
+        bias = tensor_of(traced, node.args[2]) if len(node.args) > 2 else None
+        has_bias = len(node.args) > 2 and node.args[2] is not None
+        if weight is None or (has_bias and bias is None):
+            continue  # a computed weight
+        name = str(node.args[1].target).removesuffix("weight").strip("._") or node.name
+        while name in taken:  # a layer that is called twice becomes two layers
+            name += "_again"
+        taken.add(name)
+        if node.target is aten.conv2d.default:
+            given = node.args[3:]
+            geometry = (*given, *CONV_DEFAULTS[len(given) :])
+            layer = Layer.conv(weight, bias, geometry)
+            new = _insert_layer(traced, node, name, layer, node.args[0])
+        else:
+            new = _insert_linear(traced, node, name, Layer.linear(weight, bias))
+        substitute(traced, node, new)
+
+
+def _insert_layer(
+    traced: fx.GraphModule, node: fx.Node, name: str, layer: Layer, source: fx.Node
+) -> fx.Node:
+    set_module(traced, name, layer)
+    return insert_call(traced, node, name, (source,))
+
+
+def _insert_linear(traced: fx.GraphModule, node: fx.Node, name: str, layer: Layer) -> fx.Node:
+    """Flattens all leading dimensions: ONNX Runtime's int8 Gemm only takes matrices."""
+    shape, source = shape_of(node), node.args[0]
+    assert shape is not None
+    assert isinstance(source, fx.Node)
+    if len(shape) == 2:
+        return _insert_layer(traced, node, name, layer, source)
+    value = node.meta["val"]
+    inputs = insert_call(
+        traced, source, aten.reshape.default, (source, [-1, layer.weight.shape[1]])
+    )
+    outputs = _insert_layer(traced, node, name, layer, inputs)
+    inputs.meta["val"] = source.meta["val"].flatten(0, -2)
+    outputs.meta["val"] = value.flatten(0, -2)
+    sizes: Sequence[object] = [-1, *(int(size) for size in shape[1:])]
+    return insert_call(traced, outputs, aten.reshape.default, (outputs, sizes))
+
+
+def _insert_normalize(traced: fx.GraphModule, normalize: Normalize) -> None:
+    image = next(node for node in traced.graph.nodes if node.op == "placeholder")
+    image.target = image.name = "images"
+    set_module(traced, NORMALIZE, normalize)
+    normalized = insert_call(traced, image, NORMALIZE, (image,))
+    # Queries of the batch size may keep reading the images themselves.
+    image.replace_all_uses_with(
+        normalized,
+        delete_user_cb=lambda user: user is not normalized and user.target is not aten.sym_size.int,
+    )

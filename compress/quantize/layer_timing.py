@@ -1,0 +1,84 @@
+"""Times a network's layers in float and in int8, and a file that mixes both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compress.cache import Measurement, cached_measurement
+from compress.checkpoint import MODEL_FILE, Checkpoint
+from compress.int8.conversion import convert
+from compress.int8.layer_profile import layer_costs, layer_edges
+from compress.int8.mixed_precision import MixedPrecision, choose_float_layers
+from compress.int8.ptq import Calibration, Plan, without_corrections
+from compress.kd.context import Context
+from compress.log import say, waiting
+from compress.measure.latency import measure_latency
+from compress.onnx_file import export_onnx
+from compress.quantize.sensitivity import with_float_layers
+
+
+def time_layers(
+    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, context: Context
+) -> MixedPrecision:
+    """Returns what each layer costs on this machine, and which ones are faster in float.
+
+    A minimum cut proposes those; the whole file decides: a mixed one must be faster than the int8
+    one beyond noise. Weights do not matter, so a steady result is cached for the network's shape.
+    """
+    structure = {
+        "spec": dataclasses.asdict(checkpoint.spec),
+        "shapes": dict(checkpoint.description.shapes),
+        "removed": checkpoint.description.removed,
+        "threads": context.measure.threads,
+        "batch": context.measure.batch,
+    }
+    mixed = cached_measurement(
+        MixedPrecision,
+        "layers in float and int8",
+        structure,
+        lambda: _measure(calibration, plan, checkpoint, context),
+    )
+    if mixed.float_layers:
+        low, high = mixed.speedup_ci95
+        verdict = "they stay in float" if mixed.is_faster else "not faster, so all are int8"
+        say(
+            f"  {len(mixed.float_layers)} of {len(mixed.costs)} layers in float: {low:.2f} to "
+            f"{high:.2f}x the speed of int8; {verdict}"
+        )
+    return mixed
+
+
+def _measure(
+    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, context: Context
+) -> Measurement[MixedPrecision]:
+    threads, batch = context.measure.threads, context.measure.batch
+    float_file = checkpoint.folder / MODEL_FILE
+    with _exported(calibration, plan, checkpoint, context.folder / "int8.onnx") as int8_file:
+        with waiting("timing each layer"):
+            costs, spread = layer_costs(float_file, int8_file, threads=threads)
+            edges = layer_edges(int8_file, threads=threads)
+        layers = choose_float_layers(costs, edges)
+        if not layers or len(layers) == len(costs):
+            return Measurement(value=MixedPrecision(costs=costs), spread=spread)
+        mixed_plan = with_float_layers(plan, layers)
+        mixed_path = context.folder / "mixed.onnx"
+        with _exported(calibration, mixed_plan, checkpoint, mixed_path) as mixed_file:
+            _, latency = measure_latency([int8_file, mixed_file], threads=threads, batch=batch)
+    value = MixedPrecision(costs=costs, float_layers=layers, speedup_ci95=latency.speedup_ci95)
+    return Measurement(value=value, spread=max(spread, latency.speedup_spread))
+
+
+@contextmanager
+def _exported(
+    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, path: Path
+) -> Iterator[Path]:
+    """Writes a file to time, without the corrections, which do not change its speed."""
+    model = convert(calibration.quantize(without_corrections(plan)))
+    export_onnx(model, checkpoint.spec, path, digest=checkpoint.digest, stage="quantize")
+    try:
+        yield path
+    finally:
+        path.unlink()

@@ -1,0 +1,72 @@
+"""Networks to quantize, and what ONNX Runtime makes of them."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from compress.architectures.build import Classifier, build
+from compress.architectures.spec import ModelSpec
+from compress.data.load import Data
+from compress.int8.conversion import convert
+from compress.int8.lowering import lower
+from compress.int8.ptq import Calibration, Plan
+from compress.onnx_file import export_onnx
+from compress.prune.batchnorm import reestimate_batchnorm
+from compress.quantize.calibration import fit_to_cpu
+
+PLAN = Plan(observer="minmax", weights="max")
+
+
+def optimized_operators(path: Path, tmp_path: Path) -> Counter[str]:
+    """What ONNX Runtime makes of a file."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def calibration(model: Classifier, data: Data, n: int = 256) -> Calibration:
+    order = torch.arange(n)
+    return Calibration(
+        lower(model), lambda: (b.images for b in data.train.batches(32, order=order))
+    )
+
+
+def quantized_file(
+    model: Classifier, spec: ModelSpec, data: Data, folder: Path, plan: Plan = PLAN
+) -> tuple[nn.Module, Path]:
+    found = calibration(model, data)
+    quantized = convert(found.quantize(fit_to_cpu(plan, found)))
+    path = folder / "int8.onnx"
+    export_onnx(quantized, spec, path, digest="", stage="quantize")
+    return quantized, path
+
+
+def run_file(path: Path, images: torch.Tensor) -> np.ndarray:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.numpy()})
+    return np.asarray(logits)
+
+
+def briefly_trained(spec: ModelSpec, data: Data) -> Classifier:
+    """A network that tells the digits apart, more or less; random logits have no top-1."""
+    torch.manual_seed(0)
+    model = build(spec).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(40):
+        order = torch.randint(len(data.train), (64,))
+        batch = next(iter(data.train.batches(64, order=order)))
+        loss = F.cross_entropy(model(batch.images), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    reestimate_batchnorm(model, data.train)
+    return model.eval()
