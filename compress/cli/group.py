@@ -208,6 +208,13 @@ class StageCommand(click.Command):
             with formatter.section(heading):
                 formatter.write_dl(records)
 
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Names the stage's page."""
+        from compress.cli.options import STAGE_OF_COMMAND
+
+        stage = STAGE_OF_COMMAND.get(str(self.name), self.name)
+        formatter.write(f"\nHow it works: docs/{stage}.md\n")
+
 
 def starting() -> AbstractContextManager[object]:
     """Shows that the program is alive while it imports torch, which takes seconds."""
