@@ -253,8 +253,8 @@ def test_every_option_and_setting_exists(page: str) -> None:
 @pytest.mark.parametrize("page", ["data", *STAGES])
 def test_a_page_explains_the_settings_of_its_stage(page: str) -> None:
     """The training's are on the teacher's page, those of learning from a teacher on distill's."""
-    shared = {"teacher": [TrainConfig()], "distill": [GuidanceConfig()]}.get(page, [])
-    configs = [getattr(Recipe, page), *shared]
+    shared: dict[str, object] = {"teacher": TrainConfig(), "distill": GuidanceConfig()}
+    configs = [getattr(Recipe, page), *([shared[page]] if page in shared else [])]
     own = {setting.path[0] for config in configs for setting in settings_of(config)}
     table = TEXTS[f"docs/{page}.md"].rpartition("## Settings")[2]
     names = [cells(line)[0] for line in table.splitlines() if line.startswith("| `")]
