@@ -20,7 +20,7 @@ from bench.results_file import read_results
 from compress.checkpoint import STAGES
 from compress.cli.main import main
 from compress.cli.options import STAGE_OF_COMMAND
-from compress.kd.config import GuidanceConfig
+from compress.kd.config import KDConfig
 from compress.measure.results import read_run_report
 from compress.report.render import COLUMNS, conditions, markdown_table, run_rows, size_text
 from compress.run.recipe import SECTIONS, Recipe, card_names, load_card, load_recipe, recipe_names
@@ -253,12 +253,12 @@ def test_every_option_and_setting_exists(page: str) -> None:
 @pytest.mark.parametrize("page", ["data", *STAGES])
 def test_a_page_explains_the_settings_of_its_stage(page: str) -> None:
     """The training's are on the teacher's page, those of learning from a teacher on distill's."""
-    shared: dict[str, object] = {"teacher": TrainConfig(), "distill": GuidanceConfig()}
+    shared: dict[str, object] = {"teacher": TrainConfig(), "distill": KDConfig()}
     configs = [getattr(Recipe, page), *([shared[page]] if page in shared else [])]
     own = {setting.path[0] for config in configs for setting in settings_of(config)}
     table = TEXTS[f"docs/{page}.md"].rpartition("## Settings")[2]
     names = [cells(line)[0] for line in table.splitlines() if line.startswith("| `")]
-    assert set(re.findall(r"`(\w+)`", " ".join(names))) == own - {"train", "guidance"}
+    assert set(re.findall(r"`(\w+)`", " ".join(names))) == own - {"train", "kd"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
