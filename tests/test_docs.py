@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 
 from bench import distill_losses, neighbor, plot_readme, prune_peers, ptq_peers, train_speed
 from bench.results_file import read_results
-from compress.checkpoint import STAGES
 from compress.cli.main import main
-from compress.cli.options import STAGE_OF_COMMAND
-from compress.kd.config import KDConfig
 from compress.measure.results import read_run_report
 from compress.report.render import COLUMNS, conditions, markdown_table, run_rows, size_text
-from compress.run.recipe import SECTIONS, Recipe, card_names, load_card, load_recipe, recipe_names
-from compress.settings import settings_of
-from compress.train.config import TrainConfig
+from compress.run.recipe import (
+    card_names,
+    load_card,
+    load_recipe,
+    recipe_names,
+    recipe_settings,
+)
 from tests.test_layout import FLOORS
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,9 @@ README = TEXTS["README.md"]
 RESULTS = ROOT / "bench/results"
 MAIN_RUN = read_run_report(plot_readme.RESULTS)
 README_LINES = 150
+DEFAULT = load_recipe("default")
+SETTINGS = {name.partition("=")[0] for name, _ in recipe_settings(DEFAULT)}
+"""As `--set` takes them."""
 OTHER_OPTIONS = {
     "--help", "--standalone", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr",
     "--master-port",
@@ -172,7 +176,7 @@ def test_every_command_parses(page: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 def make_files(found: list[list[str]], folder: Path) -> None:
     """Makes the files and checkpoint folders that commands name, and those of the main run."""
-    for number, stage in enumerate(STAGES):
+    for number, stage in enumerate(DEFAULT.stages):
         (folder / "runs/resnet18-fashion-mnist" / f"{number}-{stage}").mkdir(parents=True)
     for word in (word for arguments in found for word in arguments):
         for name in re.findall(r"[\w./-]+\.(?:onnx|jpg|png)", word):
@@ -193,7 +197,7 @@ def parse(arguments: list[str]) -> None:
     if name == "run":
         load_recipe(given["pipeline"], given["overrides"])
         assert given["model"].endswith(".toml") or given["model"] in card_names()
-        assert {given["first"], given["last"]} <= {*STAGES, None}
+        assert {given["first"], given["last"]} <= {*DEFAULT.stages, None}
     if name == "pipelines":
         assert given["name"] in {*recipe_names(), None}
 
@@ -240,31 +244,27 @@ def test_every_option_and_setting_exists(page: str) -> None:
     known |= {*re.findall(r'"(--[a-z-]+)"', bench), *OTHER_OPTIONS, "--debug"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"-m [a-z]+ ", "", TEXTS[page])))
     assert named <= known
-    settings = {
-        f"{section}.{setting.name}"
-        for section in SECTIONS
-        for setting in settings_of(getattr(Recipe, section))
-    }
+    sections = "|".join({name.partition(".")[0] for name in SETTINGS})
     prose = re.sub(r"\w+\.(?:md|toml|py)\b", "", TEXTS[page])
-    dotted = set(re.findall(rf"\b(?:{'|'.join(SECTIONS)})\.[a-z_.]*[a-z]\b(?=[=`])", prose))
-    assert dotted <= settings
+    dotted = set(re.findall(rf"\b(?:{sections})\.[a-z_.]*[a-z]\b(?=[=`])", prose))
+    assert dotted <= SETTINGS
 
 
-@pytest.mark.parametrize("page", ["data", *STAGES])
+@pytest.mark.parametrize("page", ["data", *DEFAULT.stages])
 def test_a_page_explains_the_settings_of_its_stage(page: str) -> None:
     """The training's are on the teacher's page, those of learning from a teacher on distill's."""
-    shared: dict[str, object] = {"teacher": TrainConfig(), "distill": KDConfig()}
-    configs = [getattr(Recipe, page), *([shared[page]] if page in shared else [])]
-    own = {setting.path[0] for config in configs for setting in settings_of(config)}
+    sections = {"teacher": ["teacher.train"], "distill": ["distill", "distill.kd"]}.get(
+        page, [page]
+    )
     table = TEXTS[f"docs/{page}.md"].rpartition("## Settings")[2]
-    names = [cells(line)[0] for line in table.splitlines() if line.startswith("| `")]
-    assert set(re.findall(r"`(\w+)`", " ".join(names))) == own - {"train", "kd"}
+    names = " ".join(cells(line)[0] for line in table.splitlines() if line.startswith("| `"))
+    wanted = {name.rpartition(".")[2] for name in SETTINGS if name.rpartition(".")[0] in sections}
+    assert set(re.findall(r"`(\w+)`", names)) == wanted
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", DEFAULT.stages)
 def test_the_help_of_a_stage_names_its_page(stage: str) -> None:
-    command = {stage: name for name, stage in STAGE_OF_COMMAND.items()}.get(stage, stage)
-    result = CliRunner().invoke(main, [command, "--help"])
+    result = CliRunner().invoke(main, ["train" if stage == "teacher" else stage, "--help"])
     assert result.stdout.splitlines()[-1] == f"How it works: docs/{stage}.md"
     assert f"docs/{stage}.md" in TEXTS
 
