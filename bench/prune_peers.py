@@ -48,8 +48,7 @@ from compress.measure.cost import count_macs, count_parameters
 from compress.measure.latency import measure_latency
 from compress.onnx_file import export_onnx
 from compress.prune.batchnorm import reestimate_batchnorm
-from compress.prune.config import PruneConfig
-from compress.prune.importance import Criterion
+from compress.prune.config import Importance, PruneConfig
 from compress.prune.probe import export_to_time
 from compress.prune.search import SCORING_BATCH, SCORING_IMAGES, Search
 from compress.quantize.calibration import CALIBRATION_BATCH, fit_to_cpu, plan_of
@@ -78,7 +77,7 @@ PEERS = {
 }
 OURS = {
     f"ours {criterion}{'' if blocks else ', all blocks stay'}": (criterion, blocks)
-    for criterion in get_args(Criterion)
+    for criterion in get_args(Importance)
     for blocks in (True, False)
 }
 PACE = f"ours {PruneConfig().importance}"
@@ -126,14 +125,14 @@ class Results:
 
 
 def prune_ours(
-    criterion: Criterion, blocks: bool, target: float, checkpoint: Checkpoint, context: Context
+    criterion: Importance, blocks: bool, target: float, checkpoint: Checkpoint, context: Context
 ) -> Classifier:
-    """Returns the network cut by our own search, in one step."""
+    """Returns the network pruned by our own search in one iteration."""
     model = _load(checkpoint)
     config = PruneConfig(
         latency_ratio=target, importance=criterion, remove_blocks=blocks, iterations=1
     )
-    Search(checkpoint, model, config, context, context.folder).cut(model, 1)
+    Search(checkpoint, model, config, context, context.folder).prune(model, 1)
     return model
 
 

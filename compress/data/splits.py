@@ -8,6 +8,7 @@ can be stored and reused, and an interrupted run continues exactly as an undistu
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,6 +53,11 @@ class Batch:
     """int64 `[N]`."""
     index: Tensor
     """int64 `[N]`: the images' places in their split."""
+
+
+def batch_count(n_images: int, batch_size: int) -> int:
+    """Returns how many batches `n_images` make, the last one possibly smaller."""
+    return math.ceil(n_images / batch_size)
 
 
 class Split(Protocol):

@@ -1,1 +1,1 @@
-"""Structured pruning: whole channels go, and the network becomes really smaller."""
+"""Structured pruning: removes whole channels, heads and residual blocks."""

@@ -1,20 +1,23 @@
-"""BatchNorm's running statistics, estimated anew: after a cut those of before mean nothing."""
+"""Re-estimates BatchNorm's running statistics: after pruning, the old ones are wrong."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from compress.data.splits import Split
+from compress.architectures.hooks import watch_inputs
+from compress.data.splits import Split, batch_count
 
 IMAGES = 4096
-"""Training images that are looked at; more change nothing."""
+"""Training images to use; more make no difference."""
 BATCH = 256
 
 
 class _Pooled:
-    """Mean and variance of each channel over all batches, whatever the batches' sizes.
+    """Mean and variance per channel over all batches, weighted by their sizes.
 
     Batches are merged as in Chan et al. ("Updating Formulae and a Pairwise Algorithm for Computing
     Sample Variances", 1979, equation 2.1), in float64.
@@ -24,56 +27,52 @@ class _Pooled:
         self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def update(self, x: Tensor) -> None:
-        """Takes a batch in, float `[N, C, ...]`."""
+        """Adds a batch, float `[N, C, ...]`."""
         dims = [dim for dim in range(x.ndim) if dim != 1]
         variance, mean = (part.double() for part in torch.var_mean(x, dims, correction=0))
         count = x.numel() // x.shape[1]
         total = self.count + count
-        away = mean - self.mean
+        delta = mean - self.mean
         self.squares = self.squares + count * variance
-        self.squares = self.squares + away.square() * (self.count * count / total)
-        self.mean = self.mean + away * (count / total)
+        self.squares = self.squares + delta.square() * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
         self.count = total
 
     @property
     def variance(self) -> Tensor:
-        """Float64 `[C]`, unbiased, as BatchNorm keeps it."""
+        """Float64 `[C]`, unbiased, as BatchNorm stores it."""
         return self.squares / max(self.count - 1, 1)
 
 
 @torch.no_grad()
 def reestimate_batchnorm(model: nn.Module, split: Split) -> None:
-    """Replaces BatchNorm's running statistics by those of plain training images, in place.
+    """Replaces BatchNorm's running statistics with those of unaugmented training images, in place.
 
-    They are the mean and variance of all images together. Each batch is normalized by its own
-    statistics on the way, as in training, so the batches are of about the same size: none is of a
-    few images. Dropout and the like are off, as they are when the network is used.
+    They are the mean and variance over all images. During estimation each batch is normalized by
+    its own statistics, as in training, so batches are of nearly equal size. Dropout and other
+    modules stay in eval mode.
 
     Args:
-        model: takes images; in eval mode afterwards. With a split of one image it stays as it is:
-            one value has no variance.
-        split: training images, of which up to `IMAGES` are looked at.
+        model: takes images; left in eval mode. With fewer than two images it is left unchanged,
+            since one value has no variance.
+        split: training images, of which up to `IMAGES` are used.
     """
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    norms = {name: item for name, item in model.named_modules() if isinstance(item, BatchNorm)}
     model.eval()
     count = min(IMAGES, len(split))
     if count < 2 or not norms:
         return
-    pooled = {norm: _Pooled() for norm in norms}
-    hooks = [
-        norm.register_forward_pre_hook(lambda norm, args: pooled[norm].update(args[0]))
-        for norm in norms
-    ]
-    for norm in norms:
+    pooled = {name: _Pooled() for name in norms}
+    for norm in norms.values():
         norm.train()
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count]
-    n_batches = -(-count // BATCH)
-    for batch in split.batches(-(-count // n_batches), order=order):
-        model(batch.images)
-    for hook in hooks:
-        hook.remove()
-    for norm, found in pooled.items():
-        if found.count and norm.running_mean is not None and norm.running_var is not None:
-            norm.running_mean.copy_(found.mean)
-            norm.running_var.copy_(found.variance)
+    batch_size = math.ceil(count / batch_count(count, BATCH))
+    with watch_inputs(norms, lambda name, x: pooled[name].update(x)):
+        for batch in split.batches(batch_size, order=order):
+            model(batch.images)
+    for name, norm in norms.items():
+        statistics = pooled[name]
+        if statistics.count and norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.copy_(statistics.mean)
+            norm.running_var.copy_(statistics.variance)
     model.eval()

@@ -1,4 +1,4 @@
-"""Settings of stage prune."""
+"""Settings of the prune stage."""
 
 from __future__ import annotations
 
@@ -11,55 +11,57 @@ from pydantic import Field
 from compress.kd.config import KDConfig, check_kd
 from compress.train.config import MUON, TrainConfig
 
+Importance = Literal[
+    "l1", "l2", "batchnorm", "lamp", "fpgm", "taylor", "hessian", "activation", "random"
+]
+Precision = Literal["int8", "float"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """Remove the channels that cost most time for what they give, and recover the accuracy."""
+    """Remove the channels that cost the most latency for the least accuracy, then fine-tune."""
 
     latency_ratio: Annotated[
         float,
         Field(
             gt=0,
             le=1,
-            description="Latency to reach, as a share of the unpruned; 1: no limit. The default "
-            "gives way where it cannot be met.",
+            description="Target latency, relative to the unpruned model; 1: no limit. The default "
+            "is relaxed if it cannot be met.",
         ),
     ] = 0.8
     latency_ms: Annotated[
-        float, Field(ge=0, description="Latency to reach, milliseconds; 0: no limit.")
+        float, Field(ge=0, description="Target latency in milliseconds; 0: no limit.")
     ] = 0.0
     macs_ratio: Annotated[
-        float, Field(gt=0, le=1, description="Multiply-accumulates to reach; 1: no limit.")
+        float, Field(gt=0, le=1, description="Target multiply-accumulates, relative; 1: no limit.")
     ] = 1.0
     size_ratio: Annotated[
-        float, Field(gt=0, le=1, description="Size of the file to reach; 1: no limit.")
+        float, Field(gt=0, le=1, description="Target file size, relative; 1: no limit.")
     ] = 1.0
     target_precision: Annotated[
-        Literal["int8", "float"],
-        Field(description="The file whose latency and size count: quantized, or as it is."),
+        Precision,
+        Field(description="Precision of the ONNX file whose latency and size are limited."),
     ] = "int8"
-    importance: Annotated[
-        Literal[
-            "l1", "l2", "batchnorm", "lamp", "fpgm", "taylor", "hessian", "activation", "random"
-        ],
-        Field(description="What a channel is worth."),
-    ] = "taylor"
+    importance: Annotated[Importance, Field(description="Channel importance criterion.")] = "taylor"
     iterations: Annotated[
-        int, Field(ge=1, description="Cuts on the way; between them a short recovery.")
+        int, Field(ge=1, description="Pruning iterations, with a short fine-tuning in between.")
     ] = 2
     iteration_epochs: Annotated[
-        int, Field(ge=0, description="Epochs of training after each cut but the last.")
+        int, Field(ge=0, description="Epochs of fine-tuning after each iteration but the last.")
     ] = 1
     min_channels_ratio: Annotated[
-        float, Field(gt=0, le=1, description="Least share of its channels that a layer keeps.")
+        float, Field(gt=0, le=1, description="Smallest share of its channels a layer keeps.")
     ] = 0.1
-    remove_blocks: Annotated[bool, Field(description="Whole residual blocks may go too.")] = True
+    remove_blocks: Annotated[bool, Field(description="Allow removing whole residual blocks.")] = (
+        True
+    )
     sparse_epochs: Annotated[
         int,
         Field(
             ge=0,
-            description="Epochs before pruning in which a growing penalty empties the least "
-            "important channels.",
+            description="Epochs of sparsity training before pruning, with a growing penalty on the "
+            "least important channels.",
         ),
     ] = 0
     kd: KDConfig = field(default=KDConfig())

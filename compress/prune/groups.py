@@ -1,7 +1,7 @@
-"""Which channels can only go together. The only file that touches torch-pruning.
+"""Groups of channels that must be pruned together. The only file that uses torch-pruning.
 
-torch-pruning finds which tensors depend on which (DepGraph, arXiv 2301.12900); what a channel is
-worth, how many stay and how they are cut out is decided elsewhere, from the plain data made here.
+torch-pruning traces which tensors depend on each other (DepGraph, arXiv 2301.12900). Importance,
+widths and surgery are our own and work on the plain data defined here.
 """
 
 from __future__ import annotations
@@ -15,67 +15,73 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from compress.architectures.attention import SelfAttention
+from compress.architectures.hooks import watch_inputs
 from compress.log import waiting
 
 UNTRACEABLE = {"SwinTransformer": "torch-pruning cannot trace shifted windows"}
-"""Networks on which its tracing never ends, by class."""
+"""By class, networks whose tracing never ends, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Where a group's channels lie in one tensor."""
+    """A group's channels within one tensor."""
 
     tensor: str
     """Name of a parameter or buffer."""
     dim: int
     index: Tensor
-    """int64 `[channels, k]`: the k places along `dim` that go with each channel."""
+    """int64 `[channels, k]`: the k indices along `dim` that belong to each channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """A layer whose channels change with a group's."""
+    """A layer whose input or output channels belong to a group."""
 
     layer: str
     writes: bool
-    """Whether its outputs change, or its inputs."""
+    """True for its outputs, False for its inputs."""
     count: int
-    """Its channels for each of the group's."""
+    """The layer's channels per channel of the group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Channels (or heads) that exist in several tensors and can only be removed from all."""
+    """Channels (or heads) that span several tensors and must be removed from all of them."""
 
     name: str
-    """Of the layer that makes them, the first if there are several."""
+    """Name of the first layer that produces the channels."""
     channels: int
-    blocks: int
-    """They come in so many blocks, of which each must lose as many (grouped convolutions)."""
+    partitions: int
+    """Equal parts that must each lose the same number of channels (grouped convolutions)."""
     writers: tuple[Slice, ...]
-    """Parameters that make the channels: rows of weights, biases, and norms."""
+    """Parameters that produce the channels: rows of weights, biases and norms."""
     readers: tuple[Slice, ...]
-    """Columns of the weights that read them."""
+    """Columns of the weights that consume them."""
     uses: tuple[Use, ...]
-    """Convolutions and linear layers among those, as the quantized graph names them."""
+    """The convolutions and linear layers among those, named as in the quantized graph."""
     heads: bool = False
     """Whether these are attention heads, which need no alignment."""
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """All writers and readers."""
+        return (*self.writers, *self.readers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """All of a network's groups, and the layers whose outputs must stay, with the reason."""
+    """A network's groups, and the layers whose outputs cannot be pruned, with the reason."""
 
     groups: tuple[Group, ...]
     fixed: Mapping[str, str]
 
 
 def find_groups(network: nn.Module, example: Tensor) -> Groups:
-    """Finds what can be pruned.
+    """Finds the channels that can be pruned.
 
     Args:
-        network: takes the normalized input; in eval mode.
-        example: such an input, `[1, C, H, W]`.
+        network: takes normalized images; in eval mode.
+        example: its input, `[1, C, H, W]`.
     """
     kind = type(network).__name__
     groups: dict[str, Group] = {}
@@ -83,15 +89,15 @@ def find_groups(network: nn.Module, example: Tensor) -> Groups:
     if kind in UNTRACEABLE:
         fixed[kind] = UNTRACEABLE[kind]
     else:
-        with waiting("finding channels that depend on each other"):
+        with waiting("finding groups of channels"):
             try:
                 _trace(network, example, "", groups, fixed)
             except (ZeroDivisionError, RuntimeError, ValueError, KeyError, IndexError) as error:
                 groups.clear()
                 fixed.clear()
                 fixed[kind] = (
-                    f"torch-pruning cannot trace it as a whole ({type(error).__name__}); only "
-                    "channels inside its branches can go"
+                    f"torch-pruning cannot trace the whole network ({type(error).__name__}); only "
+                    "channels inside its branches are pruned"
                 )
                 for name, branch, value in _branches(network, example):
                     _trace(branch, value, f"{name}.", groups, fixed)
@@ -107,31 +113,31 @@ def _trace(
     groups: dict[str, Group],
     fixed: dict[str, str],
 ) -> None:
-    """Adds the groups of a network, or of a branch of it whose ends must keep their widths."""
+    """Adds the groups of a network, or of a branch whose input and output widths are fixed."""
     modules = {module: name for name, module in network.named_modules()}
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     with torch.enable_grad():
         graph = tp.DependencyGraph().build_dependency(network, example, verbose=False)
     layers = [module for module in modules if isinstance(module, nn.Conv2d | nn.Linear)]
-    # The network's outputs; and what a depthwise first layer of a branch is given.
+    # The outputs; and the inputs of a branch whose first layer is depthwise.
     ends = {layers[-1], *(layer for layer in layers[:1] if _is_depthwise(layer))}
-    for found in graph.get_all_groups():
-        name = prefix + modules[found[0].dep.target.module]
-        members = [item.dep.target.module for item in found]
-        if _writes_to(found, ends, graph):
+    for group in graph.get_all_groups():
+        name = prefix + modules[group[0].dep.target.module]
+        members = [item.dep.target.module for item in group]
+        if _writes_to(group, ends, graph):
             fixed[name] = (
-                "its branch must keep its width" if prefix else "its outputs are the classes"
+                "its branch has a fixed width" if prefix else "its outputs are the classes"
             )
         elif any("in_proj" in names.get(id(member), "") for member in members):
-            fixed[name] = "attention adds to its channels, which all blocks share"
+            fixed[name] = "its channels belong to the residual stream of all attention blocks"
         else:
             groups[name] = _group(
-                found, name, prefix=prefix, modules=modules, names=names, graph=graph
+                group, name, prefix=prefix, modules=modules, names=names, graph=graph
             )
 
 
 def _group(
-    found: tp.Group,
+    traced: tp.Group,
     name: str,
     *,
     prefix: str,
@@ -139,15 +145,15 @@ def _group(
     names: Mapping[int, str],
     graph: tp.DependencyGraph,
 ) -> Group:
-    """Turns torch-pruning's group into plain data."""
-    dims = {id(one.parameters): one.pruning_dim for one in graph.unwrapped_parameters}
-    channels = len(found[0].idxs)
+    """Converts torch-pruning's group to plain data."""
+    dims = {id(item.parameters): item.pruning_dim for item in graph.unwrapped_parameters}
+    channels = len(traced[0].idxs)
     writers: dict[str, Slice] = {}
     readers: dict[str, Slice] = {}
     uses: dict[tuple[str, bool], Use] = {}
-    for item in found:
+    for item in traced:
         member, index = item.dep.target.module, _index(item, channels)
-        if id(member) in names:  # a parameter outside torch's own modules
+        if id(member) in names:  # a parameter that belongs to no torch.nn module
             tensor = prefix + names[id(member)]
             writers[tensor] = Slice(tensor=tensor, dim=dims[id(member)], index=index)
         if member not in modules:
@@ -167,22 +173,22 @@ def _group(
     return Group(
         name=name,
         channels=channels,
-        blocks=_blocks([item.dep.target.module for item in found]),
+        partitions=_partitions([item.dep.target.module for item in traced]),
         writers=tuple(writers.values()),
         readers=tuple(readers.values()),
         uses=tuple(uses.values()),
     )
 
 
-def _writes_to(found: tp.Group, layers: Collection[nn.Module], graph: tp.DependencyGraph) -> bool:
+def _writes_to(group: tp.Group, layers: Collection[nn.Module], graph: tp.DependencyGraph) -> bool:
     return any(
         item.dep.target.module in layers and graph.is_out_channel_pruning_fn(item.dep.handler)
-        for item in found
+        for item in group
     )
 
 
 def _reads(item: Any, member: nn.Module, graph: tp.DependencyGraph) -> bool:
-    """Tells whether a layer reads the channels; a depthwise one writes what it reads."""
+    """Returns whether a layer consumes the channels; a depthwise layer counts as a producer."""
     is_layer = isinstance(member, nn.Conv2d | nn.Linear) and not _is_depthwise(member)
     return is_layer and graph.is_in_channel_pruning_fn(item.dep.handler)
 
@@ -192,19 +198,19 @@ def _is_depthwise(layer: nn.Module) -> bool:
 
 
 def _index(item: Any, channels: int) -> Tensor:
-    """Returns a member's places for each channel of the group, `[channels, k]`."""
-    places: list[list[int]] = [[] for _ in range(channels)]
-    for place, channel in zip(item.idxs, item.root_idxs, strict=True):
-        places[channel].append(place)
-    return torch.tensor(places)
+    """Returns a member's indices for each channel of the group, int64 `[channels, k]`."""
+    indices: list[list[int]] = [[] for _ in range(channels)]
+    for index, channel in zip(item.idxs, item.root_idxs, strict=True):
+        indices[channel].append(index)
+    return torch.tensor(indices)
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
-def _blocks(members: Sequence[nn.Module]) -> int:
-    """Returns the groups of the widest-grouped convolution; 1 if all are dense or depthwise."""
+def _partitions(members: Sequence[nn.Module]) -> int:
+    """Returns the largest `groups` of the convolutions; 1 if all are dense or depthwise."""
     return max(
         (
             member.groups
@@ -224,7 +230,7 @@ def _heads(network: nn.Module) -> Iterator[Group]:
             yield Group(
                 name=f"{name}.heads",
                 channels=len(own),
-                blocks=1,
+                partitions=1,
                 writers=(
                     Slice(tensor=f"{name}.in_proj_weight", dim=0, index=three),
                     Slice(tensor=f"{name}.in_proj_bias", dim=0, index=three),
@@ -239,22 +245,17 @@ def _heads(network: nn.Module) -> Iterator[Group]:
 
 
 def _branches(network: nn.Module, example: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
-    """Returns the outermost sequences of several convolutions, with what they are given."""
-    chosen = [
-        (name, module)
+    """Returns the sequential modules of several convolutions, with their inputs."""
+    branches = {
+        name: module
         for name, module in network.named_modules()
         if isinstance(module, nn.Sequential)
         and sum(isinstance(child, nn.Conv2d) for child in module) > 1
-    ]
+    }
     inputs: dict[str, Tensor] = {}
-    hooks = [
-        module.register_forward_pre_hook(
-            lambda _module, args, name=name: inputs.__setitem__(name, args[0].detach())
-        )
-        for name, module in chosen
-    ]
-    with torch.no_grad():
+    with (
+        torch.no_grad(),
+        watch_inputs(branches, lambda name, x: inputs.__setitem__(name, x.detach())),
+    ):
         network(example)
-    for hook in hooks:
-        hook.remove()
-    return [(name, module, inputs[name]) for name, module in chosen]
+    return [(name, module, inputs[name]) for name, module in branches.items()]

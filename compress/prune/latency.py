@@ -1,12 +1,13 @@
-"""What a network of other widths would cost in ONNX Runtime on this machine.
+"""Predicts the latency of a pruned network in ONNX Runtime on this machine.
 
-Layers are timed alone, in ONNX Runtime, at a few widths; between those the table is interpolated
-along channels. What follows a layer (additions, pooling) is taken from a profile of the whole
-network, and the sum is scaled to what the whole network takes.
+Each layer is timed alone at a few widths; in between, latency is interpolated. Operators that
+follow a layer (additions, pooling) come from a profile of the whole network, and the sum is scaled
+to the latency of the whole network.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,21 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from compress.architectures.hooks import watch_inputs
 from compress.int8.graph import layers_of, set_mode
 from compress.int8.layer import Layer
+from compress.prune.groups import Use
 
 ALIGNED, HALF_ALIGNED = 16, 8
-"""Channels that fill a kernel's vectors, and half of them."""
+"""Channels that fill a kernel's vector registers, and half of that."""
 HALF_PAYS = 0.35
-"""Half a step in channels must save so much of what the whole step saves."""
+"""Half a step of channels is worth it if it saves this share of what a whole step saves."""
 TINIEST_MS = 1e-4
-"""No operator is faster."""
+"""Lower bound of any operator's time."""
 GEOMETRY = ("stride", "padding", "dilation")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """A convolution or a linear layer, without its numbers of channels."""
+    """A convolution or linear layer, except for its channel counts."""
 
     kernel: tuple[int, int]
     """Height and width; zeros for a linear layer."""
@@ -37,9 +40,9 @@ class LayerShape:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
-    """0 for a depthwise convolution, whose groups are its channels."""
+    """0 for a depthwise convolution, which has as many groups as channels."""
     size: tuple[int, int]
-    """Height and width of the input image; rows and 1 for a linear layer."""
+    """Height and width of the input; rows and 1 for a linear layer."""
 
     @property
     def is_convolution(self) -> bool:
@@ -48,11 +51,11 @@ class LayerShape:
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether each channel is convolved alone."""
+        """Whether each channel is convolved separately."""
         return self.groups == 0
 
     def macs(self, in_channels: float, out_channels: float) -> float:
-        """Returns the multiply-accumulates of one image."""
+        """Returns the multiply-accumulates per image."""
         if not self.is_convolution:
             return self.size[0] * in_channels * out_channels
         spans = zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
@@ -71,24 +74,23 @@ class LayerShape:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCurve:
-    """How long a layer takes at any width: measured at some, interpolated between."""
+    """Latency of a layer as a function of its channels: measured at some widths, interpolated."""
 
     in_channels: tuple[int, ...]
-    """Measured ones, ascending."""
+    """Measured widths, ascending."""
     out_channels: tuple[int, ...]
     ms: tuple[tuple[float, ...], ...]
     """`[in][out]`."""
     half_in: float
-    """Share of a whole step of 16 input channels that half a step saves."""
+    """Savings of removing 8 input channels, relative to removing 16."""
     half_out: float
 
-    @property
-    def half_pays(self) -> tuple[bool, bool]:
-        """Whether multiples of 8 that are none of 16 are worth it, for input and output."""
-        return self.half_in >= HALF_PAYS, self.half_out >= HALF_PAYS
+    def half_pays(self, *, writes: bool) -> bool:
+        """Returns whether odd multiples of 8 output channels (else: input) save enough."""
+        return (self.half_out if writes else self.half_in) >= HALF_PAYS
 
     def __call__(self, in_channels: int, out_channels: int) -> float:
-        """Returns milliseconds."""
+        """Returns the latency in milliseconds."""
         ins = _neighbors(in_channels, self.in_channels, self.half_in)
         outs = _neighbors(out_channels, self.out_channels, self.half_out)
         return sum(
@@ -98,47 +100,51 @@ class LayerCurve:
 
 
 def _neighbors(width: int, grid: Sequence[int], half: float) -> list[tuple[int, float]]:
-    """Returns places in the grid and their shares, which add to 1."""
+    """Returns indices into the grid with their weights, which sum to 1."""
     if width in grid or len(grid) == 1:
         return [(grid.index(width) if width in grid else 0, 1.0)]
     if width % ALIGNED:
-        upper = -(-width // ALIGNED) * ALIGNED
+        upper = math.ceil(width / ALIGNED) * ALIGNED
         parts = ((upper, 1 - half), (upper - ALIGNED, half))
         return [(i, share * part) for at, part in parts for i, share in _linear(at, grid)]
     return _linear(width, grid)
 
 
 def _linear(width: int, grid: Sequence[int]) -> list[tuple[int, float]]:
-    """Interpolates, beyond the grid's ends too."""
-    place = min(max(int(np.searchsorted(grid, width)), 1), len(grid) - 1)
-    low, high = grid[place - 1], grid[place]
+    """Interpolates linearly; extrapolates beyond the grid's ends."""
+    index = min(max(int(np.searchsorted(grid, width)), 1), len(grid) - 1)
+    low, high = grid[index - 1], grid[index]
     share = (width - low) / (high - low)
-    return [(place - 1, 1 - share), (place, share)]
+    return [(index - 1, 1 - share), (index, share)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyModel:
-    """Predicts a network's latency from its layers' channels."""
+    """Predicts a network's latency from the channels of its layers."""
 
     shapes: Mapping[str, LayerShape]
     curves: Mapping[str, LayerCurve]
-    full: Mapping[str, tuple[int, int]]
+    unpruned: Mapping[str, tuple[int, int]]
     """Input and output channels of each layer before pruning."""
     main_ms: Mapping[str, float]
-    """Of each layer's own operator at full width, in the whole network, without `overhead_ms`."""
+    """Time of each layer's own operator before pruning, in the whole network, less the overhead."""
     rest_ms: Mapping[str, float]
-    """Of the operators that follow it, likewise."""
+    """Time of the operators that follow it, likewise."""
     overhead_ms: float
-    """The profiler's own time for each operator, which the curves contain."""
+    """The profiler's own time per operator, which the curves include."""
     scale: float
-    """What operators take in a run, over what the profiler says."""
+    """Actual over profiled time of the operators."""
 
     def layer_ms(self, layer: str, in_channels: int, out_channels: int) -> float:
-        """Returns the time of a layer and of what follows it."""
-        full = self.full[layer]
+        """Returns the milliseconds of a layer and the operators that follow it."""
+        unpruned = self.unpruned[layer]
         main = self.main_ms[layer] * self._alone_ms(layer, in_channels, out_channels)
-        main /= self._alone_ms(layer, *full)
-        return self.scale * (main + self.rest_ms[layer] * out_channels / full[1])
+        main /= self._alone_ms(layer, *unpruned)
+        return self.scale * (main + self.rest_ms[layer] * out_channels / unpruned[1])
+
+    def half_pays(self, use: Use) -> bool:
+        """Returns whether odd multiples of 8 channels save enough in a layer."""
+        return self.curves[use.layer].half_pays(writes=use.writes)
 
     def _alone_ms(self, layer: str, in_channels: int, out_channels: int) -> float:
         alone = self.curves[layer](in_channels, out_channels) - self.overhead_ms
@@ -154,35 +160,34 @@ def layer_shapes(lowered: fx.GraphModule, images: Tensor) -> dict[str, LayerShap
     """
     shapes: dict[str, LayerShape] = {}
 
-    def note(name: str, layer: Layer, x: Tensor) -> None:
-        if not layer.is_convolution:
-            shapes[name] = LayerShape(
-                kernel=(0, 0), stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
-                size=(len(x), 1),
-            )  # fmt: skip
-            return
-        geometry = layer.operation.keywords  # type: ignore[attr-defined]
-        stride, padding, dilation = (_pair(geometry[key]) for key in GEOMETRY)
-        depthwise = 1 < layer.groups == x.shape[1]
-        shapes[name] = LayerShape(
-            kernel=_pair(layer.weight.shape[2:]),
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=0 if depthwise else layer.groups,
-            size=_pair(x.shape[2:]),
-        )
+    layers = layers_of(lowered)
 
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, n=name, m=layer: note(n, m, args[0]))
-        for name, layer in layers_of(lowered).items()
-    ]
+    def note(name: str, x: Tensor) -> None:
+        shapes[name] = _shape(layers[name], x)
+
     set_mode(lowered, "float")
-    with torch.no_grad():
+    with torch.no_grad(), watch_inputs(layers, note):
         lowered(images)
-    for hook in hooks:
-        hook.remove()
     return shapes
+
+
+def _shape(layer: Layer, x: Tensor) -> LayerShape:
+    if not layer.is_convolution:
+        return LayerShape(
+            kernel=(0, 0), stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
+            size=(len(x), 1),
+        )  # fmt: skip
+    geometry = layer.operation.keywords  # type: ignore[attr-defined]
+    stride, padding, dilation = (_pair(geometry[key]) for key in GEOMETRY)
+    depthwise = 1 < layer.groups == x.shape[1]
+    return LayerShape(
+        kernel=_pair(layer.weight.shape[2:]),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=0 if depthwise else layer.groups,
+        size=_pair(x.shape[2:]),
+    )
 
 
 def _pair(value: Iterable[int] | int) -> tuple[int, int]:

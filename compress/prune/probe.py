@@ -1,4 +1,4 @@
-"""A network of some widths as a file in ONNX Runtime: exported, quantized quickly, timed."""
+"""Exports a pruned candidate to ONNX, quickly quantized, and measures it."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ from compress.log import waiting
 from compress.measure.cost import count_macs
 from compress.measure.latency import measure_latency
 from compress.onnx_file import export_onnx
-from compress.prune.table import Precision
+from compress.prune.config import Precision
 
 QUICK = Plan(observer="minmax", weights="max")
-"""Ranges do not change the speed."""
+"""Quantization ranges do not affect latency."""
 CALIBRATION_IMAGES = 16
 ROUNDS = 40
 OVERHEAD = 0.8
-"""Share of the shortest operator's profiled time that is the profiler's own: with it, networks of a
-quarter of the width are predicted as well as those of three quarters."""
-NOTHING = """<ir_version: 9, opset_import: ["": 18]>
-nothing (uint8[batch, 8] x) => (uint8[batch, 8] y) { y = Identity(x) }"""
+"""Share of the shortest operator's profiled time that is the profiler's overhead. Chosen such that
+networks of a quarter and of three quarters of the width are predicted equally well."""
+EMPTY_MODEL = """<ir_version: 9, opset_import: ["": 18]>
+empty (uint8[batch, 8] x) => (uint8[batch, 8] y) { y = Identity(x) }"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A network's file in ONNX Runtime."""
+    """Measurements of a network's ONNX file."""
 
     ms: float
     size_bytes: int
     macs: int
     run_ms: float
-    """What a run takes besides its operators."""
+    """Time of a run outside of its operators."""
     main_ms: Mapping[str, float]
-    """Of each layer's own operator, by the profiler less its overhead."""
+    """Profiled time of each layer's own operator, less the overhead."""
     rest_ms: Mapping[str, float]
-    """Of the operators that follow it, likewise."""
+    """Time of the operators that follow it, likewise."""
     overhead_ms: float
-    """The profiler's own time for each operator."""
+    """The profiler's own time per operator."""
 
 
 class Probe:
-    """Measures cut versions of one network; all latencies compare with the uncut one.
+    """Measures pruned versions of one network, with latencies relative to the unpruned one.
 
     Args:
-        checkpoint: the uncut network.
-        model: likewise, loaded; a copy is kept.
-        context: data and how to measure.
-        precision: of the files.
-        scratch: a folder for them.
+        checkpoint: the unpruned network.
+        model: the same, loaded; a copy is kept.
+        context: data and measurement settings.
+        precision: of the ONNX files.
+        scratch: a folder for the ONNX files.
     """
 
     def __init__(
@@ -80,24 +80,24 @@ class Probe:
         self._unpruned, self._scratch = copy.deepcopy(model), scratch
         self._precision: Precision = precision
         self._reference_ms: float | None = None
-        facts = self._facts(model, checkpoint.description.removed)
-        self.unpruned = self._remembered(model, facts)
-        self._unpruned_facts, self._reference_ms = facts, self.unpruned.ms
+        structure = self._structure(model, checkpoint.description.removed)
+        self.unpruned = self._cached(model, structure)
+        self._unpruned_structure, self._reference_ms = structure, self.unpruned.ms
 
     def measure(self, model: Classifier, removed: tuple[str, ...]) -> Measured:
-        """Exports, quantizes with quick ranges and times a network, unless it was done before.
+        """Exports, quantizes and times a network, unless the result is cached.
 
         Args:
             model: of the same spec, pruned or not.
-            removed: its residual blocks that are left out.
+            removed: residual blocks that it lacks.
         """
-        facts = self._facts(model, removed)
-        if facts == self._unpruned_facts:
+        structure = self._structure(model, removed)
+        if structure == self._unpruned_structure:
             return self.unpruned
-        # With the milliseconds that it is compared with: those of another hour are others.
-        return self._remembered(model, {**facts, "reference_ms": self._reference_ms})
+        # A cached latency is valid only with the reference that it was scaled to.
+        return self._cached(model, {**structure, "reference_ms": self._reference_ms})
 
-    def _facts(self, model: Classifier, removed: tuple[str, ...]) -> dict[str, object]:
+    def _structure(self, model: Classifier, removed: tuple[str, ...]) -> dict[str, object]:
         spec, measure = self._spec, self._context.measure
         original = build(spec).network
         remove_blocks(original, removed)
@@ -110,9 +110,9 @@ class Probe:
             "batch": measure.batch,
         }
 
-    def _remembered(self, model: Classifier, facts: Mapping[str, object]) -> Measured:
+    def _cached(self, model: Classifier, structure: Mapping[str, object]) -> Measured:
         return cached_measurement(
-            Measured, "networks of some widths", facts, lambda: self._time(model)
+            Measured, "pruned candidates", structure, lambda: self._time(model)
         )
 
     def _time(self, model: Classifier) -> Measurement[Measured]:
@@ -121,25 +121,25 @@ class Probe:
             self._export(self._unpruned, unpruned)
         self._export(model, file)
         threads = self._context.measure.threads
-        nothing = self._scratch / "nothing.onnx"
-        onnx.save(onnx.parser.parse_model(NOTHING), nothing)
+        empty_file = self._scratch / "empty.onnx"
+        onnx.save(onnx.parser.parse_model(EMPTY_MODEL), empty_file)
         first, latency, empty = measure_latency(
-            [unpruned, file, nothing],
+            [unpruned, file, empty_file],
             threads=threads,
             batch=self._context.measure.batch,
             rounds=ROUNDS,
         )
-        # Against the unpruned file in the same minutes, so that a slow hour does not count.
+        # Relative to the unpruned file timed alongside, so that slow phases of the machine cancel.
         reference = self._reference_ms or first.latency_ms_p50
-        found = operators_by_layer(file, threads=threads)
-        least = min(operator.ms for operators in found.values() for operator in operators)
-        overhead = OVERHEAD * least
-        main = dict.fromkeys(found, 0.0)
-        rest = dict.fromkeys(found, 0.0)
-        for name, operators in found.items():
-            for one in operators:
-                part = main if one.kind in LAYER_OPERATORS else rest
-                part[name] += one.ms - overhead
+        by_layer = operators_by_layer(file, threads=threads)
+        shortest = min(operator.ms for operators in by_layer.values() for operator in operators)
+        overhead = OVERHEAD * shortest
+        main = dict.fromkeys(by_layer, 0.0)
+        rest = dict.fromkeys(by_layer, 0.0)
+        for name, operators in by_layer.items():
+            for operator in operators:
+                part = main if operator.kind in LAYER_OPERATORS else rest
+                part[name] += operator.ms - overhead
         measured = Measured(
             ms=reference / latency.speedup,
             size_bytes=file.stat().st_size,
@@ -163,17 +163,17 @@ class Probe:
 def export_to_time(
     model: Classifier, spec: ModelSpec, images: Tensor, path: Path, *, precision: Precision
 ) -> None:
-    """Writes a network's ONNX file for timing: if int8, with ranges from a few images.
+    """Writes an ONNX file for timing; int8 ranges come from a few images.
 
     Args:
-        model: float; left as it is.
+        model: float; left unchanged.
         spec: of the network.
-        images: that set the ranges, uint8 `[N, C, H, W]`.
-        path: of the file.
-        precision: of the file.
+        images: calibration images, uint8 `[N, C, H, W]`.
+        path: of the ONNX file.
+        precision: of the ONNX file.
     """
     exported: torch.nn.Module = model
-    with waiting("building the file to time"):
+    with waiting("exporting a candidate"):
         if precision == "int8":
             calibration = Calibration(lower(model), lambda: [images])
             exported = convert(calibration.quantize(QUICK))

@@ -1,4 +1,4 @@
-"""One cut: propose widths, build and measure them in ONNX Runtime, correct the budget, repeat."""
+"""One pruning iteration: propose widths, measure in ONNX Runtime, correct the budget, repeat."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from compress.prune.allocation import (
     Problem,
     candidate_widths,
 )
-from compress.prune.config import PruneConfig
+from compress.prune.config import Precision, PruneConfig
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
 from compress.prune.latency import LatencyModel, layer_shapes
@@ -38,21 +38,21 @@ from compress.prune.surgery import best_channels, keep_channels, residual_blocks
 from compress.prune.table import measure_layers
 
 SCORING_IMAGES, SCORING_BATCH = 1024, 32
-"""Training images that importances are estimated on."""
+"""Training images used to estimate importances."""
 TRIES, NUDGE = 8, 1.02
 CLOSE, TOLERANCE = (0.96, 1.01), 0.05
-"""A cut is taken at once if it is so near its budget; a nearer one is not looked for."""
+"""Ratio of cost to budget at which the search stops, and by how much a result may exceed it."""
 BYTES = {"int8": 1, "float": 4}
 UNITS = {"latency": " ms", "MACs": "", "size": " bytes"}
 
 
 class UnmetBudgetError(CompressError):
-    """No pruned network is fast (or small) enough; the message says what the least is."""
+    """No pruned network is fast (or small) enough; the message names the best one found."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
-    """What one cut was asked for and became."""
+class Iteration:
+    """Target and outcome of one pruning iteration."""
 
     target_ms: float
     predicted_ms: float
@@ -64,25 +64,25 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """A network with the widths of one choice."""
+    """A candidate network."""
 
     model: Classifier
     removed: tuple[str, ...]
     measured: Measured
     predicted_ms: float
     worst: float
-    """The largest of its costs over their limits."""
+    """The largest ratio of a cost to its limit."""
 
 
 class Search:
-    """Cuts one network, perhaps in several steps; all latencies compare with the unpruned one.
+    """Prunes one network over several iterations, relative to the unpruned network.
 
     Args:
         checkpoint: the unpruned network.
-        model: likewise, loaded.
-        config: the budget.
-        context: data and how to measure.
-        scratch: a folder for files to be timed.
+        model: the same, loaded.
+        config: budgets and criteria.
+        context: data and measurement settings.
+        scratch: a folder for ONNX files.
     """
 
     def __init__(
@@ -96,45 +96,53 @@ class Search:
         self._config, self._context = config, context
         self._probe = Probe(checkpoint, model, context, config.target_precision, scratch)
         self.removed: tuple[str, ...] = checkpoint.description.removed
-        """Residual blocks left out so far."""
+        """Residual blocks removed so far."""
         self.fixed: Mapping[str, str] = {}
-        """What cannot be pruned, and why."""
+        """Layers that cannot be pruned, with the reason."""
         self.unpruned = self._probe.unpruned
 
-    def cut(self, model: Classifier, number: int) -> Cut:
-        """Makes the cut of the given number, in place.
+    def prune(self, model: Classifier, number: int) -> Iteration:
+        """Runs one iteration, in place.
+
+        Args:
+            model: the network so far.
+            number: of the iteration, from 1.
 
         Raises:
-            UnmetBudgetError: the budget cannot be met; the model stays as it was.
+            UnmetBudgetError: the budget cannot be met; the model is unchanged.
         """
         limits = self._limits(number / self._config.iterations)
         now = self._probe.measure(model, self.removed)
-        network, example = model.network.eval(), example_input(model)
-        found = find_groups(network, example)
+        found = find_groups(model.network.eval(), example_input(model))
         self.fixed = found.fixed
-        with waiting("scoring channels"):
-            batches = partial(self._batches, model)
-            scores = score_channels(network, found.groups, self._config.importance, batches)
         latency = self._latency_model(model, now, found.groups)
-        pays = {name: curve.half_pays for name, curve in latency.curves.items()}
-        problem = Problem(
-            groups=found.groups,
-            scores=scores,
-            full=latency.full,
-            candidates=candidate_widths(found.groups, pays, self._config.min_channels_ratio),
-            blocks=residual_blocks(network, example) if self._config.remove_blocks else (),
-        )
+        problem = self._problem(model, found.groups, latency)
         best, tries = self._search(model, problem, latency, now, limits)
         if best.worst > 1 + TOLERANCE:
             raise UnmetBudgetError(_message(best.measured, self._limits(1.0)))
         model.network, self.removed = best.model.network, best.removed
-        return Cut(
+        return Iteration(
             target_ms=limits["latency"],
             predicted_ms=best.predicted_ms,
             measured_ms=best.measured.ms,
             size_bytes=best.measured.size_bytes,
             macs=best.measured.macs,
             tries=tries,
+        )
+
+    def _problem(
+        self, model: Classifier, groups: Sequence[Group], latency: LatencyModel
+    ) -> Problem:
+        config, network = self._config, model.network
+        with waiting("scoring channels"):
+            batches = partial(self._batches, model)
+            scores = score_channels(network, groups, config.importance, batches)
+        return Problem(
+            groups=groups,
+            scores=scores,
+            unpruned=latency.unpruned,
+            candidates=candidate_widths(groups, latency.half_pays, config.min_channels_ratio),
+            blocks=residual_blocks(network, example_input(model)) if config.remove_blocks else (),
         )
 
     def _search(
@@ -145,7 +153,7 @@ class Search:
         now: Measured,
         limits: Mapping[str, float],
     ) -> tuple[_Trial, int]:
-        """Proposes, measures and corrects until the measured costs are near their limits."""
+        """Proposes, measures and corrects until the measured costs are close to their limits."""
         allowed = dict(limits)
         trials: dict[Choice, _Trial] = {}
         for _ in range(TRIES):
@@ -154,57 +162,56 @@ class Search:
             }
             allocator = Allocator(problem, list(budgets.values()))
             try:
-                choice, is_least = allocator.choose(), False
+                choice, is_cheapest = allocator.choose(), False
             except BudgetError as failure:
-                choice, is_least = failure.least, True
-            if choice in trials:  # the correction was less than a step of widths
+                choice, is_cheapest = failure.cheapest, True
+            if choice in trials:  # the correction was too small to change any width
                 nudge = NUDGE if trials[choice].worst < 1 else 1 / NUDGE
                 allowed = {name: nudge * limit for name, limit in allowed.items()}
                 continue
-            trial, removed = self._apply(model, problem, choice)
-            measured = self._probe.measure(trial, removed)
+            pruned, removed = self._apply(model, problem, choice)
+            measured = self._probe.measure(pruned, removed)
             ratios = {name: _value(measured, name) / limit for name, limit in limits.items()}
             worst = max(ratios.values())
             predicted = allocator.total(choice, self._budget("latency", 1.0, latency, now))
             trials[choice] = _Trial(
-                model=trial, removed=removed, measured=measured, predicted_ms=predicted, worst=worst
+                model=pruned,
+                removed=removed,
+                measured=measured,
+                predicted_ms=predicted,
+                worst=worst,
             )
             say(
-                f"  widths proposed: {predicted:.3f} ms predicted, {measured.ms:.3f} ms measured, "
-                f"{limits['latency']:.3f} ms asked of this cut"
+                f"  candidate {len(trials)}: {predicted:.3f} ms predicted, {measured.ms:.3f} ms "
+                f"measured, target {limits['latency']:.3f} ms"
             )
-            if CLOSE[0] <= worst <= CLOSE[1] or (is_least and worst > 1):
+            if CLOSE[0] <= worst <= CLOSE[1] or (is_cheapest and worst > 1):
                 break
             for name, budget in budgets.items():
                 allowed[name] = allocator.total(choice, budget) / ratios[name]
-        nearest = min(
+        closest = min(
             trials.values(),
             key=lambda trial: (trial.worst > 1 + TOLERANCE, abs(math.log(trial.worst))),
         )
-        return nearest, len(trials)
+        return closest, len(trials)
 
     def _limits(self, progress: float) -> dict[str, float]:
-        """Returns what each cost may be after a share of the whole way, on a geometric path.
+        """Returns the limit of each cost at a share of the way, which is geometric.
 
-        Latency always has a limit: the pruned network must not be slower.
+        Latency is always limited, since a pruned network must not be slower.
         """
-        config, full = self._config, self.unpruned
+        config, unpruned = self._config, self.unpruned
         ratios = {"latency": config.latency_ratio}
         if config.latency_ms:
-            ratios["latency"] = min(config.latency_ratio, config.latency_ms / full.ms)
+            ratios["latency"] = min(config.latency_ratio, config.latency_ms / unpruned.ms)
         for name, ratio in (("MACs", config.macs_ratio), ("size", config.size_ratio)):
             if ratio < 1:
                 ratios[name] = ratio
-        return {name: _value(full, name) * ratio**progress for name, ratio in ratios.items()}
+        return {name: _value(unpruned, name) * ratio**progress for name, ratio in ratios.items()}
 
     def _budget(self, name: str, limit: float, latency: LatencyModel, now: Measured) -> Budget:
-        cost: Cost = latency.layer_ms
-        if name == "MACs":
-            cost = lambda layer, ins, outs: latency.shapes[layer].macs(ins, outs)  # noqa: E731
-        elif name == "size":
-            size = BYTES[self._config.target_precision]
-            cost = lambda layer, ins, outs: size * latency.shapes[layer].weights(ins, outs)  # noqa: E731
-        layers = sum(cost(layer, *full) for layer, full in latency.full.items())
+        cost = _cost(name, latency, self._config.target_precision)
+        layers = sum(cost(layer, *channels) for layer, channels in latency.unpruned.items())
         return Budget(name=name, cost=cost, constant=_value(now, name) - layers, limit=limit)
 
     def _latency_model(
@@ -213,15 +220,14 @@ class Search:
         with waiting("tracing the network"):
             lowered = lower(model)
         shapes = layer_shapes(lowered, self._probe.images(1))
-        full = {name: layer.channels for name, layer in layers_of(lowered).items()}
-        varying: dict[str, list[bool]] = {name: [False, False] for name in full}
-        for group in groups:
-            for use in group.uses:
-                varying[use.layer][use.writes] = True
+        unpruned = {name: layer.channels for name, layer in layers_of(lowered).items()}
+        uses = [use for group in groups for use in group.uses]
+        inputs = {use.layer for use in uses if not use.writes}
+        outputs = {use.layer for use in uses if use.writes}
         curves = measure_layers(
             shapes,
-            full,
-            varying,
+            unpruned,
+            {name: (name in inputs, name in outputs) for name in unpruned},
             precision=self._config.target_precision,
             threads=self._context.measure.threads,
         )
@@ -229,7 +235,7 @@ class Search:
         return LatencyModel(
             shapes=shapes,
             curves=curves,
-            full=full,
+            unpruned=unpruned,
             main_ms=now.main_ms,
             rest_ms=now.rest_ms,
             overhead_ms=now.overhead_ms,
@@ -237,7 +243,7 @@ class Search:
         )
 
     def _batches(self, model: Classifier) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields training images, normalized, and their labels."""
+        """Yields normalized training images and their labels."""
         split = self._context.data.train
         order = scoring_order(len(split), seed=self._context.seed)
         for batch in split.batches(SCORING_BATCH, order=order):
@@ -246,43 +252,53 @@ class Search:
     def _apply(
         self, model: Classifier, problem: Problem, choice: Choice
     ) -> tuple[Classifier, tuple[str, ...]]:
-        """Returns a cut copy, and the blocks that are missing in it."""
-        trial = copy.deepcopy(model)
+        """Returns a pruned copy, and all blocks that it lacks."""
+        pruned = copy.deepcopy(model)
         kept = {
             group.name: best_channels(
-                problem.scores[group.name], choice.widths[group.name], group.blocks
+                problem.scores[group.name], choice.widths[group.name], group.partitions
             )
             for group in problem.groups
             if choice.widths[group.name] < group.channels
         }
-        keep_channels(trial.network, problem.groups, kept)
-        remove_blocks(trial.network, sorted(choice.removed))
-        return trial, (*self.removed, *sorted(choice.removed))
+        keep_channels(pruned.network, problem.groups, kept)
+        remove_blocks(pruned.network, sorted(choice.removed))
+        return pruned, (*self.removed, *sorted(choice.removed))
 
 
 def scoring_order(n_images: int, *, seed: int) -> Tensor:
-    """Returns the places of the images that importances are estimated on, int64, in whole batches.
+    """Returns the indices of the images to estimate importances on, int64, in whole batches.
 
-    The gradient of a last batch of a few would be mostly noise, which counts squared.
+    The gradient of a small last batch would be mostly noise, and it enters squared.
     """
     order = torch.randperm(n_images, generator=torch.Generator().manual_seed(seed))
     whole = min(SCORING_IMAGES, n_images) // SCORING_BATCH * SCORING_BATCH
     return order[: whole or n_images]
 
 
+def _cost(name: str, latency: LatencyModel, precision: Precision) -> Cost:
+    def macs(layer: str, ins: int, outs: int) -> float:
+        return latency.shapes[layer].macs(ins, outs)
+
+    def size(layer: str, ins: int, outs: int) -> float:
+        return BYTES[precision] * latency.shapes[layer].weights(ins, outs)
+
+    return {"latency": latency.layer_ms, "MACs": macs, "size": size}[name]
+
+
 def _value(measured: Measured, name: str) -> float:
-    """Returns what is limited under that name."""
+    """Returns the measured cost of that name."""
     values = {"latency": measured.ms, "MACs": measured.macs, "size": measured.size_bytes}
     return values[name]
 
 
 def _message(measured: Measured, limits: Mapping[str, float]) -> str:
-    found = (
-        f"{name} {_value(measured, name):.4g}{UNITS[name]} (asked for {limit:.4g}{UNITS[name]})"
+    exceeded = (
+        f"{name} {_value(measured, name):.4g}{UNITS[name]} (target {limit:.4g}{UNITS[name]})"
         for name, limit in limits.items()
         if _value(measured, name) > limit
     )
     return (
-        f"pruning cannot meet the budget; the least is {', '.join(found)}; raise that limit, lower "
-        "--min-channels-ratio if layers are wide, or measure again while nothing else runs"
+        f"pruning cannot meet the budget; the best candidate has {', '.join(exceeded)}; raise that "
+        "limit, lower --min-channels-ratio if layers are wide, or retry on an idle machine"
     )

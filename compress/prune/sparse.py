@@ -1,4 +1,4 @@
-"""Training with a penalty that empties the least important channels before they are cut."""
+"""Sparsity training: a growing penalty shrinks the least important channels before pruning."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from compress.train.epoch import TrainBatch
 from compress.train.schedule import batch_size_for, steps_of_epoch
 
 PENALTY = 1e-4
-"""Of an average weight at the end; it grows from zero."""
+"""Final weight of the penalty, which grows from zero."""
 SPREAD = 4
-"""The least important channel is pressed `2**SPREAD` times as hard as the most important one."""
+"""The penalty on the least important channel is `2**SPREAD` times that on the most important."""
 SCHEDULE = TrainConfig(min_steps=0, batch_size=128, lr=0.03)
-"""With SGD: Muon takes every gradient to one size, the penalty's too."""
+"""Uses SGD, since Muon normalizes all gradients, including the penalty's."""
 REFRESH = 50
-"""Steps between looks at which channels are least important."""
+"""Steps between updates of the importances."""
 
 
 def train_sparse(model: Classifier, config: PruneConfig, context: Context) -> None:
-    """Trains a model in place with the growing penalty, and the teacher's help."""
+    """Trains a model in place, with distillation and the growing penalty."""
     groups = find_groups(model.network.eval(), example_input(model)).groups
     schedule = dataclasses.replace(SCHEDULE, epochs=config.sparse_epochs)
     n_images = len(context.data.train)
@@ -41,42 +41,23 @@ def train_sparse(model: Classifier, config: PruneConfig, context: Context) -> No
 def growing_penalty(
     network: nn.Module, groups: Sequence[Group], steps: int
 ) -> Callable[[TrainBatch], Tensor]:
-    """Returns a function of a step's batch that gives the penalty to add to the loss.
+    """Returns a function from a step's batch to the penalty to add to the loss.
 
     `t / T * PENALTY * sum_k 2^(SPREAD (I_max - I_k) / (I_max - I_min)) |w_k|^2` over the channels k
     of each group (DepGraph, arXiv 2301.12900, equation 6), with the weight growing over the steps
     t as in growing regularization (Wang et al., arXiv 2012.09243).
 
     Args:
-        network: that is trained.
-        groups: of its channels.
-        steps: after so many the penalty grows no more.
+        network: the network in training.
+        groups: its groups of channels.
+        steps: number of steps over which the penalty grows.
     """
     coefficients: dict[str, Tensor] = {}
 
-    def refresh() -> None:
-        scores = score_channels(network, groups, "l2", lambda: ())
-        coefficients.clear()
-        parameters = dict(network.named_parameters())
-        for group in groups:
-            score = scores[group.name]
-            span = (score.max() - score.min()).clamp_min(1e-12)
-            strength = 2.0 ** (SPREAD * (score.max() - score) / span)
-            for one in (*group.writers, *group.readers):
-                if one.tensor in parameters and parameters[one.tensor].ndim > 1:
-                    size = parameters[one.tensor].shape[one.dim]
-                    along = torch.zeros(size).index_put(
-                        (one.index.flatten(),),
-                        strength.cpu().repeat_interleave(one.index.shape[1]),
-                    )
-                    shape = [1] * parameters[one.tensor].ndim
-                    shape[one.dim] = size
-                    old = coefficients.get(one.tensor, torch.zeros(()))
-                    coefficients[one.tensor] = old + along.view(shape)
-
     def penalty(batch: TrainBatch) -> Tensor:
-        if batch.step_of_epoch % REFRESH == 0:  # so that a resumed training has them too
-            refresh()
+        nonlocal coefficients
+        if batch.step_of_epoch % REFRESH == 0:  # so that resumed training has them too
+            coefficients = _coefficients(network, groups)
         parameters = dict(network.named_parameters())
         parts = [
             (factor.to(parameters[name].device) * parameters[name].square()).sum()
@@ -85,3 +66,27 @@ def growing_penalty(
         return min(1.0, (batch.step + 1) / max(steps, 1)) * PENALTY * torch.stack(parts).sum()
 
     return penalty
+
+
+def _coefficients(network: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
+    """Returns the penalty's factor of each weight, by tensor and broadcastable to it."""
+    scores = score_channels(network, groups, "l2", lambda: ())
+    parameters = dict(network.named_parameters())
+    coefficients: dict[str, Tensor] = {}
+    for group in groups:
+        score = scores[group.name]
+        span = (score.max() - score.min()).clamp_min(1e-12)
+        strength = 2.0 ** (SPREAD * (score.max() - score) / span)
+        for part in group.slices:
+            weight = parameters.get(part.tensor)
+            if weight is None or weight.ndim < 2:
+                continue
+            along = torch.zeros(weight.shape[part.dim]).index_put(
+                (part.index.flatten(),),
+                strength.cpu().repeat_interleave(part.index.shape[1]),
+            )
+            shape = [1] * weight.ndim
+            shape[part.dim] = len(along)
+            old = coefficients.get(part.tensor, torch.zeros(()))
+            coefficients[part.tensor] = old + along.view(shape)
+    return coefficients

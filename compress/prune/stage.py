@@ -1,4 +1,4 @@
-"""Stage prune: cut to a measured latency, with the teacher's help to recover."""
+"""The prune stage: prunes to a measured latency and recovers accuracy by distillation."""
 
 from __future__ import annotations
 
@@ -26,50 +26,25 @@ from compress.train.evaluate import evaluate
 
 
 def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Product:
-    """Prunes and fine-tunes.
+    """Prunes a network and fine-tunes it.
 
     Args:
         checkpoint: a float network, the teacher's or the student's.
-        config: how much to remove, and the recovery.
+        config: budgets, criteria and the fine-tuning.
         context: data, seed, folder and the teacher.
 
     Raises:
-        UnmetBudgetError: no pruned network is fast (or small) enough for what was asked. The
-            default budget gives way instead, and the report says so.
+        UnmetBudgetError: no pruned network is fast (or small) enough. The default budget is
+            relaxed instead, which the report mentions.
     """
     model = load_model(checkpoint)
     assert isinstance(model, Classifier)
     before = _widths(model)
     if config.sparse_epochs:
-        inside = dataclasses.replace(context, folder=context.folder / "sparse")
-        inside.folder.mkdir(exist_ok=True)
-        everywhere(train_sparse, model, config, inside)
-    iterations: list[dict[str, Any]] = []
-    findings = []
+        everywhere(train_sparse, model, config, _subfolder(context, "sparse"))
     with TemporaryDirectory() as scratch:
         search = Search(checkpoint, model, config, context, Path(scratch))
-        for number in range(1, config.iterations + 1):
-            try:
-                cut = search.cut(model, number)
-            except UnmetBudgetError as failure:
-                if _limits(config) != _limits(PruneConfig()):
-                    raise
-                findings.append(
-                    f"{len(iterations)} of {config.iterations} default cuts made; {failure}"
-                )
-                warn(f"  {findings[-1]}")
-                break
-            recovery = _recover(model, config, context, number)
-            say(
-                f"  cut {number}: {cut.measured_ms:.3f} ms measured, {cut.predicted_ms:.3f} "
-                f"predicted, {search.unpruned.ms:.3f} unpruned; validation "
-                f"{recovery.top1_raw:.2f} % raw, {recovery.top1_batchnorm:.2f} % with new BatchNorm"
-                f" statistics, {recovery.top1_trained:.2f} % trained"
-            )
-            iterations.append({**dataclasses.asdict(cut), **dataclasses.asdict(recovery)})
-    if findings and iterations:  # the last cut that could be made had a short recovery only
-        recovery = _recover(model, config, context, config.iterations)
-        iterations[-1]["top1_trained"] = recovery.top1_trained
+        iterations, findings = _prune(model, search, config, context)
     after = _widths(model)
     original = build(checkpoint.spec).network
     remove_blocks(original, search.removed)
@@ -94,18 +69,48 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
     )
 
 
+def _prune(
+    model: Classifier, search: Search, config: PruneConfig, context: Context
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Prunes and fine-tunes in place; returns the iterations' facts, and findings."""
+    iterations: list[dict[str, Any]] = []
+    for number in range(1, config.iterations + 1):
+        try:
+            iteration = search.prune(model, number)
+        except UnmetBudgetError as failure:
+            if _limits(config) != _limits(PruneConfig()):
+                raise
+            finding = f"{len(iterations)} of {config.iterations} default iterations done; {failure}"
+            warn(f"  {finding}")
+            if iterations:  # the last successful iteration had a short recovery only
+                recovery = _recover(model, config, context, config.iterations)
+                iterations[-1]["top1_trained"] = recovery.top1_trained
+            return iterations, [finding]
+        recovery = _recover(model, config, context, number)
+        say(
+            f"  iteration {number}: {iteration.measured_ms:.3f} ms measured, "
+            f"{iteration.predicted_ms:.3f} predicted, {search.unpruned.ms:.3f} unpruned; validation"
+            f" top-1 {recovery.top1_raw:.2f} % pruned, {recovery.top1_batchnorm:.2f} % with new "
+            f"BatchNorm statistics, {recovery.top1_trained:.2f} % fine-tuned"
+        )
+        iterations.append({**dataclasses.asdict(iteration), **dataclasses.asdict(recovery)})
+    return iterations, []
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Validation top-1 after a cut, percent, in PyTorch."""
+    """Validation top-1 after a pruning iteration, percent, in PyTorch."""
 
     top1_raw: float
+    """Right after pruning."""
     top1_batchnorm: float
-    """With BatchNorm's statistics estimated anew."""
+    """With re-estimated BatchNorm statistics."""
     top1_trained: float
+    """After fine-tuning."""
 
 
 def _recover(model: Classifier, config: PruneConfig, context: Context, number: int) -> Recovery:
-    """Re-estimates BatchNorm and trains, briefly unless it is the last cut."""
+    """Re-estimates BatchNorm and fine-tunes, briefly unless it is the last iteration."""
     validation = context.data.validation
     _, raw = evaluate(model, validation)
     with waiting("re-estimating BatchNorm"):
@@ -114,15 +119,21 @@ def _recover(model: Classifier, config: PruneConfig, context: Context, number: i
     schedule, title = config.train, "prune"
     if number < config.iterations:
         schedule = dataclasses.replace(schedule, epochs=config.iteration_epochs, min_steps=0)
-        title = f"prune, cut {number}"
-        context = dataclasses.replace(context, folder=context.folder / f"cut-{number}")
-        context.folder.mkdir(exist_ok=True)
+        title = f"prune, iteration {number}"
+        context = _subfolder(context, f"iteration-{number}")
     trained = everywhere(train_with_kd, model, config.kd, schedule, context, title)
     return Recovery(
         top1_raw=raw,
         top1_batchnorm=reestimated,
         top1_trained=trained.validation_top1 or reestimated,
     )
+
+
+def _subfolder(context: Context, name: str) -> Context:
+    """Returns the context with a folder of its own for one of the stage's trainings."""
+    folder = context.folder / name
+    folder.mkdir(exist_ok=True)
+    return dataclasses.replace(context, folder=folder)
 
 
 def _limits(config: PruneConfig) -> tuple[float, ...]:

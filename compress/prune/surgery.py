@@ -1,4 +1,4 @@
-"""Cutting channels, heads and whole blocks out of a network."""
+"""Removes channels, heads and whole blocks from a network."""
 
 from __future__ import annotations
 
@@ -8,84 +8,86 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from compress.architectures.hooks import watch_outputs
 from compress.architectures.resize import set_tensor
 from compress.prune.groups import Group
 
 
 @torch.no_grad()
 def keep_channels(network: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor]) -> None:
-    """Removes all channels but those kept, in place, from all tensors at once.
+    """Removes all but the given channels from every tensor, in place.
 
     Args:
-        network: whose groups these are.
+        network: the network that the groups were found in.
         groups: all of its groups.
-        kept: by group, the channels that stay, int64; groups not named keep all.
+        kept: by group, the channels to keep, int64; groups not listed keep all.
     """
-    gone: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
+    removed: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for group in groups:
         if group.name in kept:
-            removed = torch.ones(group.channels, dtype=torch.bool)
-            removed[kept[group.name]] = False
-            for one in (*group.writers, *group.readers):
-                gone[one.tensor, one.dim].append(one.index[removed].flatten())
+            dropped = torch.ones(group.channels, dtype=torch.bool)
+            dropped[kept[group.name]] = False
+            for part in group.slices:
+                removed[part.tensor, part.dim].append(part.index[dropped].flatten())
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    for (name, dim), places in gone.items():
+    for (name, dim), indices in removed.items():
         stays = torch.ones(tensors[name].shape[dim], dtype=torch.bool)
-        stays[torch.cat(places)] = False
+        stays[torch.cat(indices)] = False
         tensors[name] = tensors[name].index_select(dim, stays.nonzero().flatten())
-    for name in {name for name, _ in gone}:
+    for name in {name for name, _ in removed}:
         set_tensor(network, name, tensors[name].contiguous())
 
 
-def best_channels(scores: Tensor, width: int, blocks: int) -> Tensor:
+def best_channels(scores: Tensor, width: int, partitions: int) -> Tensor:
     """Returns the most important channels in ascending order, int64 `[width]`.
 
     Args:
         scores: importance of each channel.
-        width: how many stay; a multiple of `blocks`.
-        blocks: each block of the channels keeps the same positions.
+        width: number of channels to keep; a multiple of `partitions`.
+        partitions: equal parts of the channels, which all keep the same positions.
     """
-    positions = scores.view(blocks, -1).sum(0)
-    best = positions.argsort(descending=True)[: width // blocks].sort().values
-    return (torch.arange(blocks)[:, None] * len(positions) + best).flatten()
+    positions = scores.view(partitions, -1).sum(0)
+    best = positions.argsort(descending=True)[: width // partitions].sort().values
+    return (torch.arange(partitions)[:, None] * len(positions) + best).flatten()
 
 
 @torch.no_grad()
 def residual_blocks(network: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Returns the names of the blocks that add to what they are given: they can be left out.
+    """Returns the names of the residual blocks that can be removed, innermost ones only.
 
-    A block is one that returns its input once all its parameters are zero.
+    A module counts as one if it returns its input once all its parameters are zero.
 
     Args:
-        network: in eval mode; left as it was.
+        network: in eval mode; left unchanged.
         example: its input, `[1, C, H, W]`.
     """
-    found: list[str] = []
     inputs: dict[str, Tensor] = {}
 
-    def remember(name: str, args: tuple[object, ...], output: object) -> None:
+    def note(name: str, args: tuple[object, ...], output: object) -> None:
         match args, output:
             case (Tensor() as x,), Tensor() as y if x.shape == y.shape:
                 inputs[name] = x
 
-    hooks = [
-        module.register_forward_hook(lambda _, args, out, name=name: remember(name, args, out))
+    containers = {
+        name: module
         for name, module in network.named_modules()
         if name and any(True for _ in module.children())
-    ]
-    network(example)
-    for hook in hooks:
-        hook.remove()
+    }
+    with watch_outputs(containers, note):
+        network(example)
+    blocks: list[str] = []
     for name in sorted(inputs, key=len, reverse=True):  # inner ones first
-        if any(inner.startswith(f"{name}.") for inner in found):
-            continue
-        module = network.get_submodule(name)
-        saved = [parameter.clone() for parameter in module.parameters()]
-        for parameter in module.parameters():
-            parameter.zero_()
-        if saved and torch.equal(module(inputs[name]), inputs[name]):
-            found.append(name)
-        for parameter, value in zip(module.parameters(), saved, strict=True):
-            parameter.copy_(value)
-    order = [name for name, _ in network.named_modules()]
-    return tuple(sorted(found, key=order.index))
+        outer = any(inner.startswith(f"{name}.") for inner in blocks)
+        if not outer and _is_residual(containers[name], inputs[name]):
+            blocks.append(name)
+    return tuple(sorted(blocks, key=list(containers).index))
+
+
+def _is_residual(module: nn.Module, x: Tensor) -> bool:
+    saved = [parameter.clone() for parameter in module.parameters()]
+    for parameter in module.parameters():
+        parameter.zero_()
+    is_residual = bool(saved) and torch.equal(module(x), x)
+    for parameter, value in zip(module.parameters(), saved, strict=True):
+        parameter.copy_(value)
+    return is_residual

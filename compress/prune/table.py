@@ -1,4 +1,4 @@
-"""Layers of several widths timed alone in ONNX Runtime: a table for each host."""
+"""Times layers separately in ONNX Runtime, at several widths; cached per machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,36 +20,36 @@ from compress.int8.layer_profile import LAYER_OPERATORS, original_name
 from compress.log import track
 from compress.measure.profile import profile
 from compress.onnx_file import OPSET
+from compress.prune.config import Precision
 from compress.prune.latency import ALIGNED, HALF_ALIGNED, LayerCurve, LayerShape
 
-Precision = Literal["int8", "float"]
 GRID_SHARES = (0.25, 0.5, 0.75, 1.0)
 NARROW = 64
-"""Layers up to this width are measured at all multiples of 8."""
+"""Layers of up to this many channels are measured at every multiple of 8."""
 AT_ONCE = 8
-"""Layers in one file."""
+"""Layers timed in one file."""
 REPEATS = 2
 
 
 def measure_layers(
     shapes: Mapping[str, LayerShape],
-    full: Mapping[str, tuple[int, int]],
-    varying: Mapping[str, Sequence[bool]],
+    unpruned: Mapping[str, tuple[int, int]],
+    varying: Mapping[str, tuple[bool, bool]],
     *,
     precision: Precision,
     threads: int,
 ) -> dict[str, LayerCurve]:
-    """Times every layer at several widths, unless this host's table has them.
+    """Times every layer at several widths, except for cached ones.
 
     Args:
         shapes: by layer.
-        full: channels before pruning.
-        varying: whether pruning can change a layer's input and output channels.
-        precision: what the network runs in.
-        threads: of ONNX Runtime's operators.
+        unpruned: by layer, input and output channels before pruning.
+        varying: by layer, whether pruning can change its input and its output channels.
+        precision: of the network.
+        threads: ONNX Runtime's intra-op threads.
     """
-    grids = {name: _grids(shape, full[name], varying[name]) for name, shape in shapes.items()}
-    places = {
+    grids = {name: _grids(shape, unpruned[name], varying[name]) for name, shape in shapes.items()}
+    points = {
         _key(shape, pair): (shape, pair)
         for name, shape in shapes.items()
         for pairs in _points(*grids[name])
@@ -58,45 +58,45 @@ def measure_layers(
 
     def measure(missing: Sequence[str]) -> dict[str, Measurement[float]]:
         wanted: dict[LayerShape, list[tuple[int, int]]] = defaultdict(list)
-        for shape, pair in sorted((places[key] for key in missing), key=lambda place: place[1]):
+        for shape, pair in sorted((points[key] for key in missing), key=lambda point: point[1]):
             wanted[shape].append(pair)
-        found: dict[str, Measurement[float]] = {}
+        measured: dict[str, Measurement[float]] = {}
         for shape in track(list(wanted), "timing layers at several widths", total=len(wanted)):
             for start in range(0, len(wanted[shape]), AT_ONCE):
                 pairs = wanted[shape][start : start + AT_ONCE]
                 times = _time(shape, pairs, precision, threads)
-                found |= {_key(shape, pair): one for pair, one in zip(pairs, times, strict=True)}
-        return found
+                measured |= {_key(shape, pair): ms for pair, ms in zip(pairs, times, strict=True)}
+        return measured
 
     facts = {"precision": precision, "threads": threads}
-    ms = cached_measurements(float, "layer latencies", facts, places, measure)
+    ms = cached_measurements(float, "layer latencies", facts, points, measure)
     return {name: _curve(ms, shapes[name], *grids[name]) for name in shapes}
 
 
 def _grids(
-    shape: LayerShape, full: tuple[int, int], varying: Sequence[bool]
+    shape: LayerShape, unpruned: tuple[int, int], varying: tuple[bool, bool]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the input and output channels to measure at."""
     ins, outs = (
         _grid(width, max(shape.groups, 1)) if varies else (width,)
-        for width, varies in zip(full, varying, strict=True)
+        for width, varies in zip(unpruned, varying, strict=True)
     )
-    return ((full[0],), outs) if shape.is_depthwise else (ins, outs)
+    return ((unpruned[0],), outs) if shape.is_depthwise else (ins, outs)
 
 
-def _grid(full: int, groups: int) -> tuple[int, ...]:
-    """Returns the widths to measure: all multiples of 8 of a narrow layer, few of a wide one."""
-    step = math.lcm(HALF_ALIGNED if full <= NARROW else ALIGNED, groups)
-    if full <= NARROW:
-        return (*range(step, full, step), full)
-    rounded = {max(step, round(full * share / step) * step) for share in GRID_SHARES}
-    return tuple(sorted({width for width in rounded if width < full} | {step, full}))
+def _grid(unpruned: int, groups: int) -> tuple[int, ...]:
+    """Returns the widths to measure: all multiples of 8 for narrow layers, a few for wide ones."""
+    step = math.lcm(HALF_ALIGNED if unpruned <= NARROW else ALIGNED, groups)
+    if unpruned <= NARROW:
+        return (*range(step, unpruned, step), unpruned)
+    rounded = {max(step, round(unpruned * share / step) * step) for share in GRID_SHARES}
+    return tuple(sorted({width for width in rounded if width < unpruned} | {step, unpruned}))
 
 
 def _points(
     ins: Sequence[int], outs: Sequence[int]
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
-    """Returns the pairs of channels of the grid, and those that tell what half a step saves."""
+    """Returns the channel pairs of the grid, and those that show the savings of half a step."""
     return (
         list(product(ins, outs)),
         [(width, outs[-1]) for width in _half_steps(ins)],
@@ -105,14 +105,14 @@ def _points(
 
 
 def _half_steps(grid: Sequence[int]) -> list[int]:
-    """Returns widths, by threes: one half a step above an aligned one, with its neighbors."""
+    """Returns triples of widths: an odd multiple of 8 between its aligned neighbors."""
     if len(grid) == 1:
         return []
     middles = range(ALIGNED + HALF_ALIGNED, grid[-1], ALIGNED)
     if grid[-1] > NARROW:
         middles = middles[len(middles) // 2 : len(middles) // 2 + 1]
-    threes = ((at - HALF_ALIGNED, at, at + HALF_ALIGNED) for at in middles)
-    return [width for three in threes if three[-1] <= grid[-1] for width in three]
+    triples = ((at - HALF_ALIGNED, at, at + HALF_ALIGNED) for at in middles)
+    return [width for triple in triples if triple[-1] <= grid[-1] for width in triple]
 
 
 def _curve(
@@ -136,16 +136,20 @@ def _curve(
 def _time(
     shape: LayerShape, pairs: Sequence[tuple[int, int]], precision: Precision, threads: int
 ) -> list[Measurement[float]]:
-    """Times layers of one shape, side by side in a file; milliseconds."""
+    """Times layers of one shape, all in one file; milliseconds."""
     rounds = []
     with TemporaryDirectory() as folder:
         path = Path(folder) / "layers.onnx"
         onnx.save(_layers_file(shape, pairs, precision), path)
         for _ in range(REPEATS):
-            found = profile(path, threads=threads)
-            ms = {original_name(one.name): one.ms for one in found if one.kind in LAYER_OPERATORS}
+            operators = profile(path, threads=threads)
+            ms = {
+                original_name(item.name): item.ms
+                for item in operators
+                if item.kind in LAYER_OPERATORS
+            }
             rounds.append([ms[f"y{number}"] for number in range(len(pairs))])
-    # Of the sums: a single layer's microseconds are the profiler's ticks.
+    # Spread of the sums: a single layer takes only a few ticks of the profiler.
     spread = spread_of([sum(times) for times in rounds])
     return [Measurement(value=min(times), spread=spread) for times in zip(*rounds, strict=True)]
 
@@ -158,7 +162,7 @@ def _key(shape: LayerShape, pair: tuple[int, int]) -> str:
 def _layers_file(
     shape: LayerShape, pairs: Sequence[tuple[int, int]], precision: Precision
 ) -> onnx.ModelProto:
-    """Returns a file with one layer for each pair of channels, side by side."""
+    """Returns a model with one independent layer per pair of channels."""
     generator = np.random.default_rng(0)
     nodes: list[onnx.NodeProto] = []
     inputs, outputs = [], []
@@ -166,7 +170,7 @@ def _layers_file(
     kind = TensorProto.UINT8 if precision == "int8" else TensorProto.FLOAT
     for number, (ins, outs) in enumerate(pairs):
         x, y, w, b = (f"{letter}{number}" for letter in "xywb")
-        ins = outs if shape.is_depthwise else ins  # noqa: PLW2901 -- its table has one dimension
+        ins = outs if shape.is_depthwise else ins  # noqa: PLW2901 -- they are equal
         operator, attributes, weight_shape = _layer(shape, ins, outs)
         image = (1, ins, *shape.size) if shape.is_convolution else (shape.size[0], ins)
         inputs.append(helper.make_tensor_value_info(x, kind, image))
@@ -180,7 +184,7 @@ def _layers_file(
             w: weight.astype(np.int8),
             b: np.zeros(outs, np.int32),
             f"{w}_scale": np.full(outs, 1e-3, np.float32),
-            f"{w}_zero": np.zeros(outs, np.int8),  # without it a Gemm stays in float
+            f"{w}_zero": np.zeros(outs, np.int8),  # without it, Gemm stays float
             f"{b}_scale": np.full(outs, 2e-5, np.float32),
         }
         reads = {x: ["scale", "zero"], w: [f"{w}_scale", f"{w}_zero"], b: [f"{b}_scale"]}
@@ -199,7 +203,7 @@ def _layers_file(
 
 
 def _layer(shape: LayerShape, ins: int, outs: int) -> tuple[str, dict[str, Any], tuple[int, ...]]:
-    """Returns a layer's ONNX operator, its attributes and its weight's shape."""
+    """Returns a layer's ONNX operator, attributes and weight shape."""
     if not shape.is_convolution:
         return "Gemm", {"transB": 1}, (outs, ins)
     groups = outs if shape.is_depthwise else shape.groups

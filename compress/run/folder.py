@@ -55,7 +55,7 @@ STAGE_FILES = frozenset(
     }
 )
 """All that a stage's folder may hold of ours."""
-STAGE_SUBFOLDERS = re.compile(rf"cut-\d+|sparse|timed|alone|{STORE}|{MEASURED}")
+STAGE_SUBFOLDERS = re.compile(rf"iteration-\d+|sparse|timed|alone|{STORE}|{MEASURED}")
 """Folders inside, with files of the same names."""
 NAMED = 3
 """Foreign files named in a message."""

@@ -20,14 +20,14 @@ GROUPS = tuple(
     Group(
         name=name,
         channels=64,
-        blocks=1,
+        partitions=1,
         writers=(),
         readers=(),
         uses=(Use(layer=writer, writes=True, count=1), Use(layer=reader, writes=False, count=1)),
     )
     for name, writer, reader in (("one", "a", "b"), ("two", "b", "c"))
 )
-FULL = {"a": (3, 64), "b": (64, 64), "c": (64, 10)}
+UNPRUNED = {"a": (3, 64), "b": (64, 64), "c": (64, 10)}
 WIDTHS = (16, 32, 48, 64)
 
 
@@ -36,7 +36,7 @@ def problem(seed: int = 0) -> Problem:
     return Problem(
         groups=GROUPS,
         scores={group.name: torch.rand(64) * (1 + place) for place, group in enumerate(GROUPS)},
-        full=FULL,
+        unpruned=UNPRUNED,
         candidates={group.name: WIDTHS for group in GROUPS},
     )
 
@@ -60,7 +60,7 @@ def lost(given: Problem, widths: dict[str, int]) -> float:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_choice_is_nearly_the_best_of_all(share: float, seed: int) -> None:
     given = problem(seed)
-    limit = share * sum(macs("", *pair) for pair in FULL.values())
+    limit = share * sum(macs("", *pair) for pair in UNPRUNED.values())
     budget = Budget(name="MACs", cost=macs, constant=0.0, limit=limit)
     allocator = Allocator(given, [budget])
     choice = allocator.choose()
@@ -76,12 +76,12 @@ def test_the_choice_is_nearly_the_best_of_all(share: float, seed: int) -> None:
 
 def test_what_is_lost_is_the_scores_at_first_and_grows_as_less_stays() -> None:
     scores = torch.tensor([1.0, 2.0, 3.0, 994.0])
-    of_width = _cumulative(scores, blocks=1)
+    of_width = _cumulative(scores, partitions=1)
     assert of_width[4] == 0
     assert of_width[3].item() == pytest.approx(1.0, rel=1e-3)
     assert of_width[2].item() == pytest.approx(3.0, rel=2e-3)
     assert of_width[0].item() == pytest.approx(-1000 * math.log(EMPTY))
-    even = _cumulative(torch.ones(4), blocks=1)
+    even = _cumulative(torch.ones(4), partitions=1)
     steps = (even[:-1] - even[1:]).tolist()
     assert steps == sorted(steps, reverse=True)
     assert even[2].item() == pytest.approx(4 * math.log(2))
@@ -116,12 +116,13 @@ def test_the_least_is_told_when_the_budget_is_too_small() -> None:
     budget = Budget(name="MACs", cost=macs, constant=0.0, limit=10)
     with pytest.raises(BudgetError) as caught:
         Allocator(problem(), [budget]).choose()
-    assert set(caught.value.least.widths.values()) == {16}
+    assert set(caught.value.cheapest.widths.values()) == {16}
 
 
 def test_widths_are_aligned_to_what_pays() -> None:
-    pays = dict.fromkeys("abc", (True, True))
-    found = candidate_widths(GROUPS, pays, min_channels_ratio=0.1)
+    found = candidate_widths(GROUPS, lambda _: True, min_channels_ratio=0.1)
     assert found["one"] == (8, 16, 24, 32, 40, 48, 56, 64)
-    found = candidate_widths(GROUPS, {**pays, "b": (False, True)}, min_channels_ratio=0.3)
+    found = candidate_widths(
+        GROUPS, lambda use: use.layer != "b" or use.writes, min_channels_ratio=0.3
+    )
     assert found == {"one": (32, 48, 64), "two": (24, 32, 40, 48, 56, 64)}

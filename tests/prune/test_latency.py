@@ -17,8 +17,9 @@ from compress.int8.graph import layers_of
 from compress.int8.lowering import lower
 from compress.measure.cost import count_macs
 from compress.measure.profile import Operator, profile
+from compress.prune.config import Precision
 from compress.prune.latency import LayerCurve, LayerShape, layer_shapes
-from compress.prune.table import Precision, _layers_file, measure_layers
+from compress.prune.table import _layers_file, measure_layers
 from tests.conftest import torchvision_spec
 
 CONV = LayerShape(
@@ -39,7 +40,7 @@ def test_a_curve_interpolates_along_channels() -> None:
     assert curve(32, 96) == pytest.approx(3.0)
     # 88 lies between 80 and 96, which take 2.5 and 3 ms; half a step saves a quarter of one.
     assert curve(32, 88) == pytest.approx(3.0 - 0.25 * 0.5)
-    assert curve.half_pays == (True, False)
+    assert (curve.half_pays(writes=False), curve.half_pays(writes=True)) == (True, False)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])

@@ -33,10 +33,10 @@ def halve(model: Classifier, share: float = 0.5) -> int:
     scores = score_channels(network, found.groups, "l2", lambda: ())
     kept = {}
     for group in found.groups:
-        step = 1 if group.heads else max(8, group.blocks)
+        step = 1 if group.heads else max(8, group.partitions)
         width = max(step, int(group.channels * share) // step * step)
         if width < group.channels:
-            kept[group.name] = best_channels(scores[group.name], width, group.blocks)
+            kept[group.name] = best_channels(scores[group.name], width, group.partitions)
     keep_channels(network, found.groups, kept)
     return len(kept)
 
@@ -121,8 +121,8 @@ def test_cutting_dead_channels_changes_nothing(digits: Data) -> None:
 
 def test_grouped_channels_keep_the_same_positions() -> None:
     scores = torch.tensor([1.0, 9, 2, 8, 3, 1, 1, 9])
-    assert best_channels(scores, 4, blocks=2).tolist() == [1, 3, 5, 7]
-    assert best_channels(scores, 3, blocks=1).tolist() == [1, 3, 7]
+    assert best_channels(scores, 4, partitions=2).tolist() == [1, 3, 5, 7]
+    assert best_channels(scores, 3, partitions=1).tolist() == [1, 3, 7]
 
 
 def test_residual_blocks_are_found_and_can_go(digits: Data) -> None:

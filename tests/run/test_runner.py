@@ -119,7 +119,7 @@ def test_the_time_before_a_stage_was_killed_is_counted(tmp_path: Path) -> None:
     """Up to the last file that it wrote; what lies between two attempts is not."""
     folder, partial = tmp_path / "0-teacher", tmp_path / "0-teacher.partial"
     assert begin(folder, "key") == pytest.approx(0, abs=0.1)
-    state = partial / "cut-1" / "training.pt"
+    state = partial / "iteration-1" / "training.pt"
     state.parent.mkdir()
     state.touch()
     for path in (partial / WORK_FILE, state.parent):

@@ -1,0 +1,41 @@
+"""Forward hooks: watch what modules receive and return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def watch_inputs(
+    modules: Mapping[str, nn.Module], note: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Calls `note(name, input)` before each module runs, while the context is open."""
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def watch_outputs(
+    modules: Mapping[str, nn.Module], note: Callable[[str, tuple[Any, ...], Any], None]
+) -> Iterator[None]:
+    """Calls `note(name, inputs, output)` after each module has run, while the context is open."""
+    handles = [
+        module.register_forward_hook(lambda _, args, output, name=name: note(name, args, output))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
