@@ -5,7 +5,6 @@ from torch import nn
 
 from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
-from compress.prune.search import scoring_order
 
 WEIGHTS = torch.tensor([1.0, -3.0, 2.0])
 READS = torch.tensor([[1.0, 0.5, -2.0], [0.0, 0.5, 1.0]])
@@ -109,21 +108,10 @@ def test_activation_is_what_the_reader_is_given() -> None:
     assert torch.allclose(scores, means / means.mean(), atol=1e-6)
 
 
-def test_random_follows_its_seed() -> None:
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_follows_its_seed(seed: int) -> None:
     network = two_layers()
     group = group_of(network)
-    one, same, other = (
-        score_channels(network, [group], "random", batches, seed=seed)[group.name]
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-
-
-@pytest.mark.parametrize(
-    ("n_images", "scored"), [(5, 5), (32, 32), (33, 32), (1023, 992), (9999, 1024)]
-)
-def test_importances_are_estimated_on_whole_batches(n_images: int, scored: int) -> None:
-    order = scoring_order(n_images, seed=0)
-    assert len(order.unique()) == len(order) == scored
-    assert order.max() < n_images
+    scores = score_channels(network, [group], "random", batches, seed=seed)[group.name]
+    drawn = torch.rand(3, generator=torch.Generator().manual_seed(seed))
+    assert torch.allclose(scores, drawn / drawn.mean())
