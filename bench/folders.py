@@ -220,11 +220,11 @@ def main(rounds: int) -> None:
         host=describe_host(),
     )
     write_json(RESULTS, results)
-    PAGE.write_text(page(results), encoding="utf-8")
+    PAGE.write_text(results_markdown(results), encoding="utf-8")
     click.echo(PAGE)
 
 
-def page(results: Results) -> str:
+def results_markdown(results: Results) -> str:
     """Returns the results as Markdown."""
     speeds = markdown_table(
         ("threads", "images/s"),

@@ -15,7 +15,15 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from bench import distill_losses, neighbor, plot_readme, prune_peers, ptq_peers, train_speed
+from bench import (
+    distill_losses,
+    folders,
+    neighbor,
+    plot_readme,
+    prune_peers,
+    ptq_peers,
+    train_speed,
+)
 from bench.results_file import read_results
 from compress.cli.main import main
 from compress.measure.results import read_run_report
@@ -99,7 +107,7 @@ def test_the_plot_is_drawn_from_the_same_file(tmp_path: Path) -> None:
     assert f"({plot_readme.PLOT.relative_to(ROOT)})" in README
 
 
-@pytest.mark.parametrize("bench", [prune_peers, ptq_peers, train_speed, neighbor])
+@pytest.mark.parametrize("bench", [folders, neighbor, prune_peers, ptq_peers, train_speed])
 def test_the_page_of_a_comparison_is_rendered_from_its_file(bench: ModuleType) -> None:
     results = read_results(bench.Results, bench.RESULTS)
     assert bench.PAGE.read_text(encoding="utf-8") == bench.results_markdown(results)
@@ -144,7 +152,7 @@ def test_numbers_are_those_of_the_linked_results(section: str, source: str) -> N
     prose = "\n".join(line for line in section.splitlines() if not line.startswith("|"))
     for number in re.findall(r"\d+\.\d{2,}(?: ± \d\.\d+)?", prose):
         assert number in source, number
-    told = re.findall(r"(?:ONNX Runtime [\d.]+, .*|torch \d.*)\.$", section, re.MULTILINE)
+    told = re.findall(r"(?:ONNX Runtime \d.*|torch \d.*|AMD .*)\.$", section, re.MULTILINE)
     assert told
     assert all(line in source for line in told)
     assert re.search(r"\b2\d{3}-\d\d-\d\d\b", section)
