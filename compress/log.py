@@ -1,9 +1,10 @@
-"""Progress bars, on the terminal's error stream so that results can be piped."""
+"""Progress, messages and warnings, on standard error so that results can be piped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import TypeVar
 
 from rich.console import Console
@@ -24,12 +25,12 @@ T = TypeVar("T")
 
 
 console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-"""Where progress and remarks go; tables and paths, the results, go to standard output. Brackets
-are what they are: names may hold them."""
+"""For progress and messages; results (tables, paths) go to standard output. Markup is off, since
+names may contain brackets."""
 
 
 def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
-    """Yields the items under a progress bar."""
+    """Yields the items while showing a progress bar."""
     progress = Progress(
         TextColumn("  {task.description:<28}", markup=False),
         BarColumn(),
@@ -39,22 +40,33 @@ def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,  # a log gets lines, not bars
+        disable=not console.is_terminal,  # no bars in log files
     )
     with progress:
         yield from progress.track(items, total=total, description=printable(description))
 
 
 def waiting(message: str) -> AbstractContextManager[object]:
-    """Returns a context that shows a spinner: for work of some seconds without countable parts."""
+    """Returns a context that shows a spinner, for work that takes seconds and has no parts."""
     return console.status(Text(printable(message))) if console.is_terminal else nullcontext()
 
 
 def say(message: str, *, style: str = "") -> None:
-    """Prints one line about what is going on, in a style of rich's."""
+    """Prints a message, in one of rich's styles."""
     console.print(Text(printable(message), style))
 
 
 def warn(message: str) -> None:
-    """Prints one line about what may be wrong."""
+    """Prints a warning."""
     say(message, style="yellow")
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Prints a warning that this process has not printed before."""
+    warn(message)
+
+
+def count_of(count: int, noun: str) -> str:
+    """Returns a count with its noun: `1 image`, `2 images`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -19,6 +19,7 @@ from compress.cli.main import main
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.data.splits import Split
+from compress.log import warn_once
 
 STUDENT = {"width": 0.25, "depths": [1, 1, 1]}
 RUN_SETTINGS = (
@@ -43,6 +44,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     if shared.is_dir():
         (own / "fashion-mnist").symlink_to(shared)
     os.environ["COMPRESS_CACHE"] = str(own)
+
+
+@pytest.fixture(autouse=True)
+def _warnings_of_each_test() -> None:
+    """A message of one test must not silence the next one's."""
+    warn_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

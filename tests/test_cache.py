@@ -10,6 +10,7 @@ import pytest
 from compress.cache import (
     STEADY,
     Measurement,
+    cached,
     cached_measurement,
     cached_measurements,
     measuring_for,
@@ -66,7 +67,7 @@ def test_a_measurement_whose_repeats_disagree_is_used_and_not_kept(
     """Whatever a noisy minute gave was believed for ever."""
     clock = Clock(NOISY_REPEATS, [0.5] * 5)
     assert clock.ask() == 1.0
-    assert "steps: the repeats differ by up to 50 %; used now, not" in capsys.readouterr().err
+    assert "1 of 1 (steps); their repeats differ by up to 50 %" in capsys.readouterr().err
     assert clock.ask() == 0.5
 
 
@@ -108,6 +109,38 @@ def test_the_report_tells_how_many_from_when_and_how_sure(tmp_path: Path) -> Non
     assert (new.what, new.count, new.cached, new.not_cached) == ("layers", 1, False, 1)
     assert (old.spread_percent, new.spread_percent) == (4, 50)
     assert start <= old.measured <= new.measured <= now()
+
+
+def test_a_stage_warns_once_of_all_noisy_measurements(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(names: list[str]) -> dict[str, Measurement[float]]:
+        return {name: Measurement(value=1.0, spread=0.3 if name in "bc" else 0.0) for name in names}
+
+    with measuring_for(tmp_path):
+        for names in ("ab", "cd", "bc"):
+            cached_measurements(float, "layers", {}, names, measure)
+        cached_measurements(float, "steps", {}, "b", measure)
+        cached_measurements(float, "quiet", {}, "a", measure)
+        assert capsys.readouterr().err == ""
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "used but not cached: 2 of 4 (layers), 1 of 1 (steps); their repeats" in line
+    assert line.endswith("differ by up to 30 %")
+
+
+def test_a_value_is_computed_once_per_key(tmp_path: Path) -> None:
+    computed: list[int] = []
+
+    def compute() -> list[int]:
+        computed.append(len(computed))
+        return [*computed]
+
+    assert cached(list[int], "numbers", "a", compute) == [0]
+    assert cached(list[int], "numbers", "a", compute) == [0]
+    assert cached(list[int], "numbers", "b", compute) == [0, 1]
+    (tmp_path / "cache" / "numbers" / "a.json").write_text('["x"]')
+    assert cached(list[int], "numbers", "a", compute) == [0, 1, 2]
+    assert cached(list[int], "numbers", "a", compute) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

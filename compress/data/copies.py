@@ -1,31 +1,27 @@
-"""Images that are in two splits, byte for byte: the scores of those flatter."""
+"""Finds images that occur in two splits, byte for byte, which inflates scores."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from compress.files import cache_folder, write_text
-
 TAIL = 4096
-"""Bytes at the end of files that are compared before whole files are."""
+"""Bytes at the end of files to compare before whole files."""
 CHUNK = 256
-"""Files a thread looks at in one go."""
+"""Files that a thread processes at a time."""
 
 
 def copied_images(splits: Mapping[str, Tensor]) -> dict[tuple[str, str], int]:
-    """Counts images of sets in memory; see `copied_files`.
+    """Counts duplicates between splits held in memory; see `copied_files`.
 
     Args:
-        splits: uint8 `[n, channels, height, width]`, by name.
+        splits: by name, images uint8 `[n, channels, height, width]`.
     """
     return _shared(
         {
@@ -36,45 +32,25 @@ def copied_images(splits: Mapping[str, Tensor]) -> dict[tuple[str, str], int]:
 
 
 def copied_files(root: Path, splits: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], int]:
-    """Counts the files of each split that another one has too.
+    """Counts the files that occur in two splits.
 
-    Only files of equal size are opened, and only those read to which another ends alike.
+    Opens only files of equal size, and reads only those with equal ends.
 
     Args:
         root: of the data set.
-        splits: image files below it, by the split's name.
+        splits: by name, paths of image files relative to the root.
 
     Returns:
-        By two splits, in their order: how many of the second's files the first has too.
+        By pair of splits, in order: how many of the second's files the first one has too.
     """
-    places = {name: np.arange(len(files)) for name, files in splits.items()}
+    indices = {name: np.arange(len(files)) for name, files in splits.items()}
     keys: dict[str, np.ndarray] = {}
     for key in (_size, _tail, _whole):
-        keys = {name: _keys(root, splits[name], places[name], key) for name in splits}
+        keys = {name: _keys(root, splits[name], indices[name], key) for name in splits}
         for name in splits:
             others = np.concatenate([keys[other] for other in splits if other != name])
-            places[name] = places[name][np.isin(keys[name], others)]
+            indices[name] = indices[name][np.isin(keys[name], others)]
     return _shared(keys)
-
-
-def cached_copies(
-    root: Path, splits: Mapping[str, Sequence[str]], fingerprint: str
-) -> dict[tuple[str, str], int]:
-    """Counts them as `copied_files` does, once for a data set and its splits.
-
-    Args:
-        root: of the data set.
-        splits: image files below it, by the split's name.
-        fingerprint: changes with the images and with which split each is in.
-    """
-    pairs = list(itertools.combinations(splits, 2))
-    cache = cache_folder() / "folders" / f"copies-{fingerprint}.json"
-    with suppress(OSError, ValueError, TypeError):  # none yet, or damaged: look again
-        counts = [int(count) for count in json.loads(cache.read_text(encoding="utf-8"))]
-        return dict(zip(pairs, counts, strict=True))
-    found = copied_files(root, splits)
-    write_text(cache, json.dumps([found[pair] for pair in pairs]))
-    return found
 
 
 def _shared(keys: Mapping[str, np.ndarray]) -> dict[tuple[str, str], int]:
@@ -85,13 +61,13 @@ def _shared(keys: Mapping[str, np.ndarray]) -> dict[tuple[str, str], int]:
 
 
 def _keys(
-    root: Path, names: Sequence[str], places: np.ndarray, key: Callable[[Path], int]
+    root: Path, names: Sequence[str], indices: np.ndarray, key: Callable[[Path], int]
 ) -> np.ndarray:
-    """Returns a key of each of the files at some places, uint64."""
-    parts = [places[start : start + CHUNK] for start in range(0, len(places), CHUNK)]
+    """Returns a key of each of the given files, uint64."""
+    parts = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda part: [key(root / names[place]) for place in part], parts)
-        return np.fromiter(itertools.chain.from_iterable(found), np.uint64, len(places))
+        keys = pool.map(lambda part: [key(root / names[index]) for index in part], parts)
+        return np.fromiter(itertools.chain.from_iterable(keys), np.uint64, len(indices))
 
 
 def _size(path: Path) -> int:

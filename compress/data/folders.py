@@ -1,13 +1,13 @@
-"""Image folders: `PATH/train/CLASS/*`, and `val` or `test` beside `train`, or both."""
+"""Image folders: `PATH/train/CLASS/*`, and `val` or `test` next to `train`, or both."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,32 +15,33 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from compress.data.image import range_warning, read_image
+from compress.cache import cached
+from compress.data.image import decode_image, range_warning
 from compress.errors import DataError
-from compress.files import cache_folder, readable_name, write_text
-from compress.log import track
+from compress.files import readable_name
+from compress.log import count_of, track
 
 MAX_UNREADABLE = 0.1
-"""Share of unreadable images above which something is wrong with the set, not with a file."""
+"""Largest accepted share of unreadable images; more mean that the whole set has a problem."""
 NAMED = 5
-"""Files or classes that a message names; all are counted."""
+"""Files or classes that a message lists; the rest is counted."""
 CHECKED_AT_ONCE = 1024
-"""Images handed to the threads together: a million waiting ones would take gigabytes."""
+"""Images queued for the threads at a time, since a million queued ones would take gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Some images of a data set in folders."""
+    """Image files with their labels."""
 
     names: list[str]
-    """Paths below the set's root."""
+    """Paths relative to the root."""
     labels: Tensor
     """int64 `[n_images]`."""
 
-    def chosen(self, places: Tensor) -> Listing:
-        """Returns the images at some places."""
-        names = [self.names[place] for place in places.tolist()]
-        return Listing(names=names, labels=self.labels[places])
+    def chosen(self, indices: Tensor) -> Listing:
+        """Returns the images at the given indices, int64 `[n]`."""
+        names = [self.names[index] for index in indices.tolist()]
+        return Listing(names=names, labels=self.labels[indices])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +53,28 @@ class Folders:
     splits: dict[str, Listing]
     """`train`, and `val` or `test` or both."""
     unreadable: tuple[str, ...]
-    """Paths below the root."""
+    """Skipped files, as paths relative to the root."""
+    multi_frame: tuple[str, ...]
+    """Files with several frames or pages, of which the first is used."""
     digest: str
-    """Of all paths, sizes and modification times, and of which images are left out."""
+    """Digest of all paths, sizes and modification times, and of the skipped files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Check:
+    """Indices of the images that are not plain single images."""
+
+    unreadable: tuple[int, ...]
+    multi_frame: tuple[int, ...]
 
 
 def read_folders(root: Path) -> Folders:
-    """Lists a data set and checks that each image can be decoded (once; then remembered).
+    """Lists a data set and checks that each image can be decoded; the check is cached.
 
     Raises:
-        DataError: the folders are not laid out as expected, or too many images are unreadable.
+        DataError: the layout is wrong, or too many images are unreadable.
     """
-    layout = f"expected {root}/train/CLASS/IMAGE, and {root}/val or {root}/test likewise"
+    layout = f"expected {root}/train/CLASS/IMAGE, and the same in {root}/val or {root}/test"
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; {layout}")
     splits = [name for name in ("train", "val", "test") if (root / name).is_dir()]
@@ -71,17 +82,18 @@ def read_folders(root: Path) -> Folders:
         found = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise DataError(f"{layout}; found {', '.join(found) or 'no folders'}")
     class_names = tuple(
-        sorted(_class_name(path.name) for path in (root / "train").iterdir() if path.is_dir())
+        sorted({_class_name(path.name) for path in (root / "train").iterdir() if path.is_dir()})
     )
     if len(class_names) < 2:
         raise DataError(
-            f"{root}/train holds {len(class_names)} folders of classes, it needs two or more"
+            f"{root}/train has {count_of(len(class_names), 'class folder')}; two are needed"
         )
     content = hashlib.sha256()
     listed = {split: _list_split(root, split, class_names, content) for split in splits}
     names = [name for split in listed.values() for name in split.names]
     digest = content.hexdigest()[:32]
-    unreadable = _unreadable(root, names, cache_folder() / "folders" / f"{digest}.json")
+    check = cached(_Check, "folders", digest, lambda: _check(root, names))
+    unreadable = tuple(names[index] for index in check.unreadable)
     if len(unreadable) > MAX_UNREADABLE * len(names):
         raise DataError(
             f"{len(unreadable)} of {len(names)} images under {root} cannot be read, "
@@ -100,25 +112,29 @@ def read_folders(root: Path) -> Folders:
         root=root,
         class_names=class_names,
         splits=readable,
-        unreadable=tuple(unreadable),
+        unreadable=unreadable,
+        multi_frame=tuple(names[index] for index in check.multi_frame),
         digest=hashlib.sha256(json.dumps([digest, unreadable]).encode()).hexdigest()[:32],
     )
 
 
 def folder_warnings(folders: Folders) -> Iterator[str]:
-    """Yields what is odd about folders that can be used all the same."""
+    """Yields warnings about folders, in a fixed order."""
     if count := len(folders.unreadable):
         named = _named([str(folders.root / name) for name in folders.unreadable])
-        yield f"{count} unreadable image{'s' * (count > 1)} left out: {named}"
+        yield f"{count_of(count, 'unreadable image')} skipped: {named}"
+    if count := len(folders.multi_frame):
+        named = _named([str(folders.root / name) for name in folders.multi_frame])
+        yield f"only the first frame is used of {count_of(count, 'multi-frame image')}: {named}"
     for split, listing in folders.splits.items():
         if missing := _missing(folders.class_names, listing):
-            yield f"{split}/ has no image of: {missing}; its top-1 says nothing about them"
+            yield f"{split}/ has no image of: {missing}; its top-1 does not cover them"
     if warning := range_warning(folders.root, folders.splits["train"].names):
         yield warning
 
 
 def _missing(class_names: Sequence[str], listing: Listing) -> str:
-    """Returns the classes that a split lacks, in words; empty if there are none."""
+    """Returns the classes that a split lacks, for a message; empty if it has all."""
     there = set(listing.labels.unique().tolist())
     return _named([name for label, name in enumerate(class_names) if label not in there])
 
@@ -137,36 +153,38 @@ def _without(listing: Listing, left_out: set[str]) -> Listing:
 def _list_split(
     root: Path, split: str, class_names: Sequence[str], content: hashlib._Hash
 ) -> Listing:
-    """Lists a split's images; the digest takes in their names, sizes and modification times."""
+    """Lists a split's images; adds their names, sizes and modification times to the digest."""
     Image.init()
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     label_of = {name: label for label, name in enumerate(class_names)}
     names: list[str] = []
-    counts = [0] * len(class_names)
+    labels: list[int] = []
     with os.scandir(root / split) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir())
-    for folder in folders:
+    for folder in sorted(folders, key=_class_name):
         if _class_name(folder) not in label_of:
             raise DataError(
                 f"{root / split / folder} is a class that train/ does not have; add training "
-                "images of it, or move it away"
+                "images of it, or move it elsewhere"
             )
         found = sorted(_images_below(root, f"{split}/{folder}", known))
         for name, facts in found:
             content.update(os.fsencode(name) + facts.encode())
         names += [name for name, _ in found]
-        counts[label_of[_class_name(folder)]] = len(found)
-    labels = torch.arange(len(class_names)).repeat_interleave(torch.tensor(counts))
-    return Listing(names=names, labels=labels)
+        labels += [label_of[_class_name(folder)]] * len(found)
+    return Listing(names=names, labels=torch.tensor(labels, dtype=torch.int64))
 
 
 def _class_name(folder: str) -> str:
-    """Returns a class's name, which is text in every file and program; a folder's need not be."""
-    return readable_name(os.fsencode(folder))
+    """Returns the class name of a folder: valid text, in Unicode's composed form (NFC).
+
+    File systems and archives disagree about the form, so folders that differ only in it are merged.
+    """
+    return unicodedata.normalize("NFC", readable_name(os.fsencode(folder)))
 
 
 def _images_below(root: Path, folder: str, suffixes: Set[str]) -> Iterator[tuple[str, str]]:
-    """Yields each image's path below the root, and its size and modification time."""
+    """Yields each image's path relative to the root, and its size and modification time."""
     with os.scandir(root / folder) as entries:
         for entry in entries:
             name = f"{folder}/{entry.name}"
@@ -177,32 +195,25 @@ def _images_below(root: Path, folder: str, suffixes: Set[str]) -> Iterator[tuple
                 yield name, f"\0{facts.st_size}\0{facts.st_mtime_ns}\n"
 
 
-def _unreadable(root: Path, names: Sequence[str], cache: Path) -> list[str]:
-    """Returns the images that cannot be read, by their paths below the root.
+def _check(root: Path, names: Sequence[str]) -> _Check:
+    """Decodes all images."""
 
-    Args:
-        root: of the data set; it may have been moved since the cache was written.
-        names: all images below it.
-        cache: remembers the answer for a listing.
-    """
-    with suppress(OSError, ValueError, TypeError, KeyError):  # none yet, or damaged: look again
-        return [str(name) for name in json.loads(cache.read_text(encoding="utf-8"))["unreadable"]]
-
-    def checked() -> Iterator[bool]:
-        with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
+    def checked() -> Iterator[bool | None]:
+        with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while decoding
             for start in range(0, len(names), CHECKED_AT_ONCE):
                 few = names[start : start + CHECKED_AT_ONCE]
-                yield from pool.map(lambda name: _is_readable(root / name), few)
+                yield from pool.map(lambda name: _has_more_frames(root / name), few)
 
-    checks = track(checked(), "checking images", total=len(names))
-    unreadable = [name for name, good in zip(names, checks, strict=True) if not good]
-    write_text(cache, json.dumps({"unreadable": unreadable}))
-    return unreadable
+    results = list(track(checked(), "checking images", total=len(names)))
+    return _Check(
+        unreadable=tuple(index for index, result in enumerate(results) if result is None),
+        multi_frame=tuple(index for index, result in enumerate(results) if result),
+    )
 
 
-def _is_readable(path: Path) -> bool:
+def _has_more_frames(path: Path) -> bool | None:
+    """Returns whether a file has several frames; None if it cannot be read."""
     try:
-        read_image(path, "RGB")
+        return decode_image(path, "RGB").has_more_frames
     except DataError:
-        return False
-    return True
+        return None

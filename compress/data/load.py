@@ -1,4 +1,4 @@
-"""A data set by name: `fashion-mnist`, `digits` or `imagefolder:PATH`."""
+"""Loads a data set by name: `fashion-mnist`, `digits` or `imagefolder:PATH`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from compress.cache import cached
 from compress.data.config import DataConfig
-from compress.data.copies import cached_copies, copied_images
+from compress.data.copies import copied_files, copied_images
 from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
 from compress.data.folders import Listing, folder_warnings, read_folders
 from compress.data.preprocess import Preprocess
@@ -24,26 +25,26 @@ from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_spl
 from compress.distributed import processes_here
 from compress.errors import CompressError, DataError
 from compress.host import allowed_cores
-from compress.log import say, warn
+from compress.log import count_of, say, warn_once
 from compress.settings import nearest
 
 FOLDER_PREFIX = "imagefolder:"
 DATASETS = ("fashion-mnist", "digits", f"{FOLDER_PREFIX}PATH")
 FOLDER_SIZE = 224
 RESIZE_TO_CROP = 256 / 224
-"""Short side to crop, as ImageNet models are commonly scored."""
+"""Ratio of resized short side to crop, the common evaluation of ImageNet models."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_SIZE = 16
-"""The 8 px digits are doubled: most networks cannot halve 8 px five times."""
+"""The 8 px digits are upsampled by 2, since most networks downsample by 32."""
 DIGITS_TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Three splits and what they have in common."""
+    """A data set: three splits and their common properties."""
 
     name: str
-    """As the user gave it."""
+    """As given by the user; folders with their absolute path."""
     config: DataConfig
     class_names: tuple[str, ...]
     preprocess: Preprocess
@@ -51,9 +52,9 @@ class Data:
     validation: Split
     test: Split
     fingerprint: str
-    """Changes whenever any image, label, split or augmentation setting does."""
+    """Changes with any image, label, split or augmentation setting."""
     split_fingerprint: str
-    """Changes with the images and which of them are trained on, not with size or augmentation."""
+    """Changes with the images and the splits, but not with size or augmentation."""
 
 
 def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
@@ -62,10 +63,10 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
     Args:
         name: one of `DATASETS`.
         config: splits, size and augmentation.
-        seed: of the splits.
+        seed: for the splits.
 
     Raises:
-        DataError: the set cannot be had, or is not laid out as expected.
+        DataError: the data set is unavailable, or not laid out as expected.
         CompressError: there is no such data set.
     """
     if name not in DATASETS and not name.startswith(FOLDER_PREFIX):
@@ -82,32 +83,38 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
     if not len(data.validation):
         raise DataError(
             f"{name}: no class has two training images, so none can be held out for validation; "
-            "add images, or validation images in a folder val/ beside train/"
+            "add images, or add a folder val/ next to train/"
         )
     for warning in _copies(data):
-        warn(f"warning: {warning}")
+        warn_once(f"warning: {warning}")
     side = data.preprocess.size
     say(
         f"data: {name}, {side} x {side} px, {len(data.class_names)} classes, {len(data.train)} "
-        f"training, {len(data.validation)} validation and {len(data.test)} test images"
+        f"training, {len(data.validation)} validation and {count_of(len(data.test), 'test image')}"
     )
     return data
 
 
 def _copies(data: Data) -> Iterator[str]:
-    """Yields how many images two splits have in common."""
+    """Yields a warning for each two splits that share images."""
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
     images = {name: one.images for name, one in splits.items() if isinstance(one, TensorSplit)}
     files = {name: one.names for name, one in splits.items() if isinstance(one, FolderSplit)}
     if isinstance(data.train, FolderSplit):
-        found = cached_copies(data.train.root, files, data.split_fingerprint)
+        root = data.train.root
+        pairs = cached(
+            list[tuple[str, str, int]],
+            "copies",
+            data.split_fingerprint,
+            lambda: [(*pair, count) for pair, count in copied_files(root, files).items()],
+        )
     else:
-        found = copied_images(images)
-    for (first, second), count in found.items():
+        pairs = [(*pair, count) for pair, count in copied_images(images).items()]
+    for first, second, count in pairs:
         if count:
             yield (
-                f"{count} of {len(splits[second])} {second} images are {first} images too, byte "
-                f"for byte: the {second} top-1 flatters; remove one of each"
+                f"{count} of {count_of(len(splits[second]), f'{second} image')} also in the "
+                f"{first} split, byte for byte: the {second} top-1 is inflated; remove the copies"
             )
 
 
@@ -134,7 +141,7 @@ def _digits(config: DataConfig, seed: int) -> Data:
     labels = torch.from_numpy(digits.target).long()
     zoom = DIGITS_SIZE // gray.shape[-1]
     images = gray.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
-    rest, test = stratified_split(labels, DIGITS_TEST_SHARE, seed=0)  # the test split never moves
+    rest, test = stratified_split(labels, DIGITS_TEST_SHARE, seed=0)  # the test split never changes
     return _in_memory(
         name="digits",
         class_names=tuple(str(digit) for digit in range(10)),
@@ -160,7 +167,7 @@ def _in_memory(
     config: DataConfig,
     seed: int,
 ) -> Data:
-    """Builds the splits of a gray set held in memory; images are uint8 `[n, side, side]`."""
+    """Builds the splits of a grayscale set in memory; images are uint8 `[n, side, side]`."""
 
     def split(images: Tensor, labels: Tensor) -> TensorSplit:
         resized = _resized(images[:, None], config.size)
@@ -184,7 +191,7 @@ def _in_memory(
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """Resizes uint8 `[n, channels, side, side]`; 0 keeps the size."""
+    """Resizes images, uint8 `[n, channels, side, side]`; size 0 keeps them."""
     if size in (0, images.shape[-1]):
         return images
 
@@ -196,7 +203,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
     folders = read_folders(root)
     for warning in folder_warnings(folders):
-        warn(f"warning: {warning}")
+        warn_once(f"warning: {warning}")
     size = config.size or FOLDER_SIZE
     preprocess = Preprocess(
         size=size,
@@ -219,7 +226,7 @@ def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
 
     split_rule = _split_rule(config, seed)
     train, held_out = folders.splits["train"], folders.splits.get("val")
-    if held_out is None or "test" not in folders.splits:  # one of them is missing: split off train
+    if held_out is None or "test" not in folders.splits:  # split the missing one off train
         kept, taken = stratified_split(train.labels, config.validation, seed)
         test = folders.splits.get("test", held_out)
         train, held_out = train.chosen(kept), train.chosen(taken)
@@ -243,7 +250,7 @@ def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
 
 def _fingerprint(content: str, config: DataConfig, seed: int) -> str:
     facts = {**dataclasses.asdict(config), "seed": seed, "content": content}
-    del facts["threads"]  # how many decode changes no image
+    del facts["threads"]  # the number of threads changes no image
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -256,10 +263,10 @@ def _split_fingerprint(content: str, rule: str) -> str:
 
 
 def calibration_order(split: Split, count: int, *, seed: int) -> Tensor:
-    """Returns `count` random places in a split, int64; all if it holds fewer images."""
+    """Returns `count` random indices into a split, int64; all if it has fewer images."""
     return torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
 
 
 def as_numpy(images: Tensor) -> np.ndarray:
-    """Returns uint8 pixels as ONNX Runtime takes them: contiguous NumPy."""
+    """Returns uint8 images as a contiguous NumPy array, for ONNX Runtime."""
     return images.contiguous().numpy()

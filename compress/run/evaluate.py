@@ -13,12 +13,13 @@ from rich.table import Table
 
 from compress.checkpoint import load_checkpoint
 from compress.data.config import DataConfig
-from compress.data.image import read_image
+from compress.data.image import decode_image
 from compress.data.load import load_data
 from compress.data.preprocess import preprocess_image
 from compress.errors import CompressError, DataError
 from compress.files import printable
 from compress.host import Host, describe_host
+from compress.log import warn
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
 from compress.measure.latency import ROUNDS, Latency, measure_latency
 from compress.measure.results import read_stage_report
@@ -149,11 +150,13 @@ def predict_images(
     session = open_session(model, threads=1)
     for path in images:
         try:
-            image = read_image(path, facts.preprocess.mode)
+            decoded = decode_image(path, facts.preprocess.mode)
         except DataError as error:
             yield path, str(error)
             continue
-        array = preprocess_image(image, facts.preprocess)
+        if decoded.has_more_frames:
+            warn(f"{path} has several frames or pages; only the first is used")
+        array = preprocess_image(decoded.image, facts.preprocess)
         logits = run_session(session, array[None])[0].astype(np.float64)
         if len(logits) != len(facts.class_names) or not np.isfinite(logits).all():
             raise CompressError(

@@ -12,6 +12,7 @@ from compress.data.load import Data, load_data
 from compress.data.splits import FolderSplit, View
 from compress.errors import DataError
 from compress.files import cache_folder
+from compress.log import warn_once
 
 
 def write_images(root: Path, splits: dict[str, int], classes: tuple[str, ...]) -> None:
@@ -109,7 +110,7 @@ def test_the_digest_says_which_images_are_left_out(photos: Path) -> None:
     assert digests[0] == digests[2] != digests[1]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"unreadable": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"unreadable": 3}', '{"unreadable": [0]}'])
 def test_a_damaged_cache_is_made_again(photos: Path, content: str) -> None:
     (photos / "train" / "blue" / "broken.png").write_bytes(b"not an image")
     before = read_folders(photos)
@@ -126,7 +127,7 @@ def test_a_class_without_test_images_is_told(
     for image in (photos / "test" / "green").iterdir():
         image.unlink()
     assert set(load(photos).test.labels.tolist()) == {0}
-    assert "test/ has no image of: green; its top-1 says nothing" in capsys.readouterr().err
+    assert "test/ has no image of: green; its top-1 does not cover" in capsys.readouterr().err
 
 
 def test_many_unreadable_images_are_an_error(photos: Path) -> None:
@@ -142,7 +143,7 @@ def test_many_unreadable_images_are_an_error(photos: Path) -> None:
         ([], "found no folders"),
         (["train/a", "train/b"], "found train"),
         (["blue", "green"], "found blue, green"),
-        (["train/a", "test/a"], "holds 1 folders of classes"),
+        (["train/a", "test/a"], "has 1 class folder; two are needed"),
         (["train/a", "train/b", "test/c"], "a class that train/ does not have"),
         (["train/a", "train/b", "test/a"], "no readable image of: a, b"),
     ],
@@ -158,3 +159,39 @@ def test_a_wrong_layout_is_explained(tmp_path: Path, folders: list[str], part: s
 def test_a_missing_folder_is_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
         read_folders(tmp_path / "nowhere")
+
+
+def test_class_folders_in_either_unicode_form_are_one_class(photos: Path) -> None:
+    """macOS decomposes names, so archives from there and from Linux disagreed."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    (photos / "train" / "blue").rename(photos / "train" / composed)
+    (photos / "val" / "blue").rename(photos / "val" / decomposed)
+    (photos / "test" / "blue").rename(photos / "test" / composed)
+    (photos / "train" / decomposed).mkdir()
+    moved = photos / "train" / composed / "0.png"
+    moved.rename(photos / "train" / decomposed / "other.png")
+    folders = read_folders(photos)
+    assert folders.class_names == (composed, "green")
+    train = folders.splits["train"]
+    assert train.labels.tolist() == [0] * 20 + [1] * 20
+    assert f"train/{decomposed}/other.png" in train.names[:20]
+    assert folders.splits["val"].labels.tolist() == [0] * 4 + [1] * 4
+
+
+def test_multi_frame_images_are_named_in_order_once_per_process(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    for number in range(7):
+        path = photos / "train" / "blue" / f"frames-{number}.gif"
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    expected = ", ".join(f"{photos}/train/blue/frames-{number}.gif" for number in range(5))
+    warning = f"only the first frame is used of 7 multi-frame images: {expected} and 2 more"
+    counts = []
+    for _ in range(2):
+        load(photos)
+        counts.append(capsys.readouterr().err.count(warning))
+    assert counts == [1, 0]
+    warn_once.cache_clear()
+    load(photos)  # from the cache
+    assert warning in capsys.readouterr().err
