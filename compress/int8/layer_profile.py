@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,7 +64,7 @@ def layer_costs(
     for _ in range(PROFILE_ROUNDS):
         for path, of_file in rounds.items():
             layers = operators_by_layer(path, threads=threads)
-            of_file.append({name: sum(one.ms for one in layers[name]) for name in layers})
+            of_file.append({name: _total_ms(operators) for name, operators in layers.items()})
     times = {
         path: {
             name: statistics.median(ms.get(name, 0.0) for ms in of_file)
@@ -132,7 +133,11 @@ def _conversion_ms_per_element(threads: int) -> float:
         path = Path(folder) / "convert.onnx"
         onnx.save(onnx.parser.parse_model(text), path)
         operators = profile(path, threads=threads)
-    return sum(operator.ms for operator in operators) / (4 * side * side)
+    return _total_ms(operators) / (4 * side * side)
+
+
+def _total_ms(operators: Iterable[Operator]) -> float:
+    return sum(operator.ms for operator in operators)
 
 
 def _owners(path: Path) -> dict[str, str]:

@@ -89,23 +89,30 @@ def _fold_batchnorms(traced: fx.GraphModule) -> None:
 def _fold_channel_factors(traced: fx.GraphModule) -> None:
     """Folds a learned per-channel factor (ConvNeXt's layer scale) into the layer before it."""
     for node in list(traced.graph.nodes):
-        if node.target is not aten.mul.Tensor:
-            continue
-        for value, constant in (node.args, node.args[::-1]):
-            factor = tensor_of(traced, constant)
-            if factor is None or not isinstance(value, fx.Node):
-                continue
-            source = _layer_before_permutes(traced, value)
-            rank = len(shape_of(value) or ())
-            if source is None or factor.ndim > rank:
-                continue
-            layer, channel_dim = source
-            sizes = [1] * (rank - factor.ndim) + list(factor.shape)
-            if any(size != 1 for dim, size in enumerate(sizes) if dim != channel_dim):
-                continue
-            _scale_outputs(layer, factor.flatten().expand(len(layer.weight)))
-            substitute(traced, node, value)
-            break
+        if node.target is aten.mul.Tensor:
+            left, right = node.args
+            if not _fold_channel_factor(traced, node, left, right):
+                _fold_channel_factor(traced, node, right, left)
+
+
+def _fold_channel_factor(
+    traced: fx.GraphModule, product: fx.Node, value: object, constant: object
+) -> bool:
+    """Folds one factor if it is a constant per output channel of a layer; tells whether it was."""
+    factor = tensor_of(traced, constant)
+    if factor is None or not isinstance(value, fx.Node):
+        return False
+    source = _layer_before_permutes(traced, value)
+    rank = len(shape_of(value) or ())
+    if source is None or factor.ndim > rank:
+        return False
+    layer, channel_dim = source
+    sizes = [1] * (rank - factor.ndim) + list(factor.shape)
+    if any(size != 1 for dim, size in enumerate(sizes) if dim != channel_dim):
+        return False
+    _scale_outputs(layer, factor.flatten().expand(len(layer.weight)))
+    substitute(traced, product, value)
+    return True
 
 
 def _layer_before_permutes(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, int] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -20,21 +22,20 @@ MAX_PRUNED_RATIO = 256
 
 
 def build_pruned(description: Description, *, most: int = MAX_PARAMETERS) -> Classifier:
-    """Builds the float network of a checkpoint, pruned as it was, without its tensors.
+    """Builds the float network of a checkpoint, pruned accordingly, without loading its tensors.
 
     Args:
-        description: the checkpoint's.
-        most: parameters that the network may have before it is pruned.
+        description: of the checkpoint.
+        most: maximum number of parameters before pruning.
 
     Raises:
-        CheckpointError: the user's code is not what it was when the checkpoint was made.
-        CompressError: there is no such network, or none that can be pruned like that.
+        CheckpointError: the user's code has changed since the checkpoint was made.
+        CompressError: there is no such network, or it cannot be pruned to these shapes.
     """
     if user_code(description.spec.architecture) != description.spec.code:
         raise CheckpointError(
             f"the code of {description.spec.architecture} has changed since the checkpoint was "
-            "made, so it may compute something else; bring the old code back, or make the stage "
-            "anew"
+            "made, so its results may differ; restore the old code or rerun the stage"
         )
     classifier = build(description.spec, most=most)
     if description.removed or description.shapes:
@@ -45,9 +46,9 @@ def build_pruned(description: Description, *, most: int = MAX_PARAMETERS) -> Cla
 
 
 def load_model(checkpoint: Checkpoint) -> nn.Module:
-    """Rebuilds a checkpoint's network: from the spec, resized, quantized if it was.
+    """Rebuilds a checkpoint's network from its spec: pruned and quantized if it was.
 
-    Only known architectures are imported, and no code of the checkpoint is run.
+    Imports known architectures only, and never runs code from the checkpoint.
 
     Returns:
         A module in eval mode that takes images.
@@ -55,7 +56,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: the tensors do not fit the description.
     """
-    # A description may ask for any network: for none that is larger than the file can fill.
+    # A description could name any network: refuse those that are too large for the file's tensors.
     elements = sum(math.prod(shape) for shape in read_shapes(checkpoint).values())
     try:
         classifier = build_pruned(checkpoint.description, most=MAX_PRUNED_RATIO * elements)
@@ -67,19 +68,25 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
     layout = checkpoint.description.quantized
     if layout is not None:
         model = convert(insert_quantizers(lower(classifier), layout))
-    tensors, own = read_tensors(checkpoint), model.state_dict()
-    for name in sorted(set(own) | set(tensors)):
-        if (has := _kind(own.get(name))) != (given := _kind(tensors.get(name))):
-            raise CheckpointError(
-                f"the tensors in {checkpoint.folder} do not fit its network: {name} is {given} "
-                f"there, {has} in the network"
-            )
+    tensors = read_tensors(checkpoint)
+    _check_tensors(tensors, model.state_dict(), checkpoint.folder)
     model.load_state_dict(tensors, strict=True)
     return model.eval()
 
 
-def _kind(tensor: Tensor | None) -> str:
-    """Returns a tensor's type and shape in words."""
+def _check_tensors(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path
+) -> None:
+    for name in sorted(set(expected) | set(tensors)):
+        given, wanted = _describe(tensors.get(name)), _describe(expected.get(name))
+        if given != wanted:
+            raise CheckpointError(
+                f"the tensors in {folder} do not fit its network: {name} is {given} there, "
+                f"{wanted} in the network"
+            )
+
+
+def _describe(tensor: Tensor | None) -> str:
     if tensor is None:
         return "missing"
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

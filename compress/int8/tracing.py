@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from compress.architectures.build import Classifier, Normalize
 from compress.errors import CompressError
@@ -43,30 +43,34 @@ def trace(model: Classifier) -> fx.GraphModule:
     model = copy.deepcopy(model).eval().requires_grad_()
     normalize = model.normalize
     assert isinstance(normalize, Normalize)
+    traced = _export(model.network, normalize)
+    _simplify(traced)
+    _collect_layers(traced)
+    _insert_normalize(traced, normalize)
+    clean(traced)
+    return traced
+
+
+def _export(network: nn.Module, normalize: Normalize) -> fx.GraphModule:
     side, channels = normalize.preprocess.size, normalize.preprocess.channels
     example = torch.zeros(2, channels, side, side)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # about the exporter's own internals
             batch = torch.export.Dim("batch")
-            program = torch.export.export(model.network, (example,), dynamic_shapes=({0: batch},))
+            program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
             # Without in-place operators, so that a value can be replaced wherever it is read.
             exported = program.run_decompositions({}).module(check_guards=False)
     except (RuntimeError, TypeError, torch._dynamo.exc.TorchDynamoException) as error:
         reason = str(error).strip().splitlines()[0]
-        raise CompressError(f"{type(model.network).__name__} cannot be traced: {reason}") from error
+        raise CompressError(f"{type(network).__name__} cannot be traced: {reason}") from error
     assert isinstance(exported, fx.GraphModule)
     # A new graph: the exported one checks its inputs and refuses train() and eval().
     graph = fx.Graph()
     outputs = graph.graph_copy(exported.graph, {})
     assert isinstance(outputs, list | tuple)
     graph.output(outputs[0])
-    traced = fx.GraphModule(exported, graph)
-    _simplify(traced)
-    _collect_layers(traced)
-    _insert_normalize(traced, normalize)
-    clean(traced)
-    return traced
+    return fx.GraphModule(exported, graph)
 
 
 def _simplify(traced: fx.GraphModule) -> None:

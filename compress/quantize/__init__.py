@@ -1,1 +1,1 @@
-"""int8: quantized modules of our own, placed where ONNX Runtime fuses them."""
+"""Stage quantize: decides how a network becomes int8, and whether that is good enough."""

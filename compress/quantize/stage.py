@@ -101,7 +101,7 @@ def _check_saturation(
         hint = "" if config.reduce_range else "; --reduce-range prevents it"
         say(
             f"  {len(saturation.layers)} layers would saturate on CPUs without VNNI: top-1 "
-            f"{saturation.top1_saturated:.2f} % instead of {saturation.top1:.2f} % "
+            f"{saturation.top1_saturated:.2f}% instead of {saturation.top1:.2f}% "
             f"on {saturation.n_images} images{hint}"
         )
     return saturation
