@@ -1,5 +1,7 @@
-"""Networks to quantize, and what ONNX Runtime makes of them."""
+"""Networks to quantize, and what ONNX Runtime does with them."""
 
+import dataclasses
+import functools
 from collections import Counter
 from pathlib import Path
 
@@ -12,19 +14,22 @@ from torch import nn
 
 from compress.architectures.build import Classifier, build
 from compress.architectures.spec import ModelSpec
-from compress.data.load import Data
+from compress.data.config import DataConfig
+from compress.data.load import Data, load_data
 from compress.int8.conversion import convert
+from compress.int8.graph import layers_of
 from compress.int8.lowering import lower
 from compress.int8.ptq import Calibration, Plan
 from compress.onnx_file import export_onnx
 from compress.prune.batchnorm import reestimate_batchnorm
 from compress.quantize.calibration import fit_to_cpu
+from tests.conftest import student_spec
 
 PLAN = Plan(observer="minmax", weights="max")
 
 
 def optimized_operators(path: Path, tmp_path: Path) -> Counter[str]:
-    """What ONNX Runtime makes of a file."""
+    """Counts the operators of the graph that ONNX Runtime optimized."""
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
@@ -34,6 +39,7 @@ def optimized_operators(path: Path, tmp_path: Path) -> Counter[str]:
 
 
 def calibration(model: Classifier, data: Data, n: int = 256) -> Calibration:
+    """The first `n` training images."""
     order = torch.arange(n)
     return Calibration(
         lower(model), lambda: (b.images for b in data.train.batches(32, order=order))
@@ -57,7 +63,7 @@ def run_file(path: Path, images: torch.Tensor) -> np.ndarray:
 
 
 def briefly_trained(spec: ModelSpec, data: Data) -> Classifier:
-    """A network that tells the digits apart, more or less; random logits have no top-1."""
+    """A network that recognizes most digits; random logits have no meaningful top-1."""
     torch.manual_seed(0)
     model = build(spec).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -70,3 +76,25 @@ def briefly_trained(spec: ModelSpec, data: Data) -> Classifier:
         optimizer.step()
     reestimate_batchnorm(model, data.train)
     return model.eval()
+
+
+@functools.cache
+def trained_student() -> tuple[Classifier, Calibration]:
+    """A briefly trained network and its calibration, shared between tests; not to be changed."""
+    data = load_data("digits", DataConfig(), seed=0)
+    model = briefly_trained(student_spec(data), data)
+    return model, calibration(model, data)
+
+
+def coarse_plan(found: Calibration) -> Plan:
+    """7-bit weights everywhere, which leave something to correct."""
+    names = frozenset(layers_of(found.lowered(equalized=False)))
+    return dataclasses.replace(PLAN, reduced_layers=names)
+
+
+def output_errors(network: nn.Module, reference: nn.Module, data: Data) -> torch.Tensor:
+    """Differences between the logits of two networks, `[300, classes]`."""
+    images = next(iter(data.train.batches(300))).images
+    with torch.no_grad():
+        difference: torch.Tensor = network(images) - reference(images)
+    return difference

@@ -9,15 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress.architectures.build import Classifier, build
-from compress.checkpoint import QuantizedLayout
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.int8.conversion import convert
-from compress.int8.graph import layers_of, quantizers_of, set_mode
-from compress.int8.insertion import insert_quantizers
-from compress.int8.lowering import lower
-from compress.int8.ptq import Plan
-from compress.int8.quantizer import ImageInput
+from compress.int8.graph import layers_of, quantizers_of
 from compress.onnx_file import export_onnx
 from compress.quantize.calibration import fit_to_cpu
 from tests.conftest import settled, student_spec, torchvision_spec
@@ -112,24 +107,6 @@ def test_a_plain_chain_is_exact(digits: Data, tmp_path: Path) -> None:
     assert difference.max() < 0.05 * expected.std()
 
 
-def test_a_pool_that_enlarges_folds_into_the_layer_after_it(digits: Data) -> None:
-    spec = student_spec(digits)
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        *(nn.Conv2d(1, 6, 3, stride=digits.preprocess.size // 3), nn.AdaptiveAvgPool2d(7)),
-        *(nn.Flatten(), nn.Dropout(), nn.Linear(6 * 49, 10)),
-    )
-    model = Classifier(build(spec).normalize, network).eval()
-    lowered = lower(model)
-    side = network[0](torch.zeros(1, 1, digits.preprocess.size, digits.preprocess.size)).shape[-1]
-    assert 1 < side < 7
-    assert layers_of(lowered)["4"].weight.shape == (10, 6 * side**2)
-    images = next(iter(digits.test.batches(50))).images
-    set_mode(lowered, "float")
-    with torch.no_grad():
-        assert torch.allclose(lowered(images), model(images), atol=1e-5)
-
-
 class _Odd(nn.Module):
     """Operators that have no integer kernel, between some that have."""
 
@@ -207,86 +184,3 @@ def test_whatever_an_activation_clips_to_the_file_is_the_simulation_and_near_flo
     got = torch.from_numpy(run_file(tmp_path / "int8.onnx", images))
     assert (got - simulated).abs().mean() < 0.02 * exact.std()
     assert (got - exact).abs().mean() < 0.06 * exact.std()
-
-
-def test_named_layers_stay_in_float(digits: Data, tmp_path: Path) -> None:
-    spec = student_spec(digits)
-    model = settled(spec, digits.train)
-    names = list(layers_of(lower(model)))
-    layout = QuantizedLayout(float_layers=(names[2], names[-1]))
-    plan = Plan(observer="minmax", weights="max", layout=layout)
-    quantized, path = quantized_file(model, spec, digits, tmp_path, plan)
-    operators = optimized_operators(path, tmp_path)
-    assert operators["QLinearConv"] + operators["QGemm"] == len(names) - 2
-    images = next(iter(digits.test.batches(300))).images
-    with torch.no_grad():
-        expected = quantized(images).numpy()
-    assert np.abs(run_file(path, images) - expected).mean() < 0.01 * expected.std()
-
-
-def test_with_all_layers_in_float_nothing_is_quantized(digits: Data) -> None:
-    model = settled(student_spec(digits), digits.train)
-    lowered = lower(model)
-    layout = QuantizedLayout(float_layers=tuple(layers_of(lowered)))
-    assert quantizers_of(insert_quantizers(lowered, layout)) == {}
-
-
-def test_quantizers_have_the_same_names_whatever_stays_in_float(digits: Data) -> None:
-    """So that ranges noted once serve every layout."""
-    lowered = lower(settled(torchvision_spec("mobilenet_v3_small", digits), digits.train))
-    everything = set(quantizers_of(insert_quantizers(lowered)))
-    for name in layers_of(lowered):
-        assert set(
-            quantizers_of(insert_quantizers(lowered, QuantizedLayout(float_layers=(name,))))
-        ) <= (everything)
-
-
-def test_the_first_convolution_takes_the_bytes(digits: Data) -> None:
-    model_int8 = insert_quantizers(lower(settled(student_spec(digits), digits.train)))
-    first = model_int8.get_submodule("normalize")
-    assert isinstance(first, ImageInput)
-    assert int(first.zero_point) == round(255 * digits.preprocess.mean[0])
-
-
-def test_folding_the_normalization_keeps_the_weights_size(digits: Data) -> None:
-    """Weights for bytes 0..255 would be hundreds of times smaller, and training destroy them."""
-    model = settled(student_spec(digits), digits.train)
-    for name, layer in layers_of(insert_quantizers(lower(model))).items():
-        assert 0.01 < float(layer.weight.detach().abs().mean()) < 10, name
-
-
-@pytest.mark.parametrize("name", ["scaled_resnet", "mobilenet_v3_small"])
-def test_rewriting_changes_nothing_but_the_border(digits: Data, name: str) -> None:
-    """Folding the normalization is exact but for the zero padding of the first layer."""
-    spec = student_spec(digits) if name == "scaled_resnet" else torchvision_spec(name, digits)
-    model = settled(spec, digits.train)
-    model_int8 = insert_quantizers(lower(model))
-    set_mode(model_int8, "float")
-    images = next(iter(digits.test.batches(64))).images
-    with torch.no_grad():
-        expected = model(images)
-        assert (model_int8(images) - expected).abs().max() < 0.1 * expected.std()
-
-
-def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
-    data = load_data("digits", DataConfig(size=32), seed=0)
-    torch.manual_seed(0)
-    model = build(torchvision_spec("convnext_tiny", data)).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("layer_scale"):
-            nn.init.normal_(parameter)
-    model_int8 = insert_quantizers(lower(model))
-    set_mode(model_int8, "float")
-    assert not any("mul" in str(node.target) for node in model_int8.graph.nodes)
-    images = next(iter(data.test.batches(8))).images
-    with torch.no_grad():
-        expected = model(images)
-        assert (model_int8(images) - expected).abs().max() < 1e-3 * expected.std()
-
-
-def test_the_model_itself_is_left_alone(digits: Data) -> None:
-    model = settled(student_spec(digits), digits.train)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plan = Plan(observer="mse", weights="mse", equalization=True, bias_correction=True)
-    calibration(model, digits).quantize(plan)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+
+from compress.architectures.build import Classifier, build
+from compress.data.config import DataConfig
+from compress.data.load import Data, load_data
+from compress.int8.graph import layers_of, set_mode
+from compress.int8.insertion import insert_quantizers
+from compress.int8.lowering import lower
+from compress.int8.quantizer import ImageInput
+from tests.conftest import settled, student_spec, torchvision_spec
+
+
+def test_a_pool_that_enlarges_folds_into_the_layer_after_it(digits: Data) -> None:
+    spec = student_spec(digits)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 6, 3, stride=digits.preprocess.size // 3), nn.AdaptiveAvgPool2d(7)),
+        *(nn.Flatten(), nn.Dropout(), nn.Linear(6 * 49, 10)),
+    )
+    model = Classifier(build(spec).normalize, network).eval()
+    lowered = lower(model)
+    side = network[0](torch.zeros(1, 1, digits.preprocess.size, digits.preprocess.size)).shape[-1]
+    assert 1 < side < 7
+    assert layers_of(lowered)["4"].weight.shape == (10, 6 * side**2)
+    images = next(iter(digits.test.batches(50))).images
+    set_mode(lowered, "float")
+    with torch.no_grad():
+        assert torch.allclose(lowered(images), model(images), atol=1e-5)
+
+
+def test_the_first_convolution_takes_the_bytes(digits: Data) -> None:
+    model_int8 = insert_quantizers(lower(settled(student_spec(digits), digits.train)))
+    first = model_int8.get_submodule("normalize")
+    assert isinstance(first, ImageInput)
+    assert int(first.zero_point) == round(255 * digits.preprocess.mean[0])
+
+
+def test_folding_the_normalization_keeps_the_weights_size(digits: Data) -> None:
+    """Weights for bytes 0..255 would be hundreds of times smaller, and training destroy them."""
+    model = settled(student_spec(digits), digits.train)
+    for name, layer in layers_of(insert_quantizers(lower(model))).items():
+        assert 0.01 < float(layer.weight.detach().abs().mean()) < 10, name
+
+
+@pytest.mark.parametrize("name", ["scaled_resnet", "mobilenet_v3_small"])
+def test_rewriting_changes_nothing_but_the_border(digits: Data, name: str) -> None:
+    """Folding the normalization is exact but for the zero padding of the first layer."""
+    spec = student_spec(digits) if name == "scaled_resnet" else torchvision_spec(name, digits)
+    model = settled(spec, digits.train)
+    model_int8 = insert_quantizers(lower(model))
+    set_mode(model_int8, "float")
+    images = next(iter(digits.test.batches(64))).images
+    with torch.no_grad():
+        expected = model(images)
+        assert (model_int8(images) - expected).abs().max() < 0.1 * expected.std()
+
+
+def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
+    data = load_data("digits", DataConfig(size=32), seed=0)
+    torch.manual_seed(0)
+    model = build(torchvision_spec("convnext_tiny", data)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("layer_scale"):
+            nn.init.normal_(parameter)
+    model_int8 = insert_quantizers(lower(model))
+    set_mode(model_int8, "float")
+    assert not any("mul" in str(node.target) for node in model_int8.graph.nodes)
+    images = next(iter(data.test.batches(8))).images
+    with torch.no_grad():
+        expected = model(images)
+        assert (model_int8(images) - expected).abs().max() < 1e-3 * expected.std()

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.architectures.build import Classifier, build
+from compress.data.load import Data
+from compress.errors import CompressError
+from compress.int8.graph import aten, layers_of
+from compress.int8.tracing import trace
+from tests.conftest import student_spec
+
+
+class _Shared(nn.Module):
+    """Calls one layer twice, on a tensor of three dimensions, and takes a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        return self.mix(self.mix(x)).mean(1)  # type: ignore[no-any-return]
+
+
+class _DataDependent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+def classifier(network: nn.Module, data: Data) -> Classifier:
+    return Classifier(build(student_spec(data)).normalize, network).eval()
+
+
+def test_a_traced_network_computes_the_same_at_any_batch_size(digits: Data) -> None:
+    torch.manual_seed(0)
+    model = classifier(_Shared(), digits)
+    traced = trace(model)
+    for n in (1, 3):
+        images = next(iter(digits.test.batches(n))).images
+        with torch.no_grad():
+            assert torch.allclose(traced(images), model(images), atol=1e-5)
+
+
+def test_layers_keep_their_names_and_one_that_is_called_twice_becomes_two(digits: Data) -> None:
+    traced = trace(classifier(_Shared(), digits))
+    layers = layers_of(traced)
+    assert list(layers) == ["conv", "mix", "mix_again"]
+    assert [layer.is_convolution for layer in layers.values()] == [True, False, False]
+    assert layers["conv"].channels == (1, 4)
+    assert layers["conv"].bias.tolist() == [0.0] * 4
+    targets = {node.target for node in traced.graph.nodes}
+    assert not targets & {aten.view.default, aten.clone.default, aten.linear.default}
+
+
+def test_a_network_that_depends_on_its_data_is_refused_by_name(digits: Data) -> None:
+    with pytest.raises(CompressError, match="_DataDependent cannot be traced: "):
+        trace(classifier(_DataDependent(), digits))
