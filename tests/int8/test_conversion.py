@@ -30,7 +30,7 @@ CONVOLUTIONAL = FLOAT_COMPUTE | {
     *("MatMul", "Add", "Mul", "AveragePool", "MaxPool", "Concat"),
     *("HardSigmoid", "HardSwish", "Sigmoid", "Relu", "Clip", "BatchNormalization"),
 }
-"""What must not be left in float where everything is meant to be int8."""
+"""Operators that must not remain in float where everything should be int8."""
 FAST = {
     "resnet18": (32, 21, CONVOLUTIONAL),
     "mobilenet_v3_small": (32, 54, CONVOLUTIONAL),
@@ -57,13 +57,13 @@ SLOW = {
     "vit_b_16": (32, 50, FLOAT_COMPUTE),
     "swin_t": (32, 53, FLOAT_COMPUTE),
 }
-"""Side of the images, number of layers, and operators that must not be left in float."""
+"""Image size, number of layers, and operators that must not remain in float."""
 
 
 @pytest.mark.parametrize(
     "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
-def test_every_family_runs_in_int8_and_torch_computes_the_same(tmp_path: Path, name: str) -> None:
+def test_every_family_runs_in_int8_as_simulated_in_torch(tmp_path: Path, name: str) -> None:
     size, layers, forbidden = (FAST | SLOW)[name]
     data = load_data("digits", DataConfig(size=size), seed=0)
     spec = torchvision_spec(name, data)
@@ -86,8 +86,8 @@ def test_every_family_runs_in_int8_and_torch_computes_the_same(tmp_path: Path, n
     odd = run_file(path, images[:7])  # dynamic batch
     assert np.allclose(odd, got[:7], atol=1e-4)
     assert (expected.argmax(1) == got.argmax(1)).mean() >= 0.998
-    # A value on the border between two levels may go either way; a wrong scale anywhere would
-    # give differences of the outputs' own size.
+    # A value halfway between two levels may round either way; a wrong scale anywhere would cause
+    # differences as large as the outputs.
     assert np.abs(got - expected).mean() < 0.02 * expected.std()
 
 
@@ -102,13 +102,13 @@ def test_a_plain_chain_is_exact(digits: Data, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = quantized(images).numpy()
     difference = np.abs(run_file(path, images) - expected).max(1)
-    # Layers are exact; the mean over the image may once in a while round the other way.
+    # Layers are exact; the mean over the image may occasionally round the other way.
     assert (difference < 1e-5).mean() >= 0.99
     assert difference.max() < 0.05 * expected.std()
 
 
 class _Odd(nn.Module):
-    """Operators that have no integer kernel, between some that have."""
+    """Operators without integer kernels between operators with them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class _Odd(nn.Module):
         return self.head(x.amax((2, 3)))  # type: ignore[no-any-return]
 
 
-def test_what_has_no_integer_kernel_is_a_float_island(digits: Data, tmp_path: Path) -> None:
+def test_operators_without_integer_kernels_stay_in_float(digits: Data, tmp_path: Path) -> None:
     spec = student_spec(digits)
     torch.manual_seed(0)
     model = Classifier(build(spec).normalize, _Odd()).eval()
@@ -143,7 +143,7 @@ BOUNDS = [
 
 
 class _Clipped(nn.Module):
-    """Two convolutions, a clipping activation after each."""
+    """Two convolutions, each followed by a clipping activation."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
@@ -163,20 +163,20 @@ class _Clipped(nn.Module):
     ids=str,
 )
 @pytest.mark.parametrize("learned", [False, True])
-def test_whatever_an_activation_clips_to_the_file_is_the_simulation_and_near_float(
+def test_clipping_activations_match_the_simulation_and_float(
     digits: Data, tmp_path: Path, activation: nn.Module, learned: bool
 ) -> None:
-    """Hardtanh(-1, 1) clipped at 0.5 once it was converted."""
+    """Hardtanh(-1, 1) used to clip at 0.5 after conversion."""
     spec = student_spec(digits)
     torch.manual_seed(0)
     model = Classifier(build(spec).normalize, _Clipped(activation)).eval()
     found = calibration(model, digits)
-    model_int8 = found.quantize(fit_to_cpu(PLAN, found))
-    if learned:  # as if training had let the levels grow
-        for quantizer in quantizers_of(model_int8).values():
+    quantized = found.quantize(fit_to_cpu(PLAN, found))
+    if learned:  # as if training had increased the scales
+        for quantizer in quantizers_of(quantized).values():
             if quantizer.highest < float("inf"):
                 quantizer.scale.data *= 3
-    converted = convert(model_int8)
+    converted = convert(quantized)
     export_onnx(converted, spec, tmp_path / "int8.onnx", digest="", stage="quantize")
     images = next(iter(digits.test.batches(200))).images
     with torch.no_grad():

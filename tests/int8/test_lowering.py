@@ -12,7 +12,7 @@ from compress.int8.quantizer import ImageInput
 from tests.conftest import settled, student_spec, torchvision_spec
 
 
-def test_a_pool_that_enlarges_folds_into_the_layer_after_it(digits: Data) -> None:
+def test_an_enlarging_pool_is_folded_into_the_next_layer(digits: Data) -> None:
     spec = student_spec(digits)
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -30,31 +30,31 @@ def test_a_pool_that_enlarges_folds_into_the_layer_after_it(digits: Data) -> Non
         assert torch.allclose(lowered(images), model(images), atol=1e-5)
 
 
-def test_the_first_convolution_takes_the_bytes(digits: Data) -> None:
-    model_int8 = insert_quantizers(lower(settled(student_spec(digits), digits.train)))
-    first = model_int8.get_submodule("normalize")
+def test_the_first_convolution_takes_uint8_images(digits: Data) -> None:
+    quantized = insert_quantizers(lower(settled(student_spec(digits), digits.train)))
+    first = quantized.get_submodule("normalize")
     assert isinstance(first, ImageInput)
     assert int(first.zero_point) == round(255 * digits.preprocess.mean[0])
 
 
-def test_folding_the_normalization_keeps_the_weights_size(digits: Data) -> None:
-    """Weights for bytes 0..255 would be hundreds of times smaller, and training destroy them."""
+def test_folding_the_normalization_keeps_the_magnitude_of_weights(digits: Data) -> None:
+    """For inputs 0..255 they would be hundreds of times smaller, too small to train."""
     model = settled(student_spec(digits), digits.train)
     for name, layer in layers_of(insert_quantizers(lower(model))).items():
         assert 0.01 < float(layer.weight.detach().abs().mean()) < 10, name
 
 
 @pytest.mark.parametrize("name", ["scaled_resnet", "mobilenet_v3_small"])
-def test_rewriting_changes_nothing_but_the_border(digits: Data, name: str) -> None:
-    """Folding the normalization is exact but for the zero padding of the first layer."""
+def test_lowering_changes_results_at_the_border_only(digits: Data, name: str) -> None:
+    """Folding the normalization is exact except for the zero padding of the first layer."""
     spec = student_spec(digits) if name == "scaled_resnet" else torchvision_spec(name, digits)
     model = settled(spec, digits.train)
-    model_int8 = insert_quantizers(lower(model))
-    set_mode(model_int8, "float")
+    quantized = insert_quantizers(lower(model))
+    set_mode(quantized, "float")
     images = next(iter(digits.test.batches(64))).images
     with torch.no_grad():
         expected = model(images)
-        assert (model_int8(images) - expected).abs().max() < 0.1 * expected.std()
+        assert (quantized(images) - expected).abs().max() < 0.1 * expected.std()
 
 
 def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
@@ -64,10 +64,10 @@ def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("layer_scale"):
             nn.init.normal_(parameter)
-    model_int8 = insert_quantizers(lower(model))
-    set_mode(model_int8, "float")
-    assert not any("mul" in str(node.target) for node in model_int8.graph.nodes)
+    quantized = insert_quantizers(lower(model))
+    set_mode(quantized, "float")
+    assert not any("mul" in str(node.target) for node in quantized.graph.nodes)
     images = next(iter(data.test.batches(8))).images
     with torch.no_grad():
         expected = model(images)
-        assert (model_int8(images) - expected).abs().max() < 1e-3 * expected.std()
+        assert (quantized(images) - expected).abs().max() < 1e-3 * expected.std()

@@ -24,7 +24,7 @@ def test_every_observer_keeps_the_accuracy(digits: Data, observer: Observer) -> 
     assert after > before - 2
 
 
-def test_batches_do_not_matter_for_the_extremes(digits: Data) -> None:
+def test_batch_size_does_not_matter_for_the_extremes(digits: Data) -> None:
     lowered = lower(settled(student_spec(digits), digits.train))
 
     def ranges(batch: int) -> dict[str, float]:
@@ -65,7 +65,7 @@ def test_memory_is_flat_from_32_to_4096_images() -> None:
     assert many - few < 40_000, f"{few} kB, then {many} kB"
 
 
-def test_the_model_itself_is_left_alone(digits: Data) -> None:
+def test_the_original_model_is_left_alone(digits: Data) -> None:
     model = settled(student_spec(digits), digits.train)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = Plan(observer="mse", weights="mse", equalization=True, bias_correction=True)

@@ -13,7 +13,7 @@ def quantizer(low: float, high: float) -> ActivationQuantizer:
     return module
 
 
-def test_rounding_equals_torchs_own_fake_quantization() -> None:
+def test_fake_quantization_equals_torchs_own() -> None:
     module = quantizer(-1.7, 4.1)
     x = torch.linspace(-3, 6, 1001)
     expected = torch.fake_quantize_per_tensor_affine(
@@ -36,7 +36,7 @@ def test_an_empty_range_does_not_divide_by_zero() -> None:
     assert torch.isfinite(quantizer(0.0, 0.0)(torch.ones(3))).all()
 
 
-def test_observing_notes_the_range_and_changes_nothing() -> None:
+def test_observing_records_the_range_and_changes_nothing() -> None:
     module = ActivationQuantizer()
     module.mode, module.statistics = "observe", Statistics(histogram=False)
     x = torch.tensor([-2.0, 0.3, 7.0])
@@ -46,7 +46,7 @@ def test_observing_notes_the_range_and_changes_nothing() -> None:
 
 
 def test_an_activation_function_is_part_of_its_quantizer() -> None:
-    """HardSigmoid after a bias of 3; Relu6."""
+    """HardSigmoid after a bias of 3; ReLU6."""
     x = torch.linspace(-7, 7, 1001)
     gate = ActivationQuantizer(lowest=0, highest=6, gain=1 / 6)
     gate.set_range(0.0, 5.0)  # wider than the function's values
@@ -70,7 +70,7 @@ def test_learned_scales_have_the_gradient_of_lsq() -> None:
     assert module.scale.grad.item() * (4 * 255) ** 0.5 == pytest.approx(float(expected), abs=0.01)
 
 
-def test_a_learned_scale_cannot_pass_the_activations_bound() -> None:
+def test_a_learned_scale_cannot_exceed_the_activations_bounds() -> None:
     module = ActivationQuantizer(lowest=0, highest=6)
     module.set_range(0.0, 6.0)
     module.scale.requires_grad_()
@@ -83,14 +83,14 @@ def test_a_learned_scale_cannot_pass_the_activations_bound() -> None:
     "bounds",
     [(-1, 1), (-2, 0.5), (-0.5, 2), (0, 6), (0, 1), (-1, 0), (-6, 0), (-1e-4, 6), (-6, 1e-4)],
 )
-def test_converting_keeps_what_was_calibrated_and_bounds_what_was_learned(
+def test_conversion_keeps_calibrated_scales_and_bounds_learned_ones(
     bounds: tuple[float, float], gain: float
 ) -> None:
-    """Hardtanh(-1, 1) had half its range after it."""
+    """Hardtanh(-1, 1) used to lose half its range."""
     low, high = bounds
     x = torch.linspace(2 * low - 1, 2 * high + 1, 1001)
     clipped = torch.clamp(x, low, high) * gain
-    for share in (0.1, 0.5, 1.0, 2.0):  # of the bounds; images may reach less, or more
+    for share in (0.1, 0.5, 1.0, 2.0):  # of the bounds: images may reach less, or more
         for ends in ((share * low, share * high), (low, share * high), (share * low, high)):
             module = ActivationQuantizer(lowest=low, highest=high, gain=gain)
             module.set_range(ends[0] * gain, ends[1] * gain)
@@ -120,7 +120,7 @@ def test_the_gradient_passes_inside_the_range_only() -> None:
 
 
 def test_a_learned_scale_ships_within_its_bounds() -> None:
-    """Training sees a scale clamped to what Relu6 allows; the file must not see another."""
+    """Training clamps a scale to what ReLU6 allows; the file must contain the same."""
     quantizer = ActivationQuantizer(lowest=0, highest=6)
     quantizer.set_range(0, 6)
     quantizer.scale.requires_grad_()

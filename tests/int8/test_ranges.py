@@ -19,7 +19,7 @@ def rounding_error(x: torch.Tensor, low: float, high: float) -> float:
     return float((rounded - x).pow(2).mean())
 
 
-def test_the_histogram_counts_every_value_however_it_grows() -> None:
+def test_the_histogram_counts_every_value_as_it_grows() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(1000, generator=generator) * 3**k for k in range(5)]
     statistics = seen(*batches)
@@ -29,7 +29,7 @@ def test_the_histogram_counts_every_value_however_it_grows() -> None:
     everything = torch.cat(batches).double().numpy()
     edges = statistics.start + statistics.width * np.arange(BINS + 1)
     expected, _ = np.histogram(everything, edges)
-    # float32 bins of torch may put a value on an edge next door
+    # torch's float32 bins may put a value at an edge into the neighboring bin
     assert np.abs(np.cumsum(expected) - np.cumsum(statistics.counts)).max() <= 2
 
 
@@ -39,8 +39,8 @@ def test_minmax_and_moving_average() -> None:
     assert choose_range(statistics, "average") == pytest.approx((-1.2, 2.2))
 
 
-def test_a_last_batch_of_a_few_values_weighs_less_in_the_average() -> None:
-    """One image left over drew the average as far as a whole batch."""
+def test_a_small_last_batch_weighs_less_in_the_average() -> None:
+    """A single remaining image used to weigh as much as a whole batch."""
     whole, rest = torch.linspace(-1, 2, 100), torch.zeros(1)
     low, high = choose_range(seen(whole, whole, rest), "average")
     assert (low, high) == pytest.approx((-0.999, 1.998))
@@ -55,7 +55,7 @@ def test_percentile_is_numpys() -> None:
 
 
 @pytest.mark.parametrize("observer", ["mse", "entropy"])
-def test_searches_cut_outliers_off(observer: Observer) -> None:
+def test_searches_cut_off_outliers(observer: Observer) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.cat([torch.randn(1_000_000, generator=generator).relu(), torch.tensor([20.0])])
     low, high = choose_range(seen(x), observer)
@@ -63,7 +63,7 @@ def test_searches_cut_outliers_off(observer: Observer) -> None:
     assert 3.0 < high < 15.0
 
 
-def test_mse_is_the_best_of_all() -> None:
+def test_mse_has_the_least_rounding_error() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(50_000, generator=generator) ** 3
     statistics = seen(x)

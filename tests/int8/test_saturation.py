@@ -41,14 +41,14 @@ def converted(weight: torch.Tensor, *, stride: int = 1, padding: int = 0, groups
 
 
 def saturated_sum(products: list[int]) -> int:
-    """Adds products two by two in int16, as vpmaddubsw does, then in int32."""
+    """Adds pairs of products in int16, as vpmaddubsw does, then in int32."""
     products = products + [0] * (len(products) % 2)
     pairs = zip(products[::2], products[1::2], strict=True)
     return sum(max(-32768, min(32767, one + other)) for one, other in pairs)
 
 
 def reference(levels: torch.Tensor, layer: Layer, stride: int, padding: int) -> torch.Tensor:
-    """Worked out in plain Python, position by position; levels `[N, C, H, W]` are raw uint8."""
+    """Computed in plain Python, position by position; levels `[N, C, H, W]` are raw uint8."""
     weight = layer.weight_int8.int()
     padded = nn.functional.pad(levels, (padding,) * 4, value=ZERO_POINT).int()
     out, _, height, width = weight.shape
@@ -105,7 +105,7 @@ def test_seven_bits_never_saturate() -> None:
     assert saturation_excess(layer, raw, 0) is None
 
 
-def test_a_network_names_its_saturating_layers_and_is_left_alone(digits: Data) -> None:
+def test_saturating_layers_are_found_and_fixed_by_reduced_range(digits: Data) -> None:
     model = briefly_trained(student_spec(digits), digits)
     found = calibration(model, digits)
     order = stratified_sample(digits.validation.labels, 100, seed=0)
@@ -124,8 +124,8 @@ def test_a_network_names_its_saturating_layers_and_is_left_alone(digits: Data) -
     assert not find_saturation(reduced, digits.validation, 100).layers
 
 
-def test_the_file_computes_what_is_said_of_this_chip(digits: Data, tmp_path: Path) -> None:
-    """With VNNI the exact sums, without it the emulated ones: the chip itself is the reference."""
+def test_the_file_computes_what_is_claimed_of_this_cpu(digits: Data, tmp_path: Path) -> None:
+    """Exact sums with VNNI, emulated ones without: the CPU itself is the reference."""
     spec = student_spec(digits)
     network = convert(calibration(briefly_trained(spec, digits), digits).quantize(PLAN))
     path = tmp_path / "int8.onnx"

@@ -23,7 +23,7 @@ from compress.train.evaluate import evaluate
 from tests.int8.helpers import PLAN, trained_student
 
 
-def test_auto_stops_at_what_is_good_enough(digits: Data) -> None:
+def test_auto_stops_when_it_is_good_enough(digits: Data) -> None:
     _, found = trained_student()
     config = QuantizeConfig(max_drop=100.0)
     trials = Trials(found, lambda net: evaluate(net, digits.validation))
@@ -32,7 +32,7 @@ def test_auto_stops_at_what_is_good_enough(digits: Data) -> None:
     assert tried == ["minmax ranges", "with bias correction"]
 
 
-def test_auto_corrects_and_falls_back_while_too_much_is_lost(digits: Data) -> None:
+def test_auto_corrects_and_falls_back_while_the_drop_is_too_large(digits: Data) -> None:
     """The score penalizes int8 in one layer: corrections cannot help, float can."""
     _, found = trained_student()
     names = list(layers_of(found.lowered(equalized=False)))

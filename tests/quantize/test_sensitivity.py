@@ -31,7 +31,7 @@ def test_sensitivity_has_a_row_for_each_layer(run_copy: Path) -> None:
     assert "<svg" in (folder / "sensitivity.html").read_text()
 
 
-def test_sensitivity_wants_a_float_checkpoint(run_copy: Path) -> None:
+def test_sensitivity_requires_a_float_checkpoint(run_copy: Path) -> None:
     result = CliRunner().invoke(main, ["sensitivity", str(run_copy / "3-quantize")])
     assert result.exit_code == 2
     assert "quantized already" in result.output
