@@ -163,7 +163,7 @@ def test_a_stage_takes_in_and_out(run_copy: Path, tmp_path: Path) -> None:
     assert (run_copy / "3-quantize" / "checkpoint.json").read_bytes() == before
 
 
-def test_qat_trains_and_freezes(run_copy: Path, tmp_path: Path) -> None:
+def test_qat_trains_and_converts(run_copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "qat"
     result = call(
         "quantize", "--method", "qat", "--in", run_copy / "2-prune", "--out", out,
