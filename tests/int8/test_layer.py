@@ -28,6 +28,22 @@ def test_mse_scales_are_no_worse_than_the_largest_weight() -> None:
     assert error(best)[1:].sum() < 0.95 * error(full)[1:].sum()
 
 
+def test_mse_scales_are_the_best_of_the_documented_grid() -> None:
+    """From half the largest magnitude up to all of it, in steps of 2%, for each channel."""
+    torch.manual_seed(0)
+    weight = torch.cat([torch.randn(4, 64), torch.full((1, 64), 0.3), torch.randn(1, 64) ** 5])
+    full = weight_scale(weight, 7)
+    grid = [full * percent / 100 for percent in range(50, 101, 2)]
+    errors = [
+        ((torch.round(weight / s[:, None]).clamp(-7, 7) * s[:, None] - weight) ** 2).mean(1)
+        for s in grid
+    ]
+    best = torch.stack(errors).argmin(0)
+    assert len(set(best.tolist())) > 2
+    expected = torch.stack(grid).gather(0, best[None])[0]
+    assert mse_weight_scale(weight, 7).tolist() == pytest.approx(expected.tolist())
+
+
 @pytest.mark.parametrize(
     "layer",
     [

@@ -58,14 +58,18 @@ def test_an_activation_function_is_part_of_its_quantizer() -> None:
     assert torch.equal(relu6(x), F.relu6(x))
 
 
-def test_learned_scales_have_the_gradient_of_lsq() -> None:
-    """Esser et al., equation 3: round(v/s) - v/s inside the range, the bound outside."""
+@pytest.mark.parametrize("images", [1, 3])
+def test_learned_scales_have_the_gradient_of_lsq(images: int) -> None:
+    """Esser et al., equation 3: round(v/s) - v/s inside the range, the bound outside.
+
+    The gradient is divided by the root of one image's values times the levels, whatever the batch.
+    """
     module = quantizer(0.0, 2.55)
     module.scale.requires_grad_()
-    values = torch.tensor([[0.123, 1.0, 9.0, -1.0]])
+    values = torch.tensor([[0.123, 1.0, 9.0, -1.0]]).expand(images, 4)
     module(values).sum().backward()
     v = values / 0.01
-    expected = (torch.round(v[0, :2]) - v[0, :2]).sum() + 255 + 0
+    expected = images * ((torch.round(v[0, :2]) - v[0, :2]).sum() + 255 + 0)
     assert module.scale.grad is not None
     assert module.scale.grad.item() * (4 * 255) ** 0.5 == pytest.approx(float(expected), abs=0.01)
 
