@@ -63,6 +63,14 @@ def test_searches_cut_off_outliers(observer: Observer) -> None:
     assert 3.0 < high < 15.0
 
 
+def test_entropy_ignores_zeros() -> None:
+    generator = torch.Generator().manual_seed(0)
+    positive = torch.randn(50_000, generator=generator).abs()
+    with_zeros = torch.cat([positive, torch.zeros(500_000)])
+    ranges = [choose_range(seen(x), "entropy") for x in (positive, with_zeros)]
+    assert ranges[0] == ranges[1]
+
+
 def test_mse_has_the_least_rounding_error() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(50_000, generator=generator) ** 3
