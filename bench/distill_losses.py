@@ -32,7 +32,7 @@ import torch
 from bench.results_file import add_to_results, commands_text, read_results, spread_text
 from compress.architectures.build import build
 from compress.checkpoint import load_checkpoint
-from compress.distill.ablation import seconds_of
+from compress.distill.ablation import total_seconds
 from compress.host import Host, describe_host
 from compress.kd.config import KDConfig
 from compress.kd.context import Context
@@ -48,7 +48,7 @@ from compress.run.runner import model_spec
 from compress.run.single_stage import data_of, measure_of
 from compress.train.epoch import label_loss
 from compress.train.loop import train
-from compress.train.schedule import epochs_for, images_of_training
+from compress.train.schedule import epochs_for, total_images
 
 CARD = "resnet18"
 TEACHER = Path("runs/resnet18-fashion-mnist/0-teacher")
@@ -141,12 +141,12 @@ def train_and_score(
             )
             trained = KDResult(history=history, findings=[], teacher_seconds=0.0)
         else:
-            trained = train_with_kd(model, kd, schedule, inside, title)
+            trained = train_with_kd(model, kd, schedule, inside, "distill", title=title)
         path = inside.folder / "student.onnx"
         export_onnx(model, spec, path, digest="", stage="distill")
         test = context.data.test
         scores = accuracy(predict_split(path, test), test.labels.numpy())
-    seconds = trained.teacher_seconds + seconds_of(trained.history)
+    seconds = trained.teacher_seconds + total_seconds(trained.history)
     return Trained(epochs=epochs, seconds=seconds, top1=scores.top1)
 
 
@@ -160,7 +160,7 @@ def train_twice(
     """Trains for so many epochs and for so many seconds; None takes the first for both."""
     equal_epochs = train_and_score(student, kd, epochs, context)
     n_images, data_fraction = len(context.data.train), Recipe.distill.train.data_fraction
-    images: float = images_of_training(epochs, data_fraction, n_images)
+    images: float = total_images(epochs, data_fraction, n_images)
     if seconds is not None:
         images *= seconds / equal_epochs.seconds
     fitting = epochs_for(images, data_fraction, n_images)

@@ -205,7 +205,7 @@ def train_and_score(
     with tempfile.TemporaryDirectory() as folder:
         inside = dataclasses.replace(context, folder=Path(folder))
         kd = KDConfig(n_views=schedule.epochs)
-        train_with_kd(model, kd, schedule, inside, f"seed {context.seed}")
+        train_with_kd(model, kd, schedule, inside, "prune", title=f"seed {context.seed}")
         config = QuantizeConfig()
         order = calibration_order(context.data.train, config.calib, seed=context.seed)
         calibration = Calibration(

@@ -135,7 +135,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     assert "the same command continues" in said
     assert not (run / "0-teacher").exists()
     again = finish(start([*TEACHER, "--out", str(run)]))
-    assert "continuing after epoch" in again
+    assert "resuming after epoch" in again
     for here, there in zip(tensors(run), tensors(by_two[0]), strict=True):
         assert torch.equal(here, there)
 

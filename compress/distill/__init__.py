@@ -1,1 +1,1 @@
-"""Distillation: a student learns from the teacher's answers."""
+"""Stage distill."""

@@ -1,11 +1,13 @@
-"""Did the teacher pay? The same student alone, for the same time on the clock."""
+"""Ablation: the same student without a teacher, trained for the same time."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
@@ -23,57 +25,39 @@ from compress.train.state import Epoch
 
 @dataclass(frozen=True, kw_only=True)
 class Alone:
-    """The student trained on the labels only."""
+    """The student trained on labels only, and what its distillation cost."""
 
     top1: float
-    """Percent of the test images, its ONNX file in ONNX Runtime."""
+    """Percent of the test split; ONNX file in ONNX Runtime."""
     top1_ci95: tuple[float, float]
     epochs: int
     seconds: float
     kd_epochs: int
     kd_seconds: float
-    """Of the distillation: the student's epochs and the teachers' answers."""
+    """Student's epochs plus stored teacher logits."""
 
 
-def train_alone(
-    spec: ModelSpec, schedule: TrainConfig, with_kd: KDResult, context: Context
-) -> Alone:
-    """Trains a new student from the same seed for the time that the distillation took.
+def train_alone(spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: Context) -> Alone:
+    """Trains a new student with the same seed for as long as the distillation took.
 
-    Two epochs are trained to see how long one takes alone; the schedule's length follows from that.
+    A run of two epochs measures how long an epoch takes without a teacher.
 
     Args:
-        spec: the student.
-        schedule: the distillation's.
-        with_kd: what the distillation was.
+        spec: of the student.
+        schedule: of the distillation.
+        kd: outcome of the distillation.
         context: data, seed and folder.
     """
+    schedule = dataclasses.replace(schedule, min_steps=0, patience=0)
+    two_epochs = dataclasses.replace(schedule, epochs=2, start_size=1.0)
+    _, (first, second) = _train(spec, two_epochs, "timed", context)
 
-    def trained(config: TrainConfig, name: str) -> tuple[torch.nn.Module, list[Epoch]]:
-        torch.manual_seed(context.seed)
-        model = build(spec)
-        folder = context.folder / name
-        folder.mkdir(exist_ok=True)
-        history = everywhere(
-            train,
-            model,
-            context.data,
-            config,
-            loss=label_loss(config.label_smoothing),
-            seed=context.seed,
-            folder=folder,
-            title=f"student {name}",
-        )
-        return model, history
-
-    to_the_end = dataclasses.replace(schedule, min_steps=0, patience=0)
-    probe = dataclasses.replace(to_the_end, epochs=2, start_size=1.0)
-    _, (first, second) = trained(probe, "timed")
-    kd_seconds = with_kd.teacher_seconds + seconds_of(with_kd.history)
+    kd_seconds = kd.teacher_seconds + total_seconds(kd.history)
     n_images = len(context.data.train)
-    images = n_images * epochs_in(kd_seconds, first.seconds, second.seconds)
+    images = n_images * epochs_within(kd_seconds, first.seconds, second.seconds)
     epochs = epochs_for(images, schedule.data_fraction, n_images)
-    model, history = trained(dataclasses.replace(to_the_end, epochs=epochs), "alone")
+    model, history = _train(spec, dataclasses.replace(schedule, epochs=epochs), "alone", context)
+
     path = context.folder / "alone" / "model.onnx"
     export_onnx(model, spec, path, digest="", stage="distill")
     test = context.data.test
@@ -82,23 +66,44 @@ def train_alone(
         top1=scores.top1,
         top1_ci95=scores.top1_ci95,
         epochs=epochs,
-        seconds=seconds_of(history),
-        kd_epochs=len(with_kd.history),
+        seconds=total_seconds(history),
+        kd_epochs=len(kd.history),
         kd_seconds=kd_seconds,
     )
 
 
-def epochs_in(seconds: float, first: float, second: float) -> float:
-    """Returns how many epochs over all images fit into a time, one at least.
+def _train(
+    spec: ModelSpec, config: TrainConfig, name: str, context: Context
+) -> tuple[nn.Module, list[Epoch]]:
+    """Trains a new student on labels in a folder of its own."""
+    torch.manual_seed(context.seed)
+    model = build(spec)
+    folder = context.folder / name
+    folder.mkdir(exist_ok=True)
+    history = everywhere(
+        train,
+        model,
+        context.data,
+        config,
+        loss=label_loss(config.label_smoothing),
+        seed=context.seed,
+        folder=folder,
+        title=f"student {name}",
+    )
+    return model, history
+
+
+def epochs_within(seconds: float, first: float, second: float) -> float:
+    """Returns how many epochs over all images fit into a time, at least one.
 
     Args:
-        seconds: that there are.
-        first: seconds of the first epoch; what it took longer (compiling) is spent once.
-        second: seconds of the second epoch, and of each further one.
+        seconds: time available.
+        first: seconds of the first epoch; the excess over the second (compiling) is spent once.
+        second: seconds of each further epoch.
     """
     return max(1.0, (seconds - max(0.0, first - second)) / second)
 
 
-def seconds_of(history: list[Epoch]) -> float:
-    """Returns what the training of a history's epochs took, scoring left out."""
+def total_seconds(history: Sequence[Epoch]) -> float:
+    """Returns the training time of all epochs, without validation."""
     return sum(row.seconds for row in history)

@@ -14,7 +14,7 @@ from compress.train.config import MUON, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Train the student with the teacher's help."""
+    """Train the student with knowledge distillation."""
 
     kd: KDConfig = field(default=KDConfig())
     train: TrainConfig = field(
@@ -23,8 +23,8 @@ class DistillConfig:
     ablation: Annotated[
         bool,
         Field(
-            description="Also train the student alone for the same time, and report whether the "
-            "teacher paid."
+            description="Also train the student without a teacher for the same time, and report "
+            "whether distillation helped."
         ),
     ] = False
 

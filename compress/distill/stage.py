@@ -1,4 +1,4 @@
-"""Stage distill: train a smaller student on the teacher's answers."""
+"""Stage distill: train a small student from scratch with teachers."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from compress.kd.training import train_with_kd
 
 
 def run(student: ModelSpec, config: DistillConfig, context: Context) -> Product:
-    """Trains a new student from the context's teachers.
+    """Trains a new student with the context's teachers.
 
     Args:
-        student: the student's network.
-        config: loss and schedule.
+        student: network to train.
+        config: settings of the stage.
         context: data, seed, folder and the teachers.
     """
     torch.manual_seed(context.seed)
     model = build(student)
-    trained = everywhere(train_with_kd, model, config.kd, config.train, context, "distill")
-    findings = [str(finding) for finding in trained.findings]
+    kd = everywhere(train_with_kd, model, config.kd, config.train, context, "distill")
+    findings = [str(finding) for finding in kd.findings]
     details: dict[str, Any] = {
         "student": {"architecture": student.architecture, **student.arguments},
         "teachers": [f"{teacher.path} (weight {teacher.weight:g})" for teacher in context.teachers],
         "loss": loss_text(config.kd),
-        "teacher_seconds": trained.teacher_seconds,
-        "epochs": len(trained.history),
+        "teacher_seconds": kd.teacher_seconds,
+        "epochs": len(kd.history),
         "findings": findings,
     }
     if config.ablation:
-        details["alone"] = dataclasses.asdict(train_alone(student, config.train, trained, context))
+        details["alone"] = dataclasses.asdict(train_alone(student, config.train, kd, context))
     return Product(model=model, spec=student, details=details)

@@ -19,7 +19,8 @@ from compress.int8.graph import layers_of, quantizers_of, set_mode
 from compress.int8.insertion import insert_quantizers
 from compress.int8.layer import QMAX_WEIGHT_REDUCED, mse_weight_scale, weight_scale
 from compress.int8.ranges import Statistics, choose_range, needs_histogram
-from compress.train.precision import Precision, autocast, choose_precision
+from compress.train.config import Precision
+from compress.train.precision import autocast, choose_precision
 
 CPU = torch.device("cpu")
 PROBE_IMAGES = 4

@@ -1,1 +1,1 @@
-"""Knowledge distillation: teachers, losses, stored logits; used by every stage that trains."""
+"""Knowledge distillation, shared by all stages that train with a teacher."""

@@ -1,4 +1,4 @@
-"""Settings of learning from a teacher; distillation, recovery after pruning and QAT share them."""
+"""Distillation settings, shared by distillation, recovery after pruning and QAT."""
 
 from __future__ import annotations
 
@@ -10,89 +10,89 @@ from pydantic import Field
 from compress.errors import CompressError
 from compress.train.config import TrainConfig
 
+SoftLoss = Literal["kd", "standardized", "dkd", "dist"]
+HintLoss = Literal["attention", "features"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class KDConfig:
-    """How the teacher's answers enter the loss."""
+    """Distillation loss and teacher logits."""
 
     soft_loss: Annotated[
-        Literal["kd", "standardized", "dkd", "dist"],
+        SoftLoss,
         Field(
-            description="What compares with the teacher's answers: Hinton's divergence, the same "
-            "of standardized logits, decoupled (DKD), or relations (DIST)."
+            description="Loss against the teacher logits: Hinton's KL divergence (kd), the same on "
+            "standardized logits, decoupled (dkd), or relational (dist)."
         ),
     ] = "kd"
     alpha: Annotated[
         float,
-        Field(ge=0, le=1, description="Weight of the teacher's answers; the labels get the rest."),
+        Field(
+            ge=0, le=1, description="Weight of the soft loss; the label loss has weight 1 - alpha."
+        ),
     ] = 0.5
-    temperature: Annotated[
-        float, Field(gt=0, description="Softens both outputs before they are compared.")
-    ] = 4.0
-    beta: Annotated[
-        float, Field(ge=0, description="DKD: weight of what is said about the wrong classes.")
-    ] = 2.0
+    temperature: Annotated[float, Field(gt=0, description="Distillation temperature.")] = 4.0
+    beta: Annotated[float, Field(ge=0, description="DKD: weight of the non-target classes.")] = 2.0
     n_views: Annotated[
         int,
         Field(
             ge=0,
-            description="Views of each image that the teacher is asked about once; 0 asks it anew "
-            "at every step.",
+            description="Augmented views per image whose teacher logits are computed once and "
+            "stored; 0 runs the teacher in every step.",
         ),
     ] = 1
     fresh_views: Annotated[
         bool,
         Field(
-            description="The student sees new views in each epoch, and the teacher's answer (to "
-            "the picture as it is; the mean, if it was asked about more views) stands for them "
-            "all; off: it sees the views that the teacher saw, in turn."
+            description="Show the student new augmented views in each epoch and use the stored "
+            "logits of the original image (averaged over views if n_views > 1) for all of them; "
+            "when off, cycle through the stored views."
         ),
     ] = True
     hints: Annotated[
         str,
         Field(
-            description="Inner layers to compare with the first teacher's, STUDENT:TEACHER by "
-            "commas, e.g. blocks.2:layer3; needs n_views = 0."
+            description="Pairs of layers STUDENT:TEACHER whose features are matched, separated by "
+            "commas, e.g. blocks.2:layer3; uses the first teacher and needs n_views = 0."
         ),
     ] = ""
     hint_loss: Annotated[
-        Literal["attention", "features"],
+        HintLoss,
         Field(
-            description="Compare where features are (attention transfer), or the features "
-            "themselves through a learned projection (FitNets)."
+            description="Match attention maps (attention transfer), or features through a learned "
+            "projection (FitNets)."
         ),
     ] = "attention"
-    hint_weight: Annotated[
-        float, Field(gt=0, description="Weight of the hints beside the other losses.")
-    ] = 1.0
+    hint_weight: Annotated[float, Field(gt=0, description="Weight of the hint loss.")] = 1.0
 
 
 def check_kd(kd: KDConfig, train: TrainConfig) -> None:
-    """Raises CompressError if the teacher's stored answers would not do."""
+    """Raises CompressError if stored teacher logits do not work with the other settings."""
     if kd.n_views and kd.hints:
         raise CompressError(
-            "hints compare features, which are not stored; set kd.n_views = 0 (--n-views 0) to "
-            "ask the teacher at every step"
+            "hints need the teacher's features, which are not stored; set kd.n_views = 0 "
+            "(--n-views 0) to run the teacher in every step"
         )
     if kd.n_views and train.mixup:
         raise CompressError(
-            "the teacher's stored answers (n_views > 0) are not to pictures that mixup blends; set "
-            "kd.n_views = 0 (--n-views 0) to ask the teacher at every step"
+            "stored teacher logits (n_views > 0) do not match images blended by mixup; set "
+            "kd.n_views = 0 (--n-views 0) to run the teacher in every step"
         )
     if kd.n_views and not kd.fresh_views and train.start_size < 1:
         raise CompressError(
-            "growing images (start_size < 1) are not the views that the teacher saw; leave "
-            "kd.fresh_views on, or set kd.n_views = 0"
+            "stored views do not match resized images (start_size < 1); keep kd.fresh_views on, or "
+            "set kd.n_views = 0 to run the teacher in every step"
         )
 
 
 def loss_text(kd: KDConfig) -> str:
-    """Returns what is minimized, in a line: `0.5 kd (temperature 4) + 0.5 labels; ...`."""
-    parts = [
+    """Describes the loss in one line: `0.5 kd (temperature 4) + 0.5 labels; stored logits, ...`."""
+    terms = [
         f"{kd.alpha:g} {kd.soft_loss} (temperature {kd.temperature:g})",
         f"{1 - kd.alpha:g} labels",
     ]
     if kd.hints:
-        parts.append(f"{kd.hint_weight:g} {kd.hint_loss} of {kd.hints}")
-    asked = f"once about {kd.n_views} view{'s' if kd.n_views > 1 else ''} of each image"
-    return f"{' + '.join(parts)}; asked {asked if kd.n_views else 'at every step'}"
+        terms.append(f"{kd.hint_weight:g} {kd.hint_loss} of {kd.hints}")
+    views = "1 view per image" if kd.n_views == 1 else f"{kd.n_views} views per image"
+    logits = f"stored teacher logits, {views}" if kd.n_views else "live teacher"
+    return f"{' + '.join(terms)}; {logits}"

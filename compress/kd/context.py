@@ -1,4 +1,4 @@
-"""What a stage is given besides its checkpoint and its settings."""
+"""Input of a stage other than its checkpoint and settings, and its product."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from compress.measure.config import MeasureConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Surroundings of a stage."""
+    """Data, seed, folders and teachers of a stage."""
 
     data: Data
     seed: int
     measure: MeasureConfig
     folder: Path
-    """Where the stage may keep files while it runs; becomes its checkpoint's folder."""
+    """Working folder of the stage; becomes its checkpoint folder."""
     store: Path
-    """Folder shared by the run's stages for the teacher's stored answers."""
+    """Folder for stored teacher logits, shared by the stages of a run."""
     teachers: tuple[Teacher, ...]
-    """Who is learned from; none while the teacher itself is being made."""
+    """Empty in the teacher stage."""
 
 
 @dataclass(frozen=True, kw_only=True)

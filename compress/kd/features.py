@@ -1,6 +1,8 @@
-"""Inner features of the teacher as hints for the student, taken by forward hooks."""
+"""Hints: matching inner features of the student with the teacher's, recorded by forward hooks."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,94 +10,104 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from compress.errors import CompressError
+from compress.kd.config import HintLoss
 from compress.kd.losses import attention_transfer, feature_hint
 from compress.settings import nearest
 
 
-class Hinted(nn.Module):
-    """A student in training whose inner features are compared with its teacher's.
+class HintedStudent(nn.Module):
+    """A student in training whose features are compared with the teacher's.
 
     Args:
-        student: takes images.
-        teacher: likewise; asked about the same pixels before `hint_loss` is called.
-        pairs: names of layers, `STUDENT:TEACHER` by commas.
-        loss: `features` compares them through a learned 1x1 convolution, `attention` their maps of
-            where something is.
-        images: an example, uint8 `[N, C, H, W]`, that shows the features' widths.
+        student: maps images to logits.
+        teacher: likewise; must see the same images before `hint_loss` is called.
+        pairs: layer names `STUDENT:TEACHER`, separated by commas.
+        loss: `features` compares through a learned 1x1 convolution, `attention` compares attention
+            maps.
+        images: a sample, uint8 `[N, C, H, W]`, to find out the number of channels.
 
     Raises:
-        CompressError: a layer does not exist, or gives no feature map.
+        CompressError: a layer does not exist, or its output is not a feature map.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, pairs: str, loss: str, images: Tensor
+        self, student: nn.Module, teacher: nn.Module, pairs: str, loss: HintLoss, images: Tensor
     ) -> None:
         super().__init__()
         self.student = student
-        self._seen: dict[tuple[str, int], Tensor] = {}
-        self._hooks: list[RemovableHandle] = []
         self.loss_name = loss
-        names = [pair.partition(":")[::2] for pair in pairs.split(",")]
-        for place, (of_student, of_teacher) in enumerate(names):
-            self._watch(student, of_student.strip(), ("student", place))
-            self._watch(teacher, of_teacher.strip(), ("teacher", place))
+        self._features: dict[tuple[str, int], Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
+        names = [tuple(map(str.strip, pair.partition(":")[::2])) for pair in pairs.split(",")]
+        for number, (of_student, of_teacher) in enumerate(names):
+            self._record(student, of_student, ("student", number))
+            self._record(teacher, of_teacher, ("teacher", number))
         was_training = student.training
         with torch.no_grad():
             student.eval()(images)
             teacher(images)
         student.train(was_training)
-        widths = [
-            (self._seen["student", place], self._seen["teacher", place])
-            for place in range(len(names))
-        ]
-        for (of_student, of_teacher), pair in zip(names, widths, strict=True):
-            for name, features in zip((of_student, of_teacher), pair, strict=True):
-                if features.ndim != 4:
-                    raise CompressError(
-                        f"hints: layer {name!r} gives {features.ndim} dimensions, a feature map "
-                        "has 4: [N, C, H, W]"
-                    )
+        _check_feature_maps(names, self._pairs())
         self.projections = nn.ModuleList(
-            nn.Conv2d(mine.shape[1], other.shape[1], 1, bias=False)
-            for mine, other in widths
+            nn.Conv2d(own.shape[1], target.shape[1], 1, bias=False)
+            for own, target in self._pairs()
             if loss == "features"
         )
 
     def __getstate__(self) -> dict[str, object]:
-        """Returns what a copy takes over: not the features last seen, which belong to a graph."""
-        return {**self.__dict__, "_seen": {}}
+        """Leaves out recorded features: tensors of a graph cannot be copied."""
+        return {**self.__dict__, "_features": {}}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps pixels to the student's logits `[N, classes]`."""
+        """Maps images to the student's logits `[N, classes]`."""
         return self.student(images)  # type: ignore[no-any-return]
 
     def hint_loss(self) -> Tensor:
-        """Returns the mean loss of the pairs, for the last pixels that both networks saw."""
+        """Returns the mean loss over all pairs for the images that both networks saw last."""
         losses = []
-        for place in range(len(self._seen) // 2):
-            mine, other = self._seen["student", place].float(), self._seen["teacher", place].float()
-            side = min(mine.shape[-1], other.shape[-1])
-            mine, other = F.adaptive_avg_pool2d(mine, side), F.adaptive_avg_pool2d(other, side)
+        for number, pair in enumerate(self._pairs()):
+            size = min(features.shape[-1] for features in pair)
+            own, target = (F.adaptive_avg_pool2d(features.float(), size) for features in pair)
             if self.loss_name == "features":
-                losses.append(feature_hint(self.projections[place](mine), other))
+                losses.append(feature_hint(self.projections[number](own), target))
             else:
-                losses.append(attention_transfer(mine, other))
+                losses.append(attention_transfer(own, target))
         return torch.stack(losses).mean()
 
-    def stop(self) -> None:
-        """Leaves both networks as they were."""
+    def remove_hooks(self) -> None:
+        """Restores both networks."""
         for hook in self._hooks:
             hook.remove()
 
-    def _watch(self, model: nn.Module, name: str, key: tuple[str, int]) -> None:
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Returns the recorded features of student and teacher, by pair."""
+        recorded = self._features
+        return [
+            (recorded["student", number], recorded["teacher", number])
+            for number in range(len(recorded) // 2)
+        ]
+
+    def _record(self, model: nn.Module, name: str, key: tuple[str, int]) -> None:
         network = getattr(model, "network", model)
-        known = dict(network.named_modules())
-        if name not in known or not name:
+        layers = dict(network.named_modules())
+        if name not in layers or not name:
             raise CompressError(
-                f"hints: the {key[0]} has no layer {name!r}; {nearest(name, filter(None, known))}"
+                f"hints: the {key[0]} has no layer {name!r}; {nearest(name, filter(None, layers))}"
             )
 
-        def remember(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            self._seen[key] = output
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            self._features[key] = output
 
-        self._hooks.append(known[name].register_forward_hook(remember))
+        self._hooks.append(layers[name].register_forward_hook(hook))
+
+
+def _check_feature_maps(
+    names: Sequence[tuple[str, ...]], features: Sequence[tuple[Tensor, Tensor]]
+) -> None:
+    for pair_names, pair in zip(names, features, strict=True):
+        for name, output in zip(pair_names, pair, strict=True):
+            if output.ndim != 4:
+                raise CompressError(
+                    f"hints: the output of layer {name!r} has {output.ndim} dimensions; choose a "
+                    "layer with feature maps [N, C, H, W]"
+                )

@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 def knowledge_distillation(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of softened outputs (Hinton et al., arXiv 1503.02531, section 2).
+    """Kullback-Leibler divergence at a temperature (Hinton et al., arXiv 1503.02531, section 2).
 
-    `T^2 * KL(softmax(teacher / T) || softmax(student / T))`, mean over the batch; the factor
-    `T^2` keeps the gradients' size when the temperature changes.
+    `T^2 * KL(softmax(teacher / T) || softmax(student / T))`, mean over the batch; the factor `T^2`
+    makes the gradient's magnitude independent of the temperature.
 
     Args:
         student: logits, float `[N, classes]`.
         teacher: logits of the same shape; no gradient flows into them.
-        temperature: T > 0; higher shows more of the small probabilities.
+        temperature: T > 0; higher values give small probabilities more weight.
 
     Returns:
-        Scalar, zero when both agree.
+        Scalar, zero if both agree.
     """
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=1)
@@ -28,38 +28,38 @@ def knowledge_distillation(student: Tensor, teacher: Tensor, *, temperature: flo
 
 
 def standardized(logits: Tensor) -> Tensor:
-    """Returns each image's logits with mean 0 and standard deviation 1 over the classes.
+    """Standardizes each image's logits to mean 0 and standard deviation 1 over the classes.
 
-    A student then need not match the size of the teacher's logits, only their shape (Sun et al.,
-    arXiv 2403.01427, algorithm 1).
+    The student then has to match the shape of the teacher's logits, but not their scale (Sun et
+    al., arXiv 2403.01427, algorithm 1).
     """
-    centerd = logits - logits.mean(1, keepdim=True)
-    return centerd / (logits.std(1, keepdim=True) + 1e-7)
+    centered = logits - logits.mean(1, keepdim=True)
+    return centered / (logits.std(1, keepdim=True) + 1e-7)
 
 
 def decoupled_distillation(
     student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float, beta: float
 ) -> Tensor:
-    """Target and other parts of the divergence, weighted apart (DKD, arXiv 2203.08679, eq. 7).
+    """Divergence with separate weights for target and other classes (DKD, arXiv 2203.08679, eq. 7).
 
-    `T^2 * (KL(b_t || b_s) + beta * KL(q_t || q_s))`: b is the probability of the right class and
-    that of all others, q the probabilities among the others.
+    `T^2 * (KL(b_t || b_s) + beta * KL(q_t || q_s))`: b is the binary distribution of target and
+    non-target, q the distribution over the non-target classes.
 
     Args:
         student: logits, float `[N, classes]`, at least three classes.
         teacher: logits of the same shape; no gradient flows into them.
         target: int64 `[N]`.
         temperature: T > 0.
-        beta: weight of what the teacher knows about the wrong classes.
+        beta: weight of the non-target classes.
     """
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=1)
     is_target = F.one_hot(target, student.shape[1]).bool()
 
     def binary(log_probabilities: Tensor) -> Tensor:
-        right = log_probabilities[is_target]
-        wrong = log_probabilities.masked_fill(is_target, -torch.inf).logsumexp(1)
-        return torch.stack([right, wrong], dim=1)
+        in_target = log_probabilities[is_target]
+        in_others = log_probabilities.masked_fill(is_target, -torch.inf).logsumexp(1)
+        return torch.stack([in_target, in_others], dim=1)
 
     def others(logits: Tensor) -> Tensor:
         rest = logits[~is_target].view(len(logits), -1)
@@ -74,9 +74,9 @@ def decoupled_distillation(
 
 
 def relational_distillation(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """One minus the correlation of probabilities within images, and within classes over the batch.
+    """One minus the correlation of probabilities, within images and within classes.
 
-    DIST (Huang et al., arXiv 2205.10536, equations 8 to 10), with both parts at weight 1.
+    DIST (Huang et al., arXiv 2205.10536, equations 8 to 10), both terms with weight 1.
 
     Args:
         student: logits, float `[N, classes]`.
@@ -84,7 +84,7 @@ def relational_distillation(student: Tensor, teacher: Tensor, *, temperature: fl
         temperature: T > 0.
 
     Returns:
-        Scalar from 0 (the same relations) to `4 T^2`.
+        Scalar from 0 (perfectly correlated) to `4 T^2`.
     """
     of_student = F.softmax(student / temperature, dim=1)
     of_teacher = F.softmax(teacher.detach() / temperature, dim=1)
@@ -94,16 +94,16 @@ def relational_distillation(student: Tensor, teacher: Tensor, *, temperature: fl
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Returns Pearson's correlation of each row of two matrices, `[rows]`."""
+    """Returns the Pearson correlation of corresponding rows of two matrices, `[rows]`."""
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     return F.cosine_similarity(x, y, dim=1, eps=1e-8)
 
 
 def feature_hint(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of feature maps (FitNets, arXiv 1412.6550, equation 3), relative.
+    """Relative squared distance of feature maps (FitNets, arXiv 1412.6550, equation 3).
 
-    Divided by the teacher's mean square, so that one weight suits layers of any scale:
-    `mean((s - t)^2) / mean(t^2)`.
+    `mean((s - t)^2) / mean(t^2)`: dividing by the teacher's mean square makes one weight suit
+    layers of any scale.
 
     Args:
         student: features after the learned projection, float `[N, C, H, W]`.
@@ -116,14 +116,14 @@ def feature_hint(student: Tensor, teacher: Tensor) -> Tensor:
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared distance of attention maps (Zagoruyko & Komodakis, arXiv 1612.03928, equation 2).
 
-    A map is the mean over channels of squared activations, as a vector of length 1.
+    A map is the mean of squared activations over channels, normalized to length 1.
 
     Args:
         student: features, float `[N, C, H, W]`; C may differ from the teacher's.
         teacher: features `[N, C', H, W]`; no gradient flows into them.
 
     Returns:
-        Scalar from 0 (the same places) to 2, mean over the batch.
+        Scalar from 0 (equal maps) to 2, mean over the batch.
     """
 
     def attention(features: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Teacher logits of fixed views of the training images: computed once, kept on disk in float16."""
+"""Teacher logits for the training images, computed once and stored on disk in float16."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -18,116 +19,133 @@ from compress.data.load import Data
 from compress.data.splits import View
 from compress.files import atomic_write, write_text
 from compress.kd.teachers import TeacherModel, mean_logits
-from compress.log import say, track
 from compress.train.evaluate import evaluation_batch
+from compress.train.events import Note, OnEvent, print_event, progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLogits:
-    """The logits of all teachers for all views, mapped into memory where they are used."""
+    """Memory-mapped logits of all teachers for all views."""
 
     views: tuple[tuple[np.ndarray, ...], ...]
-    """For each view and teacher float16 `[n_train, classes]`; none if teachers run live."""
+    """By view and teacher, float16 `[n_train, classes]`; empty if the teachers run live."""
     weights: tuple[float, ...]
-    """Of the teachers."""
+    """By teacher."""
     seconds: float
-    """What computing them took, whenever that was."""
+    """Time it took to compute them, in this run or an earlier one."""
 
     def rows(self, index: Tensor, view: int | None) -> Tensor:
-        """Returns the teachers' mean logits of some images, float32 `[N, classes]`, on the CPU.
+        """Returns the ensemble's logits for some images, float32 `[N, classes]`, on the CPU.
 
         Args:
-            index: int64 `[N]`, places in the training split.
-            view: which of the views; None takes the mean over all of them.
+            index: int64 `[N]`, positions in the training split.
+            view: number of the view; None averages over all views.
         """
         if view is not None:
-            return self._mean(self.views[view], index)
-        means = [self._mean(one, index) for one in self.views]
+            return self._ensemble(self.views[view], index)
+        means = [self._ensemble(teachers, index) for teachers in self.views]
         return mean_logits(means, [1] * len(means))
 
-    def _mean(self, teachers: Sequence[np.ndarray], index: Tensor) -> Tensor:
-        places = index.numpy()
-        rows = [torch.from_numpy(np.asarray(logits[places])).float() for logits in teachers]
+    def _ensemble(self, teachers: Sequence[np.ndarray], index: Tensor) -> Tensor:
+        positions = index.numpy()
+        rows = [torch.from_numpy(np.asarray(logits[positions])).float() for logits in teachers]
         return mean_logits(rows, self.weights)
 
 
 def stored_logits(
-    teachers: Sequence[TeacherModel], data: Data, views: Sequence[View | None], *, store: Path
+    teachers: Sequence[TeacherModel],
+    data: Data,
+    views: Sequence[View | None],
+    *,
+    store: Path,
+    on_event: OnEvent = print_event,
 ) -> StoredLogits:
-    """Opens the teachers' logits of views of the training split; computes those that are missing.
+    """Opens the stored logits of the training split; computes those that are missing or damaged.
 
     Args:
-        teachers: the teachers.
-        data: its training split.
-        views: augmented ones, or None for the images as they are.
-        store: folder for the logits; stages of one run share it.
+        teachers: the ensemble.
+        data: its training split is used.
+        views: augmented views; None stands for the original images.
+        store: folder of the logits, shared by the stages of a run.
+        on_event: receives notes; by default they are printed.
     """
-    found, seconds = [], 0.0
+    by_view, seconds = [], 0.0
     for view in views:
-        of_view = []
+        by_teacher = []
         for teacher in teachers:
-            facts = f"{teacher.source.digest} {data.fingerprint} {view}"
-            path = store / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.npy"
+            path = _path(store, teacher, data, view)
             shape = (len(data.train), len(data.class_names))
-            if not distributed.decide(lambda path=path, shape=shape: _is_whole(path, shape)):  # type: ignore[misc]
-                _compute(teacher, data, view, path)
-            of_view.append(np.load(path, mmap_mode="r"))
+            if not distributed.decide(functools.partial(_is_valid, path, shape, on_event)):
+                _compute(teacher, data, view, path, on_event)
+            by_teacher.append(np.load(path, mmap_mode="r"))
             seconds += json.loads(_seconds_file(path).read_text(encoding="utf-8"))["seconds"]
-        found.append(tuple(of_view))
+        by_view.append(tuple(by_teacher))
     weights = tuple(teacher.source.weight for teacher in teachers)
-    return StoredLogits(views=tuple(found), weights=weights, seconds=seconds)
+    return StoredLogits(views=tuple(by_view), weights=weights, seconds=seconds)
+
+
+def _path(store: Path, teacher: TeacherModel, data: Data, view: View | None) -> Path:
+    key = f"{teacher.source.digest} {data.fingerprint} {view}"
+    return store / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
 
 def _seconds_file(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _is_whole(path: Path, shape: tuple[int, int]) -> bool:
+def _is_valid(path: Path, shape: tuple[int, int], on_event: OnEvent) -> bool:
     if not path.is_file():
         return False
     try:
         logits = np.load(path, mmap_mode="r")
         float(json.loads(_seconds_file(path).read_text(encoding="utf-8"))["seconds"])
-        whole = bool(logits.shape == shape and logits.dtype == np.float16)
+        valid = bool(logits.shape == shape and logits.dtype == np.float16)
     except (OSError, ValueError, EOFError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        say(f"  {path} is damaged: computing the teacher's logits again")
-    return whole
+        valid = False
+    if not valid:
+        on_event(Note(message=f"{path} is damaged: recomputing the teacher logits"))
+    return valid
 
 
-def _compute(teacher: TeacherModel, data: Data, view: View | None, path: Path) -> None:
-    """Writes a teacher's logits as they come; all processes compute, the first one writes."""
+def _compute(
+    teacher: TeacherModel, data: Data, view: View | None, path: Path, on_event: OnEvent
+) -> None:
+    """Writes a teacher's logits batch by batch; all processes compute, the first one writes."""
     started = time.perf_counter()
-    parts = _logits(teacher, data, view)
+    batches = _logits(teacher, data, view, on_event)
     if not distributed.is_first():
-        for _ in parts:
+        for _ in batches:
             pass
     else:
         shape = (len(data.train), len(data.class_names))
         with atomic_write(path) as partial:
             logits = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
             done = 0
-            for part in parts:
-                logits[done : done + len(part)] = part.numpy()
-                done += len(part)
+            for batch in batches:
+                logits[done : done + len(batch)] = batch.numpy()
+                done += len(batch)
             logits.flush()
-            taken = time.perf_counter() - started
-            write_text(_seconds_file(path), json.dumps({"seconds": taken}))
+            seconds = time.perf_counter() - started
+            write_text(_seconds_file(path), json.dumps({"seconds": seconds}))
     distributed.wait_for_all()
 
 
-def _logits(teacher: TeacherModel, data: Data, view: View | None) -> Iterator[Tensor]:
-    """Yields float16 logits `[N, classes]` of consecutive images, whoever computed them."""
+def _logits(
+    teacher: TeacherModel, data: Data, view: View | None, on_event: OnEvent
+) -> Iterator[Tensor]:
+    """Yields float16 logits `[N, classes]` of all images in order, gathered from all processes."""
     size, device = evaluation_batch(data.train), distributed.device()
     processes, place = distributed.processes(), distributed.place()
-    blocks = torch.arange(len(data.train)).split(size * processes)
-    mine = [block[place * size : (place + 1) * size] for block in blocks]
-    batches = iter(data.train.batches(size, order=torch.cat(mine), view=view))
-    title = f"{teacher.source.path.name}'s answers" + (f", view {view.number + 1}" if view else "")
-    for block, own in zip(track(blocks, title, total=len(blocks)), mine, strict=True):
+    chunks = torch.arange(len(data.train)).split(size * processes)
+    own_chunks = [chunk[place * size : (place + 1) * size] for chunk in chunks]
+    batches = iter(data.train.batches(size, order=torch.cat(own_chunks), view=view))
+    title = f"logits of {teacher.source.path.name}"
+    if view is not None:
+        title += f", view {view.number + 1}"
+    bar = progress_bar(chunks, title, total=len(chunks), on_event=on_event)
+    for chunk, own in zip(bar, own_chunks, strict=True):
         padded = torch.zeros(size, len(data.class_names), dtype=torch.float16)
         if len(own):
             logits = teacher.forward(next(batches).images.to(device).float())
             padded[: len(own)] = logits.half().cpu()
-        yield torch.cat(distributed.gathered(padded))[: len(block)]
+        yield torch.cat(distributed.gathered(padded))[: len(chunk)]

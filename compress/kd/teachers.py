@@ -1,4 +1,4 @@
-"""Who is learned from: one trained network or several, as checkpoints or as ONNX files."""
+"""Teachers: trained networks, from checkpoints or ONNX files, alone or as an ensemble."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ from compress.train.evaluate import evaluation_batch, first_images
 from compress.train.precision import autocast, choose_precision
 
 Forward = Callable[[Tensor], Tensor]
-"""From pixels 0..255, float `[N, C, H, W]`, to float32 logits `[N, classes]`."""
+"""Maps images, float 0..255 `[N, C, H, W]`, to float32 logits `[N, classes]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A trained network that others learn from."""
+    """Where a teacher comes from, and what it expects."""
 
     path: Path
     checkpoint: Checkpoint | None
-    """None if it is an ONNX file."""
+    """None for an ONNX file."""
     class_names: tuple[str, ...]
     preprocess: Preprocess
     digest: str
     weight: float = 1.0
-    """Of its answers among those of all teachers."""
+    """In the ensemble."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherModel:
-    """A teacher, opened."""
+    """A teacher ready to run."""
 
     source: Teacher
     forward: Forward
     model: nn.Module | None
-    """None if it is an ONNX file."""
+    """None for an ONNX file."""
 
 
 def checkpoint_teacher(checkpoint: Checkpoint, *, weight: float = 1.0) -> Teacher:
-    """Returns a checkpoint as a teacher."""
+    """Returns the teacher stored in a checkpoint."""
     return Teacher(
         path=checkpoint.folder,
         checkpoint=checkpoint,
@@ -64,17 +64,17 @@ def checkpoint_teacher(checkpoint: Checkpoint, *, weight: float = 1.0) -> Teache
 
 
 def read_teachers(texts: Sequence[str]) -> tuple[Teacher, ...]:
-    """Reads teachers as the command line names them: `PATH` or `PATH=WEIGHT`.
+    """Reads teachers given on the command line as `PATH` or `PATH=WEIGHT`.
 
     Raises:
-        CompressError: one is neither a checkpoint nor an ONNX file of ours, a weight is not
-            positive, or the first is no checkpoint.
+        CompressError: a path is neither a checkpoint nor an ONNX file written by compress, a weight
+            is not positive, or the first teacher is not a checkpoint.
     """
     teachers = tuple(_read_teacher(text) for text in texts)
     if teachers and teachers[0].checkpoint is None:
         raise CompressError(
-            f"the first --teacher must be a checkpoint folder, because the results are compared "
-            f"with it; {teachers[0].path} is an ONNX file, name it after one"
+            "the first --teacher is the baseline of the report and must be a checkpoint folder; "
+            f"{teachers[0].path} is an ONNX file, list it after a checkpoint"
         )
     return teachers
 
@@ -83,19 +83,19 @@ def _read_teacher(text: str) -> Teacher:
     before, _, after = text.rpartition("=")
     try:
         path, weight = (Path(before), float(after)) if before else (Path(text), 1.0)
-    except ValueError:  # an = in the path
+    except ValueError:  # the path contains "="
         path, weight = Path(text), 1.0
         if not path.exists():
             raise CompressError(
-                f"--teacher {text}: there is no {path}, and {after!r} is not a number; it takes "
-                "PATH or PATH=WEIGHT"
+                f"--teacher {text}: {path} does not exist, and {after!r} is not a number; use PATH "
+                "or PATH=WEIGHT"
             ) from None
     if not weight > 0:
         raise CompressError(f"--teacher {text}: the weight must be positive, got {weight:g}")
     if path.suffix != ".onnx":
         return checkpoint_teacher(load_checkpoint(path), weight=weight)
     if not path.is_file():
-        raise CompressError(f"--teacher {text}: there is no file {path}")
+        raise CompressError(f"--teacher {text}: {path} does not exist")
     facts = read_facts(path)
     return Teacher(
         path=path,
@@ -108,46 +108,53 @@ def _read_teacher(text: str) -> Teacher:
 
 
 def check_teacher(teacher: Teacher, data: Data) -> None:
-    """Raises CompressError if a teacher knows other classes than the data's, or other channels."""
+    """Raises CompressError if the teacher's classes or channels differ from the data's."""
     if teacher.class_names != data.class_names:
         raise CompressError(
-            f"the teacher {teacher.path} knows the classes {', '.join(teacher.class_names)}; the "
-            f"data has {', '.join(data.class_names)}: its answers would teach wrong labels"
+            f"the teacher {teacher.path} predicts the classes {', '.join(teacher.class_names)}, "
+            f"the data has {', '.join(data.class_names)}; use a teacher trained on these classes"
         )
     if teacher.preprocess.channels != data.preprocess.channels:
         raise CompressError(
             f"the teacher {teacher.path} takes {teacher.preprocess.channels} channels, the data "
-            f"has {data.preprocess.channels}"
+            f"has {data.preprocess.channels}; use a teacher trained on this data"
         )
 
 
 def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> TeacherModel:
-    """Makes a teacher ready to be asked about a data set's pixels, of whatever size.
+    """Loads a teacher; it accepts images of any size and resizes them to its own.
 
     Raises:
         CompressError: see `check_teacher`.
     """
     check_teacher(teacher, data)
-    side = teacher.preprocess.size
-
-    # A network of the data's size sees images grow along with the student; a file cannot.
-    grows = teacher.checkpoint is not None and side == data.preprocess.size
-
-    def sized(images: Tensor) -> Tensor:
-        if grows or images.shape[-1] == side:
-            return images
-        return F.interpolate(images, size=side, mode="bilinear", antialias=True)
-
     if teacher.checkpoint is None:
-        session = open_session(teacher.path, threads=allowed_cores())
-
-        def run(images: Tensor) -> Tensor:
-            whole = sized(images).round().clamp(0, 255).to(torch.uint8).cpu()
-            return torch.from_numpy(run_session(session, as_numpy(whole))).to(images.device)
-
-        return TeacherModel(source=teacher, forward=run, model=None)
+        return TeacherModel(source=teacher, forward=_onnx_forward(teacher), model=None)
     model = load_model(teacher.checkpoint).to(device).to(memory_format=torch.channels_last)
     model.requires_grad_(requires_grad=False)
+    return TeacherModel(
+        source=teacher, forward=_torch_forward(teacher, model, data, device), model=model
+    )
+
+
+def _onnx_forward(teacher: Teacher) -> Forward:
+    session = open_session(teacher.path, threads=allowed_cores())
+
+    def forward(images: Tensor) -> Tensor:
+        resized = _resized(images, teacher.preprocess.size)
+        rounded = resized.round().clamp(0, 255).to(torch.uint8).cpu()
+        return torch.from_numpy(run_session(session, as_numpy(rounded))).to(images.device)
+
+    return forward
+
+
+def _torch_forward(teacher: Teacher, model: nn.Module, data: Data, device: torch.device) -> Forward:
+    # At the data's own size, the teacher follows progressive resizing; an ONNX file cannot.
+    follows = teacher.preprocess.size == data.preprocess.size
+
+    def sized(images: Tensor) -> Tensor:
+        return images if follows else _resized(images, teacher.preprocess.size)
+
     probe = sized(first_images(data.train, evaluation_batch(data.train)).float()).to(torch.uint8)
     precision = distributed.decide(lambda: choose_precision(model, probe, device, training=False))
 
@@ -157,21 +164,27 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> TeacherM
         with autocast(precision, device):
             return model(images).float()  # type: ignore[no-any-return]
 
-    return TeacherModel(source=teacher, forward=forward, model=model)
+    return forward
 
 
-def mean_logits(answers: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Returns the weighted mean of teachers' logits, each centerd, float `[N, classes]`.
+def _resized(images: Tensor, size: int) -> Tensor:
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
-    The softmax of it is the geometric mean of the teachers' probabilities at any temperature
-    (Hinton et al., arXiv 1503.02531, section 3, take either mean).
+
+def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Returns the weighted mean of the teachers' centered logits, float `[N, classes]`.
+
+    Its softmax is the geometric mean of the teachers' probabilities, at any temperature (Hinton et
+    al., arXiv 1503.02531, section 3, allow geometric and arithmetic means).
 
     Args:
-        answers: logits of each teacher, `[N, classes]`.
-        weights: positive, one for each.
+        logits: of each teacher, `[N, classes]`.
+        weights: positive, one per teacher.
     """
     total = sum(weights)
-    centerd = [logits - logits.mean(1, keepdim=True) for logits in answers]
+    centered = [one - one.mean(1, keepdim=True) for one in logits]
     return torch.stack(
-        [weight / total * logits for weight, logits in zip(weights, centerd, strict=True)]
+        [weight / total * one for weight, one in zip(weights, centered, strict=True)]
     ).sum(0)

@@ -1,7 +1,8 @@
-"""The teachers' answers as a loss, asked live or computed once for a fixed set of views."""
+"""Training with teachers: distillation loss, hints and findings."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from compress.data.splits import View
 from compress.errors import CompressError
 from compress.kd.config import KDConfig, check_kd
 from compress.kd.context import Context
-from compress.kd.features import Hinted
+from compress.kd.features import HintedStudent
 from compress.kd.losses import (
     decoupled_distillation,
     knowledge_distillation,
@@ -23,28 +24,29 @@ from compress.kd.losses import (
 )
 from compress.kd.stored_logits import StoredLogits, stored_logits
 from compress.kd.teachers import TeacherModel, mean_logits, open_teacher
-from compress.log import track, warn
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
 from compress.train.epoch import Loss, TrainBatch, label_loss
 from compress.train.evaluate import evaluation_batch, first_images
+from compress.train.events import OnEvent, print_event, progress_bar
 from compress.train.loop import train
 from compress.train.state import Epoch
+
+Penalty = Callable[[TrainBatch], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KDResult:
-    """What a training with a teacher's help came to."""
+    """Outcome of a training run with teachers."""
 
     history: list[Epoch]
     findings: list[Finding]
-    """Troubles that it showed."""
     teacher_seconds: float
-    """What the teachers' stored answers took; live ones are part of the training."""
+    """Time to compute the stored logits; that of live teachers is part of the history."""
 
     @property
     def validation_top1(self) -> float | None:
-        """Percent, after the last epoch; None if there was none."""
+        """Percent, after the last epoch; None without epochs."""
         return self.history[-1].validation_top1 if self.history else None
 
 
@@ -53,92 +55,121 @@ def train_with_kd(
     kd: KDConfig,
     schedule: TrainConfig,
     context: Context,
-    title: str,
+    stage: str,
     *,
-    penalty: Callable[[TrainBatch], Tensor] | None = None,
+    title: str = "",
+    penalty: Penalty | None = None,
+    on_event: OnEvent = print_event,
 ) -> KDResult:
-    """Trains a model in place with the help of the context's teacher.
+    """Trains a model in place with the context's teachers.
 
     Args:
-        model: takes images.
-        kd: how the teacher helps.
+        model: maps images to logits.
+        kd: distillation loss.
         schedule: of the training.
-        context: data, seed, folders and the teachers.
-        title: names the training in the progress bar.
-        penalty: its gradient is added to each step's, its value is not, so that a loss that rises
-            still means trouble.
+        context: data, seed, folders and teachers.
+        stage: whose settings the findings name.
+        title: name of the run in messages and progress bars; by default the stage.
+        penalty: added to the gradient but not to the reported loss, so that a rising loss still
+            indicates a problem.
+        on_event: receives progress; by default it is printed.
+
+    Raises:
+        CompressError: a teacher does not fit the data, the settings contradict each other, or a
+            hinted layer does not exist.
     """
     assert context.teachers
-    data, device = context.data, distributed.device()
-    teachers = [open_teacher(teacher, data, device) for teacher in context.teachers]
-    confusion = teacher_confusion(teachers, data)
+    data = context.data
+    teachers = [open_teacher(one, data, distributed.device()) for one in context.teachers]
+    confusion = teacher_confusion(teachers, data, on_event)
     findings = diagnose_labels(confusion.tolist(), data.class_names)
-    for finding in findings:
-        warn(f"  {finding}")
+    _emit(findings, on_event)
     views = views_to_store(kd, context.seed)
-    stored = stored_logits(teachers, data, views, store=context.store)
-    losses = [distillation_loss(teachers, stored, kd, schedule)]
+    stored = stored_logits(teachers, data, views, store=context.store, on_event=on_event)
     hinted = _with_hints(model, teachers[0], kd, data) if kd.hints else None
-    if hinted is not None:
-        losses.append(lambda _logits, _batch: kd.hint_weight * hinted.hint_loss())
-    if penalty is not None:
-        losses.append(lambda _logits, batch: (extra := penalty(batch)) - extra.detach())
     history = train(
         hinted or model,
         data,
         schedule,
-        loss=lambda logits, batch: torch.stack([one(logits, batch) for one in losses]).sum(),
+        loss=_total_loss(distillation_loss(teachers, stored, kd, schedule), hinted, kd, penalty),
         seed=context.seed,
         folder=context.folder,
-        title=title,
+        title=title or stage,
         n_views=0 if kd.fresh_views else kd.n_views,
+        on_event=on_event,
     )
     if hinted is not None:
-        hinted.stop()
-    findings += diagnose(history, len(data.class_names))
+        hinted.remove_hooks()
     teacher_top1 = 100 * float(confusion.diagonal().sum() / confusion.sum())
-    about_student = diagnose_student(history, teacher_top1, len(data.validation))
-    for finding in about_student:
-        warn(f"  {finding}")
-    return KDResult(
-        history=history, findings=findings + about_student, teacher_seconds=stored.seconds
-    )
+    of_student = [
+        *diagnose(history, len(data.class_names), stage),
+        *diagnose_student(history, teacher_top1, len(data.validation), stage),
+    ]
+    _emit(of_student, on_event)
+    return KDResult(history=history, findings=findings + of_student, teacher_seconds=stored.seconds)
 
 
-def _with_hints(model: nn.Module, teacher: TeacherModel, kd: KDConfig, data: Data) -> Hinted:
-    """Returns the model with what compares its features with the first teacher's."""
+def _emit(findings: Sequence[Finding], on_event: OnEvent) -> None:
+    for finding in findings:
+        on_event(finding)
+
+
+def _with_hints(model: nn.Module, teacher: TeacherModel, kd: KDConfig, data: Data) -> HintedStudent:
     if teacher.model is None:
-        raise CompressError("hints need a teacher whose layers can be seen: a checkpoint, not ONNX")
+        raise CompressError(
+            "hints need a first teacher whose layers are accessible: a checkpoint, not an ONNX file"
+        )
     images = first_images(data.train, 2).to(distributed.device())
     model.to(images.device)
-    return Hinted(model, teacher.model, kd.hints, kd.hint_loss, images)
+    return HintedStudent(model, teacher.model, kd.hints, kd.hint_loss, images)
+
+
+def _total_loss(
+    distillation: Loss, hinted: HintedStudent | None, kd: KDConfig, penalty: Penalty | None
+) -> Loss:
+    """Adds hint loss and penalty to the distillation loss."""
+
+    def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
+        terms = [distillation(logits, batch)]
+        if hinted is not None:
+            terms.append(kd.hint_weight * hinted.hint_loss())
+        if penalty is not None:
+            value = penalty(batch)
+            terms.append(value - value.detach())
+        return torch.stack(terms).sum()
+
+    return loss
 
 
 @torch.no_grad()
-def teacher_confusion(teachers: Sequence[TeacherModel], data: Data) -> Tensor:
-    """Counts validation images by label and by the teachers' answer, int64 `[classes, classes]`."""
+def teacher_confusion(
+    teachers: Sequence[TeacherModel], data: Data, on_event: OnEvent = print_event
+) -> Tensor:
+    """Counts validation images by label and ensemble prediction, int64 `[classes, classes]`."""
     device, split = distributed.device(), data.validation
     classes, size = len(data.class_names), evaluation_batch(split)
     counts = torch.zeros(classes, classes, dtype=torch.int64)
     own = torch.arange(len(split))[distributed.place() :: distributed.processes()]
+    total = math.ceil(len(own) / size)
     batches = split.batches(size, order=own)
-    for batch in track(batches, "asking the teacher", total=-(-len(own) // size)):
-        answers = ensemble_logits(teachers, batch.images.to(device).float()).argmax(1).cpu()
-        counts.index_put_((batch.labels, answers), torch.tensor(1), accumulate=True)
+    for batch in progress_bar(batches, "scoring the teacher", total=total, on_event=on_event):
+        logits = ensemble_logits(teachers, batch.images.to(device).float())
+        predicted = logits.argmax(1).cpu()
+        counts.index_put_((batch.labels, predicted), torch.tensor(1), accumulate=True)
     return distributed.total(counts)
 
 
 def ensemble_logits(teachers: Sequence[TeacherModel], images: Tensor) -> Tensor:
-    """Returns the teachers' common answer, float32 logits `[N, classes]`."""
-    answers = [teacher.forward(images) for teacher in teachers]
-    return mean_logits(answers, [teacher.source.weight for teacher in teachers])
+    """Runs all teachers and returns their mean logits, float32 `[N, classes]`."""
+    logits = [teacher.forward(images) for teacher in teachers]
+    return mean_logits(logits, [teacher.source.weight for teacher in teachers])
 
 
 def views_to_store(kd: KDConfig, seed: int) -> list[View | None]:
-    """Returns the views whose answers are stored; None is the picture as it is.
+    """Returns the views whose teacher logits are stored; None stands for the original images.
 
-    With fresh views that picture is the first: its answer holds for all of them, that to a crop
-    with little on it would not.
+    With fresh views the original comes first: its logits suit all views, whereas those of a crop
+    may miss the object.
     """
     views: list[View | None] = [View(seed=seed, number=number) for number in range(kd.n_views)]
     return [None, *views[1:]] if kd.fresh_views and views else views
@@ -150,40 +181,42 @@ def distillation_loss(
     """Returns `alpha * soft_loss(teachers) + (1 - alpha) * cross-entropy(labels)`.
 
     Args:
-        teachers: the teachers.
-        stored: their logits, if they are not asked live.
-        kd: weights and temperature.
-        schedule: what the loss will be used in.
+        teachers: the ensemble; runs in every step if `kd.n_views` is 0.
+        stored: its stored logits, used otherwise.
+        kd: loss and weights.
+        schedule: of the training.
 
     Raises:
-        CompressError: stored answers together with mixup, which blends pictures after the teacher
-            saw them.
+        CompressError: see `check_kd`.
     """
     check_kd(kd, schedule)
-    labels = label_loss(schedule.label_smoothing)
+    cross_entropy = label_loss(schedule.label_smoothing)
 
     def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
         if not kd.n_views:
-            answers = ensemble_logits(teachers, batch.images)
+            teacher_logits = ensemble_logits(teachers, batch.images)
         else:
             view = None if kd.fresh_views else batch.view.number
-            answers = stored.rows(batch.index, view).to(logits.device)
-        soft = soft_loss(logits, answers, batch, kd)
-        return kd.alpha * soft + (1 - kd.alpha) * labels(logits, batch)
+            teacher_logits = stored.rows(batch.index, view).to(logits.device)
+        soft = soft_loss(logits, teacher_logits, batch, kd)
+        return kd.alpha * soft + (1 - kd.alpha) * cross_entropy(logits, batch)
 
     return loss
 
 
 def soft_loss(student: Tensor, teacher: Tensor, batch: TrainBatch, kd: KDConfig) -> Tensor:
-    """Returns the loss against the teacher's logits that the settings name."""
-    temperature = kd.temperature
-    if kd.soft_loss == "dkd":
-        target = batch.targets.argmax(1)
-        return decoupled_distillation(
-            student, teacher, target, temperature=temperature, beta=kd.beta
-        )
-    if kd.soft_loss == "dist":
-        return relational_distillation(student, teacher, temperature=temperature)
-    if kd.soft_loss == "standardized":
-        student, teacher = standardized(student), standardized(teacher)
-    return knowledge_distillation(student, teacher, temperature=temperature)
+    """Returns the configured loss between student and teacher logits, float `[N, classes]`."""
+    match kd.soft_loss:
+        case "kd":
+            return knowledge_distillation(student, teacher, temperature=kd.temperature)
+        case "standardized":
+            return knowledge_distillation(
+                standardized(student), standardized(teacher), temperature=kd.temperature
+            )
+        case "dkd":
+            target = batch.targets.argmax(1)
+            return decoupled_distillation(
+                student, teacher, target, temperature=kd.temperature, beta=kd.beta
+            )
+        case "dist":
+            return relational_distillation(student, teacher, temperature=kd.temperature)

@@ -16,7 +16,7 @@ from compress.prune.groups import Group, find_groups
 from compress.prune.importance import score_channels
 from compress.train.config import TrainConfig
 from compress.train.epoch import TrainBatch
-from compress.train.schedule import batch_size_for, steps_of_epoch
+from compress.train.schedule import effective_batch_size, steps_per_epoch
 
 PENALTY = 1e-4
 """Final weight of the penalty, which grows from zero."""
@@ -33,9 +33,9 @@ def train_sparse(model: Classifier, config: PruneConfig, context: Context) -> No
     groups = find_groups(model.network.eval(), example_input(model)).groups
     schedule = dataclasses.replace(SCHEDULE, epochs=config.sparse_epochs)
     n_images = len(context.data.train)
-    steps = schedule.epochs * steps_of_epoch(n_images, batch_size_for(schedule, n_images))
+    steps = schedule.epochs * steps_per_epoch(n_images, effective_batch_size(schedule, n_images))
     penalty = growing_penalty(model.network, groups, steps)
-    train_with_kd(model, config.kd, schedule, context, "sparse training", penalty=penalty)
+    train_with_kd(model, config.kd, schedule, context, "prune", title="sparse", penalty=penalty)
 
 
 def growing_penalty(

@@ -121,7 +121,7 @@ def _recover(model: Classifier, config: PruneConfig, context: Context, number: i
         schedule = dataclasses.replace(schedule, epochs=config.iteration_epochs, min_steps=0)
         title = f"prune, iteration {number}"
         context = _subfolder(context, f"iteration-{number}")
-    trained = everywhere(train_with_kd, model, config.kd, schedule, context, title)
+    trained = everywhere(train_with_kd, model, config.kd, schedule, context, "prune", title=title)
     return Recovery(
         top1_raw=raw,
         top1_batchnorm=reestimated,

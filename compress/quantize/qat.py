@@ -17,7 +17,7 @@ def train_quantized(model: fx.GraphModule, config: QuantizeConfig, context: Cont
     little left to learn, and what is trained is what ships.
     """
     enable_learned_scales(model)
-    train_with_kd(model, config.kd, config.train, context, "qat")
+    train_with_kd(model, config.kd, config.train, context, "quantize", title="qat")
 
 
 def enable_learned_scales(model: fx.GraphModule) -> None:

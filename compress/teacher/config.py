@@ -10,7 +10,7 @@ from compress.train.config import MUON, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Train the teacher; zero epochs take its weights as they are."""
+    """Train the teacher, or use pretrained weights as they are (0 epochs)."""
 
     train: TrainConfig = field(
         default=dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Stage teacher: train the large network, or load its weights, as the yardstick for the rest."""
+"""Stage teacher: train the large network, or load its weights; the baseline of the other stages."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from compress.train.epoch import label_loss
 from compress.train.loop import train
 
 UNTRAINED = (
-    "the teacher was never trained: zero epochs from random weights; name weights in the card, a "
-    "checkpoint with --teacher, or epochs with --set teacher.train.epochs=N"
+    "the teacher is untrained: random weights and 0 epochs; set weights in the card, pass a "
+    "checkpoint with --teacher, or set teacher.train.epochs"
 )
 
 
@@ -28,21 +28,25 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
     """Builds and trains the teacher.
 
     Args:
-        spec: the network.
-        weights: see `load_weights`; empty starts from random ones.
-        config: its schedule.
+        spec: network to train.
+        weights: see `load_weights`; empty for random initialization.
+        config: settings of the stage.
         context: data, seed and folder.
+
+    Raises:
+        CompressError: the weights do not fit the network and there is no training.
     """
     torch.manual_seed(context.seed)
     model = build(spec)
     left_out = load_weights(model.network, spec.architecture, weights)
     if left_out and not config.train.epochs:
         raise CompressError(
-            f"{weights} does not fit, and zero epochs train nothing: {', '.join(left_out)}; "
-            "the card's stem (small or large), the number of classes or of channels differs"
+            f"{weights} does not fit the network ({', '.join(left_out)}) and there is no training; "
+            "set the stem in the card to that of the weights, use data with the same number of "
+            "classes and channels, or set teacher.train.epochs"
         )
     if left_out:
-        warn(f"  not taken from {weights}: {', '.join(left_out)}")
+        warn(f"  initialized at random, not from {weights}: {', '.join(left_out)}")
     history = everywhere(
         train,
         model,
@@ -53,20 +57,17 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
         folder=context.folder,
         title="teacher",
     )
-    findings = [str(finding) for finding in diagnose(history, len(spec.class_names))]
+    findings = [str(finding) for finding in diagnose(history, len(spec.class_names), "teacher")]
     if not history and not weights:
         findings.append(UNTRAINED)
-        warn(f"  {UNTRAINED}")
+    for finding in findings:
+        warn(f"  {finding}")
     details = {"epochs": len(history), "findings": findings}
     return Product(model=model, spec=spec, details=details)
 
 
 def take(teacher: Teacher) -> Product:
-    """Returns a trained teacher as it is.
-
-    Args:
-        teacher: a checkpoint of any stage.
-    """
+    """Returns the checkpoint of a trained teacher, of any stage, unchanged."""
     assert teacher.checkpoint is not None
     description = teacher.checkpoint.description
     return Product(

@@ -1,1 +1,1 @@
-"""The one training loop, used by every stage that trains."""
+"""The training loop shared by all stages."""

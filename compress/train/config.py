@@ -1,4 +1,4 @@
-"""Settings of a training run; each stage that trains carries one with its own defaults."""
+"""Training settings; each stage that trains has a set with its own defaults."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+Precision = Literal["fp32", "bf16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """An optimizer on a cosine schedule with linear warm-up."""
+    """Optimizer, cosine schedule with linear warm-up, and regularization."""
 
-    epochs: Annotated[int, Field(ge=0, description="Passes over the training images.")] = 8
+    epochs: Annotated[int, Field(ge=0, description="Training epochs.")] = 8
     min_steps: Annotated[
         int,
         Field(
             ge=0,
-            description="Small sets get more epochs than `epochs`, up to this many steps; 0 epochs "
-            "stay 0.",
+            description="Add epochs until there are at least this many steps; no effect if epochs "
+            "is 0.",
         ),
     ] = 120
     batch_size: Annotated[
-        int, Field(ge=2, description="Images a step; small sets get smaller batches.")
+        int, Field(ge=2, description="Batch size; reduced automatically for small data sets.")
     ] = 128
     optimizer: Annotated[
         Literal["sgd", "muon"],
         Field(
-            description="SGD, or Muon, which learns more from a step and wants a learning rate of "
-            "a twentieth and a weight decay a hundred times as large."
+            description="Optimizer. Compared with SGD, Muon needs about 1/20 of the learning rate "
+            "and 100 times the weight decay."
         ),
     ] = "sgd"
     lr: Annotated[float, Field(gt=0, description="Peak learning rate.")] = 0.1
@@ -37,37 +39,28 @@ class TrainConfig:
         float,
         Field(
             ge=0,
-            description="What pulls weights to zero, not biases or norms: SGD's L2 penalty, "
-            "Muon's share of the learning rate.",
+            description="Weight decay, except for biases and norm layers: an L2 penalty with SGD, "
+            "decoupled with Muon.",
         ),
     ] = 5e-4
     warmup: Annotated[
-        float, Field(ge=0, lt=1, description="Share of all steps with a rising learning rate.")
+        float, Field(ge=0, lt=1, description="Fraction of steps used for linear warm-up.")
     ] = 0.15
-    label_smoothing: Annotated[
-        float, Field(ge=0, lt=1, description="Probability mass spread over all classes.")
-    ] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="Label smoothing.")] = 0.1
     clip_norm: Annotated[
-        float, Field(ge=0, description="Largest gradient norm; 0 does not clip.")
+        float, Field(ge=0, description="Maximum gradient norm; 0 disables clipping.")
     ] = 5.0
-    ema: Annotated[
-        float,
-        Field(
-            ge=0,
-            lt=1,
-            description="Decay of averaged weights, a step, after a warm-up; 0 keeps no average.",
-        ),
-    ] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1, description="EMA decay per step; 0 disables it.")] = 0.0
     mixup: Annotated[
-        float, Field(ge=0, description="Alpha of mixup's Beta distribution; 0 mixes nothing.")
+        float, Field(ge=0, description="Mixup alpha of the Beta distribution; 0 disables it.")
     ] = 0.0
     start_size: Annotated[
         float,
         Field(
             gt=0,
             le=1,
-            description="Image side of the first epochs as a share of the full one; "
-            "it grows to 1 by the last epoch.",
+            description="Progressive resizing: initial image size as a fraction of the full size; "
+            "1 disables it.",
         ),
     ] = 1.0
     data_fraction: Annotated[
@@ -75,30 +68,30 @@ class TrainConfig:
         Field(
             gt=0,
             le=1,
-            description="Of the training images that an epoch shows, the first and the last apart: "
-            "half of them are those with the highest loss, the others are drawn from the rest.",
+            description="Fraction of the training images used in each epoch but the first and "
+            "last: half of them those with the highest loss, half random.",
         ),
     ] = 1.0
     patience: Annotated[
         int,
         Field(
             ge=0,
-            description="Stop after so many epochs without a lower validation loss, and take the "
-            "best epoch's weights; 0 never stops early.",
+            description="Stop after this many epochs without improvement in validation loss and "
+            "restore the best weights; 0 disables it.",
         ),
     ] = 0
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        Field(description="Arithmetic of training; auto times both for a few steps."),
+        Literal["auto", Precision],
+        Field(description="Training precision; auto picks the faster one on this machine."),
     ] = "auto"
     compile: Annotated[
         bool,
         Field(
-            description="Compile the network first (torch.compile): a minute or more that pays in "
-            "long trainings on a GPU."
+            description="Use torch.compile; takes a minute or more, worthwhile for long runs on a "
+            "GPU."
         ),
     ] = False
 
 
 MUON = TrainConfig(optimizer="muon", momentum=0.95, weight_decay=0.1, data_fraction=0.5)
-"""What the stages' schedules start from."""
+"""Base of each stage's training defaults."""

@@ -1,4 +1,4 @@
-"""The classic troubles of training, in words: what is wrong, how it shows, what to do."""
+"""Common training problems: what is wrong, the evidence, and which setting to change."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from statistics import fmean, stdev
 
 from compress.train.state import Epoch
 
-FLAT = 0.97
-"""A loss that ends above this share of its first epoch's did not fall."""
-MOSTLY_RIGHT = 50.0
-"""Percent of training images: with more, a loss that stays is that of a network trained before."""
-CHANCE = 1.5
-"""A network this many times better than guessing learned next to nothing."""
+MIN_EPOCHS = 3
+"""Shorter runs need not converge: too much of them is warm-up."""
+MIN_LOSS_DROP = 0.97
+"""A loss that ends above this fraction of the first epoch's did not fall."""
+PRETRAINED_TOP1 = 50.0
+"""Percent of the training images in the first epoch; above it the network was trained before, and
+its loss need not fall."""
+CHANCE_FACTOR = 1.5
+"""A network below this multiple of chance accuracy has learned next to nothing."""
 GAP_GROWTH = 3.0
-"""Points by which training may run ahead of validation after the best epoch."""
+"""Percentage points by which the gap between training and validation may grow."""
 LOSS_RISE = 1.1
-SETTLED_EPOCHS, SETTLED = 3, 0.3
-"""A network that gains less than so many points from some epochs to the next learns no more."""
-NOTEWORTHY = 0.5
-"""Points of top-1 that are worth a word, if they are more than luck."""
+"""Ratio by which the validation loss may exceed its minimum."""
+PLATEAU_EPOCHS, PLATEAU_GAIN = 3, 0.3
+"""A network is saturated if its mean top-1 gains less than this between two such windows."""
+MIN_DIFFERENCE = 0.5
+"""Percentage points of top-1 worth reporting, if significant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One trouble."""
+    """A problem with its evidence and remedy."""
 
     trouble: str
     evidence: str
@@ -36,118 +40,140 @@ class Finding:
         return f"{self.trouble}: {self.evidence}; {self.remedy}"
 
 
-def diagnose(history: Sequence[Epoch], classes: int) -> list[Finding]:
-    """Returns what went wrong in a training, judged by its history."""
-    if len(history) < 2:
-        return []
-    return [*_not_converging(history, classes), *_overfitting(history)]
-
-
-def diagnose_student(history: Sequence[Epoch], teacher_top1: float, n_images: int) -> list[Finding]:
-    """Returns what is wrong between a student and its teacher.
+def diagnose(history: Sequence[Epoch], classes: int, stage: str) -> list[Finding]:
+    """Returns the problems that a training history shows.
 
     Args:
-        history: of the student.
-        teacher_top1: on validation images, percent.
-        n_images: validation images.
+        history: of the run.
+        classes: number of classes.
+        stage: whose settings the remedies name, e.g. `distill`.
     """
     if not history:
         return []
-    best = max(row.validation_top1 for row in history)
-    findings = []
-    share = best / 100
-    luck = 200 * math.sqrt(2 * share * (1 - share) / n_images)  # two standard errors
-    if best > teacher_top1 + max(NOTEWORTHY, luck, 200 / n_images):
-        findings.append(
-            Finding(
-                trouble="the teacher is worse than the student",
-                evidence=f"validation top-1 {teacher_top1:.2f} % against {best:.2f} %",
-                remedy="train the teacher longer, or give it less weight (--alpha)",
-            )
-        )
-    top1 = [row.train_top1 for row in history[-2 * SETTLED_EPOCHS :]]
-    behind = teacher_top1 - top1[-1]
-    if len(top1) == 2 * SETTLED_EPOCHS and behind > NOTEWORTHY and _has_settled(top1):
-        findings.append(
-            Finding(
-                trouble="the student is saturated",
-                evidence=f"{history[-1].train_top1:.2f} % even on its training images, "
-                f"{behind:.2f} points behind the teacher, and no longer rising",
-                remedy="a wider or deeper student, or less augmentation",
-            )
-        )
-    return findings
+    return [*_not_converging(history, classes, stage), *_overfitting(history, stage)]
+
+
+def diagnose_student(
+    history: Sequence[Epoch], teacher_top1: float, n_images: int, stage: str
+) -> list[Finding]:
+    """Returns the problems that a comparison of student and teacher shows.
+
+    Args:
+        history: of the student.
+        teacher_top1: on the validation split, percent.
+        n_images: size of the validation split.
+        stage: whose settings the remedies name, e.g. `distill`.
+    """
+    if not history:
+        return []
+    return [
+        *_weak_teacher(history, teacher_top1, n_images, stage),
+        *_saturated(history, teacher_top1),
+    ]
 
 
 def diagnose_labels(
     confusion: Sequence[Sequence[int]], class_names: Sequence[str]
 ) -> list[Finding]:
-    """Returns whether a teacher knows the data's classes by other numbers.
+    """Returns a finding if the teacher numbers the classes differently from the data.
 
     Args:
-        confusion: counts of validation images by label and by the teacher's answer.
+        confusion: validation images by label and by the teacher's prediction.
         class_names: of the data.
     """
     swapped = []
-    for label, answers in enumerate(confusion):
-        said = max(range(len(answers)), key=lambda answer: answers[answer])
-        so_called = sum(row[said] for row in confusion)
-        both_ways = 2 * answers[said] > max(sum(answers), so_called)  # a poor teacher says 5 often
-        if said != label and both_ways:
-            swapped.append(f"{class_names[label]!r} is {class_names[said]!r} to it")
+    for label, predictions in enumerate(confusion):
+        predicted = max(range(len(predictions)), key=lambda column: predictions[column])
+        total = sum(row[predicted] for row in confusion)
+        # Most of both the row and the column, because a poor teacher may favor one class.
+        dominant = 2 * predictions[predicted] > max(sum(predictions), total)
+        if predicted != label and dominant:
+            swapped.append(f"it predicts {class_names[predicted]!r} for {class_names[label]!r}")
     if len(swapped) < max(2, len(class_names) // 3):
         return []
     return [
         Finding(
-            trouble="the teacher's classes are not the data's",
-            evidence=f"{'; '.join(swapped[:3])}{' ...' if len(swapped) > 3 else ''}",
-            remedy="give the classes the teacher's order (folders are taken alphabetically)",
+            trouble="the teacher's class order differs from the data's",
+            evidence="; ".join(swapped[:3]) + ("; ..." if len(swapped) > 3 else ""),
+            remedy="reorder the classes (class folders are sorted by name)",
         )
     ]
 
 
-def _has_settled(top1: Sequence[float]) -> bool:
-    """Tells whether the second half is no higher than the first but for luck."""
-    gain = fmean(top1[SETTLED_EPOCHS:]) - fmean(top1[:SETTLED_EPOCHS])
-    return gain < max(SETTLED, stdev(top1))
+def _weak_teacher(
+    history: Sequence[Epoch], teacher_top1: float, n_images: int, stage: str
+) -> Iterator[Finding]:
+    best = max(row.validation_top1 for row in history)
+    share = best / 100
+    two_standard_errors = 200 * math.sqrt(2 * share * (1 - share) / n_images)
+    two_images = 200 / n_images
+    if best > teacher_top1 + max(MIN_DIFFERENCE, two_standard_errors, two_images):
+        yield Finding(
+            trouble="the teacher is worse than the student",
+            evidence=f"validation top-1 {teacher_top1:.2f} % vs. {best:.2f} %",
+            remedy=f"increase teacher.train.epochs or lower {stage}.kd.alpha",
+        )
 
 
-def _not_converging(history: Sequence[Epoch], classes: int) -> Iterator[Finding]:
+def _saturated(history: Sequence[Epoch], teacher_top1: float) -> Iterator[Finding]:
+    top1 = [row.train_top1 for row in history[-2 * PLATEAU_EPOCHS :]]
+    behind = teacher_top1 - top1[-1]
+    if len(top1) == 2 * PLATEAU_EPOCHS and behind > MIN_DIFFERENCE and _is_flat(top1):
+        yield Finding(
+            trouble="the student is saturated",
+            evidence=f"{top1[-1]:.2f} % on its own training images and no longer improving, "
+            f"{behind:.2f} points behind the teacher",
+            remedy="use a wider or deeper student (its arguments in the card)",
+        )
+
+
+def _is_flat(top1: Sequence[float]) -> bool:
+    """Returns whether the second half is not significantly higher than the first."""
+    gain = fmean(top1[PLATEAU_EPOCHS:]) - fmean(top1[:PLATEAU_EPOCHS])
+    return gain < max(PLATEAU_GAIN, stdev(top1))
+
+
+def _not_converging(history: Sequence[Epoch], classes: int, stage: str) -> Iterator[Finding]:
+    if len(history) < MIN_EPOCHS:
+        return
     first, last = history[0], history[-1]
     peak = max(row.lr for row in history)
-    remedy = (
-        f"another learning rate (it was up to {peak:.1g}), ten times or a tenth of it, or with a "
-        "teacher another --alpha"
-    )
-    rises = last.loss > first.loss / FLAT
-    stays = last.loss > FLAT * first.loss and first.train_top1 < MOSTLY_RIGHT
-    if rises or stays:
+    chance = 100 / classes
+    rises = last.loss > first.loss / MIN_LOSS_DROP
+    stays = last.loss > MIN_LOSS_DROP * first.loss and first.train_top1 < PRETRAINED_TOP1
+    if rises:
         yield Finding(
             trouble="not converging",
-            evidence=f"the loss {'rose' if rises else 'stayed'}, {first.loss:.3f} after the first "
-            f"and {last.loss:.3f} after {len(history)} epochs",
-            remedy="a tenth of the learning rate, or a longer warm-up" if rises else remedy,
+            evidence=f"the loss rose from {first.loss:.3f} in the first epoch to {last.loss:.3f} "
+            "in the last",
+            remedy=f"divide {stage}.train.lr by ten (it peaked at {peak:.1g}) or increase "
+            f"{stage}.train.warmup",
         )
-    elif last.validation_top1 < CHANCE * 100 / classes:
+    elif stays:
         yield Finding(
             trouble="not converging",
-            evidence=f"validation top-1 {last.validation_top1:.2f} %, guessing has "
-            f"{100 / classes:.2f} %",
-            remedy=remedy,
+            evidence=f"the loss stayed at {last.loss:.3f} ({first.loss:.3f} in the first epoch)",
+            remedy=f"multiply or divide {stage}.train.lr by ten (it peaked at {peak:.1g})",
+        )
+    elif last.validation_top1 < CHANCE_FACTOR * chance:
+        yield Finding(
+            trouble="not converging",
+            evidence=f"validation top-1 is {last.validation_top1:.2f} %, chance is {chance:.2f} %",
+            remedy=f"multiply or divide {stage}.train.lr by ten (it peaked at {peak:.1g})",
         )
 
 
-def _overfitting(history: Sequence[Epoch]) -> Iterator[Finding]:
+def _overfitting(history: Sequence[Epoch], stage: str) -> Iterator[Finding]:
     best = min(history, key=lambda row: row.validation_loss)
     last = history[-1]
     then, now = (row.train_top1 - row.validation_top1 for row in (best, last))
-    ahead = now > max(0.0, then + GAP_GROWTH)
-    if ahead and last.validation_loss > LOSS_RISE * best.validation_loss:
+    gap_grew = now > max(0.0, then + GAP_GROWTH)
+    if gap_grew and last.validation_loss > LOSS_RISE * best.validation_loss:
         yield Finding(
-            trouble="over-fitting",
+            trouble="overfitting",
             evidence=f"since epoch {best.epoch} the validation loss rose from "
-            f"{best.validation_loss:.3f} to {last.validation_loss:.3f}, and training ran ahead "
-            f"of validation by {now:.1f} points (then {then:.1f})",
-            remedy="stop early (--patience 3), more weight decay, label smoothing or mixup, or a "
-            "smaller network",
+            f"{best.validation_loss:.3f} to {last.validation_loss:.3f} and the gap between "
+            f"training and validation from {then:.1f} to {now:.1f} points",
+            remedy=f"set {stage}.train.patience to 3, increase {stage}.train.weight_decay or "
+            f"{stage}.train.label_smoothing, or use a smaller network",
         )

@@ -1,11 +1,11 @@
-"""One epoch of training: batches, their parts, losses and steps."""
+"""One epoch of training."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -14,52 +14,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from compress import distributed
 from compress.data.load import Data
 from compress.data.splits import Batch, View
 from compress.errors import CompressError
-from compress.log import track
-from compress.train.config import TrainConfig
-from compress.train.precision import Precision, autocast
-from compress.train.schedule import (
-    image_size,
-    learning_rate,
-    mixup,
-    order_of_epoch,
-)
+from compress.train.config import Precision, TrainConfig
+from compress.train.events import OnEvent, progress_bar
+from compress.train.precision import autocast
+from compress.train.schedule import Plan, image_size, learning_rate, mixup, select_images
+from compress.train.state import TrainState
 
 FINITE_CHECK_EVERY = 20
-"""Steps between looks at the loss; each look waits for the device."""
+"""Steps between checks of the loss; each check waits for the device."""
 
 
 class NonFiniteLossError(CompressError):
-    """Training diverged; the message says when and what to try."""
+    """Training diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBatch:
-    """Images that the network sees at once: one step's, or a part of them; on the device."""
+    """A batch or micro-batch on the device."""
 
     images: Tensor
-    """float32 `[N, C, H, W]`, 0..255, augmented, mixed and sized as the network sees them."""
+    """float32 `[N, C, H, W]`, 0..255: augmented, mixed up and resized."""
     targets: Tensor
-    """float32 `[N, classes]`: one-hot labels, mixed as the images are."""
+    """float32 `[N, classes]`: one-hot labels, mixed up like the images."""
     index: Tensor
-    """int64 `[N]`, on the CPU: places in the training split."""
+    """int64 `[N]`, on the CPU: positions in the training split."""
     view: View
     step: int
-    """Of the whole training."""
+    """Over all epochs, from 0."""
     step_of_epoch: int
 
 
 Loss = Callable[[Tensor, TrainBatch], Tensor]
-"""From float32 logits `[N, classes]` and the batch to a scalar."""
+"""Maps float32 logits `[N, classes]` and the batch to a scalar."""
 
 
 def label_loss(smoothing: float) -> Loss:
-    """Returns cross-entropy with the (smoothed) labels."""
+    """Returns cross-entropy with label smoothing."""
     return functools.partial(_cross_entropy, smoothing=smoothing)
 
 
@@ -68,97 +63,121 @@ def _cross_entropy(logits: Tensor, batch: TrainBatch, *, smoothing: float) -> Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """What stays the same from the first to the last epoch."""
+class Compute:
+    """How steps run on this machine."""
 
     device: torch.device
-    model: nn.Module
-    wrapped: nn.Module
-    """The model itself, or DistributedDataParallel around it."""
-    optimizer: torch.optim.Optimizer
-    average: AveragedModel | None
+    precision: Precision
+    micro_batch: int
+    """Maximum number of images per forward and backward pass."""
+    forward: nn.Module
+    """The model, compiled or wrapped for several processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training run."""
+
     data: Data
     config: TrainConfig
-    precision: Precision
     loss: Loss
     seed: int
-    title: str
     n_views: int
-    shown: tuple[int, ...]
-    """Images of each epoch, of all processes together."""
-    steps: tuple[int, ...]
-    """Of each epoch."""
-    losses: Tensor
-    """float32 `[n_train]`, on the CPU: cross-entropy of each image when it was last seen."""
-    micro_batch: int
-    """Images whose gradients are computed at once; those of a step are added up."""
+    """See `loop.train`."""
+    title: str
+    plan: Plan
+    compute: Compute
+    state: TrainState
 
     def image_size(self, epoch: int) -> int:
-        """Returns the side of an epoch's images, pixels."""
+        """Returns the image size of an epoch in pixels."""
         full = self.data.preprocess.size
-        return image_size(epoch, len(self.steps), self.config.start_size, full)
+        return image_size(epoch, self.plan.epochs, self.config.start_size, full)
+
+    def view(self, epoch: int) -> View:
+        """Returns the augmented view that an epoch trains on."""
+        return View(seed=self.seed, number=epoch % self.n_views if self.n_views else epoch)
 
 
-def train_epoch(run: Training, epoch: int) -> tuple[float, float, float]:
-    """Trains one epoch; returns its mean loss, top-1 in percent and last learning rate.
+@dataclass(frozen=True, kw_only=True)
+class EpochResult:
+    """Training metrics of an epoch."""
 
-    Everything random follows from seed and epoch, so that nothing but weights, momentum and losses
-    has to be kept to continue an interrupted run exactly.
+    loss: float
+    top1: float
+    """Percent."""
+    lr: float
+    """In the last step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """Metrics of one micro-batch, on the device."""
+
+    index: Tensor
+    loss: Tensor
+    correct: Tensor
+    image_losses: Tensor | None
+    """float32 `[N]`; None if images are not selected by loss."""
+
+
+def train_epoch(run: Run, epoch: int, on_event: OnEvent) -> EpochResult:
+    """Trains one epoch.
+
+    Randomness depends only on seed and epoch, so that weights, optimizer state and losses suffice
+    to resume an interrupted run exactly.
     """
-    config, device = run.config, run.device
+    device, steps = run.compute.device, run.plan.steps[epoch]
     this_epoch = View(seed=run.seed, number=epoch)
-    salt = (2, distributed.place()) if distributed.place() else (2,)
-    _seed_all(this_epoch.generator(*salt).initial_seed() % 2**31)  # dropout, stochastic depth
+    _seed_layers(this_epoch)
     generator = this_epoch.generator(1)
-    view = View(seed=run.seed, number=epoch % run.n_views) if run.n_views else this_epoch
-    order = order_of_epoch(run.losses, run.shown[epoch], generator)
-    steps, before = run.steps[epoch], sum(run.steps[:epoch])
-    own_batch = config.batch_size // distributed.processes()
-    order = distributed.share(order)[: steps * own_batch]  # without a last batch of a few
-    batches = run.data.train.batches(own_batch, order=order, view=view)
-    total, right, seen, lr = torch.zeros((), device=device), torch.zeros((), device=device), 0, 0.0
-    told: list[tuple[Tensor, Tensor]] = []
-    run.model.train()
-    title = f"{run.title} epoch {epoch + 1}/{len(run.steps)}"
-    for step, raw in enumerate(track(batches, title, total=steps)):
-        lr = learning_rate(before + step, sum(run.steps), config)
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr
-        run.optimizer.zero_grad(set_to_none=True)
-        whole = _on_device(run, raw, view, generator, step=before + step, step_of_epoch=step)
-        parts = _parts(whole, run.micro_batch)
-        for number, part in enumerate(parts):
-            batch = _sized(part, run.image_size(epoch))
-            with _without_exchange(run.wrapped) if number < len(parts) - 1 else nullcontext():
-                with autocast(run.precision, device):
-                    logits = run.wrapped(batch.images)
-                value = run.loss(logits.float(), batch) * (len(batch.index) / len(whole.index))
-                value.backward()
-            total += value.detach()
-            right += (logits.argmax(1) == batch.targets.argmax(1)).sum()
-            seen += len(logits)
-            if config.data_fraction < 1:
-                own = F.cross_entropy(logits.detach().float(), batch.targets, reduction="none")
-                told.append((batch.index.to(device), own))
-        if config.clip_norm:
-            nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_norm)
-        run.optimizer.step()
-        if run.average is not None:
-            run.average.update_parameters(run.model)
-        if step % FINITE_CHECK_EVERY == 0 or step == steps - 1:
-            _check_finite(distributed.total(total), run.title, epoch, lr)
-    if told:  # of all processes, so that they draw the same images next time
-        index, own = (torch.cat(column) for column in zip(*told, strict=True))
-        run.losses[torch.cat(distributed.gathered(index)).cpu()] = torch.cat(
-            distributed.gathered(own)
-        ).cpu()
-    of_all = distributed.processes()
-    mean_loss = distributed.total(total).item() / steps / of_all
-    return mean_loss, 100 * distributed.total(right).item() / (seen * of_all), lr
+    batches = _batches(run, epoch, generator)
+    loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    seen, lr = 0, 0.0
+    outcomes: list[_Outcome] = []
+    run.state.model.train()
+    title = f"{run.title} epoch {epoch + 1}/{run.plan.epochs}"
+    for number, raw in enumerate(progress_bar(batches, title, total=steps, on_event=on_event)):
+        step = sum(run.plan.steps[:epoch]) + number
+        lr = learning_rate(step, run.plan.total_steps, run.config)
+        batch = _to_device(run, raw, run.view(epoch), generator, step=step, step_of_epoch=number)
+        for outcome in _train_step(run, batch, lr, run.image_size(epoch)):
+            loss += outcome.loss
+            correct += outcome.correct
+            seen += len(outcome.index)
+            outcomes.append(outcome)
+        if number % FINITE_CHECK_EVERY == 0 or number == steps - 1:
+            _check_finite(distributed.total(loss), run, epoch, lr)
+    if run.config.data_fraction < 1:
+        _keep_losses(run.state.losses, outcomes, device)
+    processes = distributed.processes()
+    return EpochResult(
+        loss=distributed.total(loss).item() / steps / processes,
+        top1=100 * distributed.total(correct).item() / (seen * processes),
+        lr=lr,
+    )
 
 
-def _on_device(
-    run: Training,
+def _seed_layers(view: View) -> None:
+    """Seeds what layers such as dropout and stochastic depth draw from."""
+    place = distributed.place()
+    salt = (2, place) if place else (2,)
+    seed = view.generator(*salt).initial_seed() % 2**31
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _batches(run: Run, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Yields this process's batches of an epoch, without a small last one."""
+    order = select_images(run.state.losses, run.plan.images[epoch], generator)
+    own_batch = run.config.batch_size // distributed.processes()
+    own = distributed.share(order)[: run.plan.steps[epoch] * own_batch]
+    return run.data.train.batches(own_batch, order=own, view=run.view(epoch))
+
+
+def _to_device(
+    run: Run,
     raw: Batch,
     view: View,
     generator: torch.Generator,
@@ -166,9 +185,10 @@ def _on_device(
     step: int,
     step_of_epoch: int,
 ) -> TrainBatch:
-    """Returns a step's images on the device, mixed."""
-    images = raw.images.to(run.device, non_blocking=True).float()
-    targets = F.one_hot(raw.labels.to(run.device), len(run.data.class_names)).float()
+    """Moves a batch to the device and applies mixup."""
+    device = run.compute.device
+    images = raw.images.to(device, non_blocking=True).float()
+    targets = F.one_hot(raw.labels.to(device), len(run.data.class_names)).float()
     if run.config.mixup:
         images, targets = mixup(images, targets, run.config.mixup, generator)
     return TrainBatch(
@@ -181,8 +201,46 @@ def _on_device(
     )
 
 
-def _parts(batch: TrainBatch, micro_batch: int) -> list[TrainBatch]:
-    """Splits a step's images into parts of like sizes, none larger than a micro-batch."""
+def _train_step(run: Run, batch: TrainBatch, lr: float, size: int) -> list[_Outcome]:
+    """Accumulates the gradients of all micro-batches and updates the weights."""
+    state = run.state
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad(set_to_none=True)
+    *first, last = _micro_batches(batch, run.compute.micro_batch)
+    outcomes = []
+    for part in first:
+        with _no_sync(run.compute.forward):
+            outcomes.append(_backward(run, _resized(part, size), len(batch.index)))
+    outcomes.append(_backward(run, _resized(last, size), len(batch.index)))
+    if run.config.clip_norm:
+        nn.utils.clip_grad_norm_(state.model.parameters(), run.config.clip_norm)
+    state.optimizer.step()
+    if state.average is not None:
+        state.average.update_parameters(state.model)
+    return outcomes
+
+
+def _backward(run: Run, part: TrainBatch, batch_size: int) -> _Outcome:
+    """Adds a micro-batch's share of the batch's gradient."""
+    with autocast(run.compute.precision, run.compute.device):
+        logits = run.compute.forward(part.images)
+    loss = run.loss(logits.float(), part) * (len(part.index) / batch_size)
+    loss.backward()
+    image_losses = None
+    if run.config.data_fraction < 1:
+        detached = logits.detach().float()
+        image_losses = F.cross_entropy(detached, part.targets, reduction="none")
+    return _Outcome(
+        index=part.index,
+        loss=loss.detach(),
+        correct=(logits.argmax(1) == part.targets.argmax(1)).sum(),
+        image_losses=image_losses,
+    )
+
+
+def _micro_batches(batch: TrainBatch, micro_batch: int) -> list[TrainBatch]:
+    """Splits a batch into parts of similar size with at most `micro_batch` images."""
     count = -(-len(batch.index) // micro_batch)
     if count == 1:
         return [batch]
@@ -198,29 +256,31 @@ def _parts(batch: TrainBatch, micro_batch: int) -> list[TrainBatch]:
     ]
 
 
-def _sized(batch: TrainBatch, size: int) -> TrainBatch:
-    """Returns the images in a size, in the layout that convolutions like."""
+def _resized(batch: TrainBatch, size: int) -> TrainBatch:
+    """Returns the batch with images of the given size, channels last."""
     images = batch.images
     if size != images.shape[-1]:
         images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
     return dataclasses.replace(batch, images=images.contiguous(memory_format=torch.channels_last))
 
 
-def _without_exchange(wrapped: nn.Module) -> AbstractContextManager[object]:
-    """Returns a context in which gradients are added up and not yet averaged over processes."""
-    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+def _no_sync(model: nn.Module) -> AbstractContextManager[object]:
+    """Returns a context in which gradients accumulate locally."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def _seed_all(seed: int) -> None:
-    """Seeds all that a network may draw from."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def _keep_losses(losses: Tensor, outcomes: list[_Outcome], device: torch.device) -> None:
+    """Stores each image's loss, from all processes, so that they all select the same images."""
+    index = torch.cat([outcome.index.to(device) for outcome in outcomes])
+    values = torch.cat([one.image_losses for one in outcomes if one.image_losses is not None])
+    losses[torch.cat(distributed.gathered(index)).cpu()] = torch.cat(
+        distributed.gathered(values)
+    ).cpu()
 
 
-def _check_finite(total: Tensor, title: str, epoch: int, lr: float) -> None:
+def _check_finite(total: Tensor, run: Run, epoch: int, lr: float) -> None:
     if not torch.isfinite(total):
         raise NonFiniteLossError(
-            f"{title}: the loss is no longer a finite number (epoch {epoch + 1}, learning rate "
-            f"{lr:.3g}); try a tenth of the learning rate, a longer warm-up or precision = 'fp32'"
+            f"{run.title}: the loss is not finite in epoch {epoch + 1} (learning rate {lr:.3g}); "
+            "divide train.lr by ten, increase train.warmup or set train.precision to fp32"
         )

@@ -1,4 +1,4 @@
-"""Loss and accuracy of a network in PyTorch: a development aid; what ships is measured apart."""
+"""Loss and accuracy in PyTorch, for development only; results are measured in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from compress import distributed
 from compress.data.splits import Split, stratified_sample
-from compress.train.precision import Precision, autocast
+from compress.train.config import Precision
+from compress.train.precision import autocast
 
 CPU = torch.device("cpu")
 EVALUATION_BATCH = 250
 EVALUATION_PIXELS = 2**22
-"""At most so many in a batch, so that large images take no more memory than small ones."""
+"""Maximum per batch, so that large images need no more memory than small ones."""
 
 
 @torch.no_grad()
@@ -25,16 +26,16 @@ def evaluate(
     precision: Precision = "fp32",
     images: int | None = None,
 ) -> tuple[float, float]:
-    """Returns mean cross-entropy and top-1 in percent, in PyTorch.
+    """Returns mean cross-entropy and top-1 in percent.
 
-    Within a call that all processes make, each scores a part of the images.
+    Inside `distributed.everywhere` each process scores a share of the images.
 
     Args:
         model: takes images; on the device.
         split: labeled images.
-        device: what computes.
-        precision: of its arithmetic.
-        images: score only so many, drawn from all classes.
+        device: where to run.
+        precision: of the forward pass.
+        images: size of a stratified sample to score; None scores all images.
     """
     model.eval()
     order = torch.arange(len(split))
@@ -53,12 +54,12 @@ def evaluate(
 
 
 def evaluation_batch(split: Split) -> int:
-    """Returns the images that are scored at once: fewer of large ones."""
-    images = first_images(split, 1)
-    return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // images[0, 0].numel()))
+    """Returns the batch size for inference; smaller for large images."""
+    image = first_images(split, 1)[0]
+    return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // image[0].numel()))
 
 
 def first_images(split: Split, count: int) -> Tensor:
-    """Returns so many images of a split, uint8 `[N, C, H, W]`, to try something out on."""
+    """Returns the first `count` images of a split, or all if it has fewer, uint8 `[N, C, H, W]`."""
     count = min(count, len(split))
     return next(iter(split.batches(count, order=torch.arange(count)))).images

@@ -1,9 +1,8 @@
-"""The training loop: deterministic, resumable after each epoch, the same for every stage."""
+"""The training loop: deterministic, and resumable after each epoch."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,30 +14,24 @@ from torch import nn
 from compress import distributed
 from compress.data.load import Data
 from compress.errors import CompressError
-from compress.log import say, waiting, warn
-from compress.train.config import TrainConfig
-from compress.train.diagnosis import diagnose
-from compress.train.epoch import Loss, Training, train_epoch
+from compress.train.config import Precision, TrainConfig
+from compress.train.epoch import Compute, Loss, Run, train_epoch
 from compress.train.evaluate import evaluate, first_images
+from compress.train.events import EpochEnd, Note, OnEvent, print_event, spinner
 from compress.train.micro_batch import PROBE_IMAGES, fitting_batch
-from compress.train.precision import Precision, choose_precision
+from compress.train.precision import choose_precision
 from compress.train.prepare import (
-    averaged,
+    accepts_start_size,
     data_on,
-    forget_initial_statistics,
+    make_ema,
     make_optimizer,
-    possible_size,
+    raise_batchnorm_momentum,
 )
-from compress.train.schedule import (
-    batch_size_for,
-    epoch_lengths,
-)
-from compress.train.state import Epoch, read_state, restore, save
+from compress.train.schedule import effective_batch_size, plan_epochs
+from compress.train.state import STATE, Epoch, TrainState, read_state, restore, save
 
-SMALLEST_OWN_BATCH = 2
-"""Images of a batch that each process needs: BatchNorm cannot normalize one."""
-LINES = 20
-"""At most so many epochs are told on the terminal; history.jsonl has all."""
+MIN_OWN_BATCH = 2
+"""Images per process and step; BatchNorm cannot normalize a single one."""
 
 
 def train(
@@ -51,133 +44,134 @@ def train(
     folder: Path,
     title: str,
     n_views: int = 0,
+    on_event: OnEvent = print_event,
 ) -> list[Epoch]:
-    """Trains a model in place.
+    """Trains a model in place and leaves it on the CPU, in evaluation mode.
 
     Args:
-        model: takes images `[N, C, H, W]`, returns logits `[N, classes]`.
-        data: trained on its train split; its validation split is scored after each epoch.
-        config: the schedule.
+        model: maps images `[N, C, H, W]`, 0..255, to logits `[N, classes]`.
+        data: trains on the training split and scores the validation split after each epoch.
+        config: schedule and optimizer.
         loss: what to minimize.
-        seed: fixes order, augmentation, mixup and dropout.
-        folder: where `training.pt` lets an interrupted run continue, and `history.jsonl` grows.
-        title: names the run in the progress bar.
-        n_views: the augmented views are used in turn, this many; 0 takes a new one each epoch.
+        seed: determines order, augmentation, mixup and dropout.
+        folder: for `training.pt`, from which an interrupted run resumes, and `history.jsonl`.
+        title: name of the run in messages and progress bars.
+        n_views: cycle through this many augmented views; 0 uses a new one in each epoch.
+        on_event: receives progress; by default it is printed.
 
     Returns:
-        A row for each epoch, those of an interrupted run included.
+        One row per epoch, including those before an interruption.
 
     Raises:
-        NonFiniteLossError: the loss became infinite or not a number.
+        CompressError: the batch is too small for the number of processes, or not even two images
+            fit into memory.
+        NonFiniteLossError: training diverged.
     """
     if not config.epochs:
         model.eval()
         return []
-    device = distributed.device()
-    torch.set_flush_denormal(True)  # denormal weights slow a CPU down tenfold
-    config = dataclasses.replace(config, batch_size=_batch_size(config, len(data.train)))
-    state = distributed.decide(lambda: read_state(folder))
-    model.to(device).to(memory_format=torch.channels_last)
-    precision, micro_batch = _fitting_step(model, data, config, device, state)
-    config = possible_size(config, model, data, device)
-    average = averaged(model, config.ema)
-    shown, steps = epoch_lengths(len(data.train), config, distributed.processes())
-    epochs = len(steps)
-    forget_initial_statistics(model, sum(steps))
-    optimizer = make_optimizer(model, config, precision)
-    losses = torch.zeros(len(data.train))
-    history, best = restore(state, model, optimizer, average, losses)
-    wrapped = distributed.parallel(model)
-    if config.compile:
-        wrapped = cast(nn.Module, torch.compile(wrapped))
-    data = data_on(data, device)
-    run = Training(
-        device=device,
-        model=model,
-        wrapped=wrapped,
-        optimizer=optimizer,
-        average=average,
-        data=data,
-        config=config,
-        precision=precision,
+    torch.set_flush_denormal(True)  # denormal numbers make a CPU ten times slower
+    run = _set_up(
+        model,
+        data,
+        config,
         loss=loss,
         seed=seed,
+        folder=folder,
         title=title,
         n_views=n_views,
-        shown=shown,
-        steps=steps,
-        losses=losses,
-        micro_batch=micro_batch,
+        on_event=on_event,
     )
+    history, epochs = run.state.history, run.plan.epochs
     for epoch in range(len(history), epochs):
         if _out_of_patience(history, config.patience):
             break
-        started = time.perf_counter()
-        mean_loss, train_top1, lr = train_epoch(run, epoch)
-        seconds = time.perf_counter() - started
-        scored = model if average is None else average.module
-        validation_loss, validation_top1 = evaluate(
-            scored, data.validation, device=device, precision=precision
-        )
-        row = Epoch(
-            epoch=epoch + 1,
-            image_size=run.image_size(epoch),
-            lr=lr,
-            loss=mean_loss,
-            train_top1=train_top1,
-            validation_loss=validation_loss,
-            validation_top1=validation_top1,
-            images_per_second=round(shown[epoch] / seconds, 1),
-            seconds=seconds,
-            precision=precision,
-        )
-        history.append(row)
-        if config.patience and validation_loss <= min(one.validation_loss for one in history):
-            best = {name: tensor.cpu().clone() for name, tensor in scored.state_dict().items()}
+        history.append(_run_epoch(run, epoch, on_event))
+        _remember_best(run)
         if distributed.is_first():
-            save(
-                folder,
-                model,
-                optimizer,
-                average,
-                losses,
-                history=history,
-                best=best,
-                micro_batch=micro_batch,
-            )
-        _tell(row, epochs, title)
-    if average is not None:
-        model.load_state_dict(average.module.state_dict())
-    if best is not None:
-        model.load_state_dict(best)
-    distributed.wait_for_all()
-    model.to("cpu").eval()
+            save(folder, run.state, micro_batch=run.compute.micro_batch)
+        on_event(EpochEnd(title=title, epochs=epochs, row=history[-1]))
+    _finish(run.state)
     if len(history) < epochs:
-        say(f"  {title}: no lower validation loss in {config.patience} epochs, stopped early")
-    for finding in diagnose(history, len(data.class_names)):
-        warn(f"  {finding}")
+        message = f"{title}: no improvement in {config.patience} epochs, stopped early"
+        on_event(Note(message=message))
     return history
 
 
-def _fitting_step(
+def _set_up(
     model: nn.Module,
     data: Data,
     config: TrainConfig,
-    device: torch.device,
-    state: Mapping[str, Any] | None,
-) -> tuple[Precision, int]:
-    """Returns the arithmetic of a step and the images that it takes at once.
+    *,
+    loss: Loss,
+    seed: int,
+    folder: Path,
+    title: str,
+    n_views: int,
+    on_event: OnEvent,
+) -> Run:
+    """Moves model and data to the device, and resumes a saved run."""
+    device = distributed.device()
+    config = dataclasses.replace(config, batch_size=_batch_size(config, len(data.train)))
+    saved = distributed.decide(lambda: _saved_state(folder, on_event))
+    model.to(device).to(memory_format=torch.channels_last)
+    precision, micro_batch = _precision_and_micro_batch(model, data, config, saved, on_event)
+    if config.start_size < 1 and not accepts_start_size(config, model, data, device):
+        on_event(Note(message="the network has a fixed input size: progressive resizing is off"))
+        config = dataclasses.replace(config, start_size=1.0)
+    average = make_ema(model, config.ema)
+    plan = plan_epochs(len(data.train), config, distributed.processes())
+    raise_batchnorm_momentum(model, plan.total_steps)
+    state = TrainState(
+        model=model,
+        optimizer=make_optimizer(model, config, precision),
+        average=average,
+        losses=torch.zeros(len(data.train)),
+    )
+    if saved is not None:
+        restore(saved, state)
+        on_event(Note(message=f"resuming after epoch {len(state.history)}"))
+    forward = distributed.parallel(model)
+    if config.compile:
+        forward = cast(nn.Module, torch.compile(forward))
+    return Run(
+        data=data_on(data, device),
+        config=config,
+        loss=loss,
+        seed=seed,
+        n_views=n_views,
+        title=title,
+        plan=plan,
+        compute=Compute(
+            device=device, precision=precision, micro_batch=micro_batch, forward=forward
+        ),
+        state=state,
+    )
 
-    An interrupted training goes on with those it had: with others the last bits would be others.
-    """
-    if state is not None:
-        return state["history"][-1]["precision"], state["micro_batch"]
-    own_batch = config.batch_size // distributed.processes()
+
+def _saved_state(folder: Path, on_event: OnEvent) -> dict[str, Any] | None:
+    saved, path = read_state(folder), folder / STATE
+    if saved is None and path.is_file():
+        on_event(Note(message=f"{path} is damaged: training restarts from the first epoch"))
+    return saved
+
+
+def _precision_and_micro_batch(
+    model: nn.Module,
+    data: Data,
+    config: TrainConfig,
+    saved: Mapping[str, Any] | None,
+    on_event: OnEvent,
+) -> tuple[Precision, int]:
+    """Returns how to run a step; a resumed run keeps its choice, to end with the same bits."""
+    if saved is not None:
+        return saved["history"][-1]["precision"], saved["micro_batch"]
+    device, own_batch = distributed.device(), config.batch_size // distributed.processes()
     few = first_images(data.train, PROBE_IMAGES)
     if config.precision == "auto":
-        fits = fitting_batch(model, few, own_batch, device, "fp32")
-        with waiting("timing fp32 and bf16"):
-            images = first_images(data.train, fits)
+        fitting = fitting_batch(model, few, own_batch, device, "fp32")
+        with spinner("timing fp32 and bf16", on_event):
+            images = first_images(data.train, fitting)
             precision = distributed.decide(
                 lambda: choose_precision(model, images, device, training=True)
             )
@@ -185,33 +179,59 @@ def _fitting_step(
         precision = config.precision
     micro_batch = fitting_batch(model, few, own_batch, device, precision)
     if micro_batch < own_batch:
-        say(
-            f"  {own_batch} images at once need more than half of the memory that is free: "
-            f"gradients of {micro_batch} at a time are added up"
+        message = (
+            f"a batch of {own_batch} images needs more than half of the free memory: gradients "
+            f"are accumulated over micro-batches of {micro_batch}"
         )
+        on_event(Note(message=message))
     return precision, micro_batch
 
 
 def _batch_size(config: TrainConfig, n_images: int) -> int:
-    """Returns the images a step, of all processes together; each has as many of them."""
+    """Returns the batch size of all processes together, the same for each of them."""
     processes = distributed.processes()
-    size = batch_size_for(config, n_images)
-    each = size // processes
-    if each < SMALLEST_OWN_BATCH and processes > 1:
+    size = effective_batch_size(config, n_images)
+    own = size // processes
+    if own < MIN_OWN_BATCH and processes > 1:
         raise CompressError(
-            f"a batch of {size} images is too small for {processes} processes, each needs "
-            f"{SMALLEST_OWN_BATCH} of them; start fewer, or take larger batches or more images"
+            f"a batch of {size} images is too small for {processes} processes, which need "
+            f"{MIN_OWN_BATCH} each; use fewer processes, a larger batch size or more images"
         )
-    return each * processes
+    return own * processes
 
 
-def _tell(row: Epoch, epochs: int, title: str) -> None:
-    """Prints an epoch's line, unless there are very many."""
-    if row.epoch % math.ceil(epochs / LINES) == 0 or row.epoch == epochs:
-        say(
-            f"  {title} epoch {row.epoch}/{epochs}: loss {row.loss:.3f}, validation "
-            f"{row.validation_top1:.2f} %, {row.images_per_second:.0f} images/s ({row.precision})"
-        )
+def _run_epoch(run: Run, epoch: int, on_event: OnEvent) -> Epoch:
+    """Trains and validates an epoch."""
+    started = time.perf_counter()
+    result = train_epoch(run, epoch, on_event)
+    seconds = time.perf_counter() - started
+    validation_loss, validation_top1 = evaluate(
+        run.state.scored,
+        run.data.validation,
+        device=run.compute.device,
+        precision=run.compute.precision,
+    )
+    return Epoch(
+        epoch=epoch + 1,
+        image_size=run.image_size(epoch),
+        lr=result.lr,
+        loss=result.loss,
+        train_top1=result.top1,
+        validation_loss=validation_loss,
+        validation_top1=validation_top1,
+        images_per_second=round(run.plan.images[epoch] / seconds, 1),
+        seconds=seconds,
+        precision=run.compute.precision,
+    )
+
+
+def _remember_best(run: Run) -> None:
+    """With early stopping, keeps the weights if the last epoch is the best so far."""
+    state = run.state
+    lowest = min(row.validation_loss for row in state.history)
+    if run.config.patience and state.history[-1].validation_loss <= lowest:
+        weights = state.scored.state_dict()
+        state.best.update({name: tensor.cpu().clone() for name, tensor in weights.items()})
 
 
 def _out_of_patience(history: list[Epoch], patience: int) -> bool:
@@ -219,3 +239,13 @@ def _out_of_patience(history: list[Epoch], patience: int) -> bool:
         return False
     best = min(history, key=lambda row: row.validation_loss)
     return history[-1].epoch - best.epoch >= patience
+
+
+def _finish(state: TrainState) -> None:
+    """Loads the final weights into the model and moves it to the CPU."""
+    if state.average is not None:
+        state.model.load_state_dict(state.scored.state_dict())
+    if state.best:
+        state.model.load_state_dict(state.best)
+    distributed.wait_for_all()
+    state.model.to("cpu").eval()

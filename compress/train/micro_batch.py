@@ -1,4 +1,4 @@
-"""How many images a step's gradients are computed for at once, by the memory that is free."""
+"""Micro-batch size: the largest part of a batch whose gradients fit into free memory."""
 
 from __future__ import annotations
 
@@ -12,72 +12,73 @@ from torch import Tensor, nn
 from compress import distributed
 from compress.errors import CompressError
 from compress.host import groups
-from compress.train.precision import Precision, autocast
+from compress.train.config import Precision
+from compress.train.precision import autocast
 
-MOST = 0.5
-"""Of the free memory that a step may take."""
+MAX_SHARE = 0.5
+"""Fraction of the free memory that a step may use."""
 OVERHEAD = 1.8
-"""A step's peak over the tensors that it keeps for the backward pass: gradients of activations,
-copies in other layouts and what the allocator cannot use again."""
+"""Peak memory of a step relative to the tensors saved for the backward pass: activation gradients,
+copies in other layouts, fragmentation."""
 SMALLEST = 2
-"""Images; BatchNorm cannot normalize one."""
+"""BatchNorm cannot normalize a single image."""
 PROBE_IMAGES = 2 * SMALLEST
-"""Enough to tell what grows with the images from what does not."""
+"""Enough to separate memory per image from fixed memory."""
 
 
 def fitting_batch(
     model: nn.Module, images: Tensor, batch_size: int, device: torch.device, precision: Precision
 ) -> int:
-    """Returns the batch size, halved until a step fits into `MOST` of the free memory.
+    """Returns the batch size, halved until a step fits into `MAX_SHARE` of the free memory.
 
-    Gradients of the parts are added up, so the step stays that of the whole batch, but for
-    BatchNorm, which normalizes each part by itself.
+    Gradients are accumulated, so the step is that of the full batch, except that BatchNorm
+    normalizes each micro-batch separately.
 
     Args:
-        model: takes images; on the device; it is left as it was.
-        images: uint8 `[N, C, H, W]`, `PROBE_IMAGES` unless the set has fewer, of full size.
-        batch_size: of the step, in this process.
-        device: what computes.
-        precision: of its arithmetic.
+        model: takes images; on the device; not modified.
+        images: uint8 `[N, C, H, W]` at full size, N up to `PROBE_IMAGES`.
+        batch_size: images per step in this process.
+        device: where to train.
+        precision: of the forward pass.
 
     Raises:
-        CompressError: not even the smallest part fits.
+        CompressError: not even two images fit.
     """
-    need = OVERHEAD * bytes_an_image(model, images, device, precision)
-    budget = MOST * free_memory(device) / distributed.processes_here()
+    need = OVERHEAD * bytes_per_image(model, images, device, precision)
+    budget = MAX_SHARE * free_memory(device) / distributed.processes_here()
     micro_batch = batch_size
     while micro_batch > SMALLEST and micro_batch * need > budget:
         micro_batch = max(SMALLEST, math.ceil(micro_batch / 2))
     micro_batch = distributed.decide_least(micro_batch)
-    if micro_batch * need > 2 * budget:
+    if micro_batch * need > budget / MAX_SHARE:
         raise CompressError(
-            f"out of memory before the first step: {micro_batch} images take about "
-            f"{_gib(micro_batch * need)}, {_gib(2 * budget)} are free; take smaller images "
+            f"not enough memory: a batch of {micro_batch} images needs about "
+            f"{_gib(micro_batch * need)}, {_gib(budget / MAX_SHARE)} are free; use smaller images "
             "(--set data.size=128) or a smaller network"
         )
     return micro_batch
 
 
-def bytes_an_image(
+def bytes_per_image(
     model: nn.Module, images: Tensor, device: torch.device, precision: Precision
 ) -> float:
-    """Returns the bytes that a forward pass keeps for the backward pass, an image.
+    """Returns the bytes per image that a forward pass saves for the backward pass.
 
     Args:
-        model: takes images; it is left as it was.
-        images: uint8 `[N, C, H, W]`, two or more.
-        device: what computes.
-        precision: of its arithmetic.
+        model: takes images; not modified.
+        images: uint8 `[N, C, H, W]`, N at least 2.
+        device: where to train.
+        precision: of the forward pass.
     """
     probe = copy.deepcopy(model).train()
     few, more = SMALLEST, min(PROBE_IMAGES, len(images))
-    kept = {n: _kept_bytes(probe, images[:n].to(device), precision) for n in {few, more}}
+    saved = {n: _saved_bytes(probe, images[:n].to(device), precision) for n in {few, more}}
     if few == more:
-        return kept[few] / few
-    return (kept[more] - kept[few]) / (more - few)  # without what does not grow: weights
+        return saved[few] / few
+    return (saved[more] - saved[few]) / (more - few)  # weights cancel out
 
 
-def _kept_bytes(model: nn.Module, images: Tensor, precision: Precision) -> int:
+def _saved_bytes(model: nn.Module, images: Tensor, precision: Precision) -> int:
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -85,33 +86,33 @@ def _kept_bytes(model: nn.Module, images: Tensor, precision: Precision) -> int:
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    images = images.float().contiguous(memory_format=torch.channels_last)
+    inputs = images.float().contiguous(memory_format=torch.channels_last)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         autocast(precision, images.device),
     ):
-        kept_alive = model(images)  # a storage that is freed would give its address to another
-    del kept_alive
+        logits = model(inputs)  # kept alive: a freed storage could pass its address to another
+    del logits
     return sum(storages.values())
 
 
 def free_memory(device: torch.device) -> int:
-    """Returns the bytes that can still be taken, on the device or, for a CPU, on this machine.
+    """Returns the free memory of a device in bytes; for a CPU, of this machine.
 
-    On Linux that is what the kernel calls available, or what the cgroup's limit leaves if that is
-    less; elsewhere a guess that splits nothing.
+    On Linux: MemAvailable, or what the cgroup limit leaves if that is less. On other systems: a
+    number so large that batches are never split.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = _proc_value(Path("/proc/meminfo"), "MemAvailable:")
     left = [] if available is None else [1024 * available]
     for group in groups("memory"):
-        left += _left_in(group)
+        left += _cgroup_free(group)
     return min(left, default=2**60)
 
 
-def _left_in(group: Path) -> list[int]:
-    """Returns what one cgroup's limit leaves; empty without a limit. Cached files do not count."""
+def _cgroup_free(group: Path) -> list[int]:
+    """Returns the bytes that a cgroup limit leaves, page cache excluded; empty without a limit."""
     for limit, used, inactive in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -119,7 +120,7 @@ def _left_in(group: Path) -> list[int]:
         try:
             most = int((group / limit).read_text(encoding="utf-8"))
             now = int((group / used).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none, or "max"
+        except (OSError, ValueError):  # no such file, or "max"
             continue
         cached = _proc_value(group / "memory.stat", inactive) or 0
         return [max(0, most - now + cached)]

@@ -1,4 +1,4 @@
-"""Muon: steps of the same size in every direction, which learn more each than SGD's."""
+"""Muon optimizer: momentum orthogonalized by Newton-Schulz iteration."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Jordan's: they raise small singular values fastest, and leave large ones near 1, not at it."""
+"""Jordan's: they raise small singular values fastest; large ones end near 1, not exactly at 1."""
 STEPS = 3
-"""More cost more than they bring."""
+"""More iterations do not pay for their cost."""
 RMS = 0.2
-"""Of an update at learning rate 1: about AdamW's (Liu et al., arXiv 2502.16982, equation 4)."""
+"""RMS of an update at learning rate 1, about AdamW's (Liu et al., arXiv 2502.16982, equation 4)."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Gradient descent with orthogonalized momentum and decoupled weight decay.
+    """Orthogonalized Nesterov momentum with decoupled weight decay.
 
-    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A convolution's
-    kernel is a matrix with a row for each output channel, a vector a matrix of one row. PyTorch's
-    own takes linear layers only.
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". A convolution
+    kernel is a matrix with one row per output channel, a vector a matrix with one row.
+    `torch.optim.Muon` supports 2-D parameters only.
 
     Args:
-        groups: parameters and their weight decay.
+        groups: parameter groups, with `weight_decay` each.
         lr: learning rate.
-        momentum: Nesterov's.
-        dtype: of the large matrix products.
+        momentum: Nesterov momentum.
+        dtype: of the large matrix products; bfloat16 is faster where native.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Makes a step."""
+        """Updates all parameters that have a gradient."""
         assert closure is None
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
@@ -58,15 +58,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Returns nearly `U V^T` of a matrix `U S V^T`: all its singular values brought near 1.
+    """Returns approximately `U V^T` of `U S V^T`: all singular values are moved close to 1.
 
-    Newton-Schulz: `X <- (a I + b X X^T + c (X X^T)^2) X`. The factors before `X` commute, so they
-    are gathered on the small side of the matrix and `X` is met twice, not in every step. Singular
-    values above a hundredth of the matrix's norm end between 0.3 and 1.25.
+    Newton-Schulz: `X <- (a I + b X X^T + c (X X^T)^2) X`. The factors left of `X` commute, so they
+    are multiplied on the small side of the matrix, and `X` itself enters only two products.
+    Singular values above 1 % of the Frobenius norm end between 0.3 and 1.25.
 
     Args:
         matrix: float32 `[rows, columns]`.
-        dtype: of the two products with the large side.
+        dtype: of the two products that involve the large side.
 
     Returns:
         float32 `[rows, columns]`.

@@ -1,4 +1,4 @@
-"""Which arithmetic trains faster here: a short probe, its answer remembered per machine."""
+"""Training precision: bf16 or fp32, whichever a short benchmark finds faster on this machine."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.cache import Measurement, cached_measurement, spread_of
+from compress.train.config import Precision
 
-Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 PROBE_STEPS = 5
-BF16_MUST_GAIN = 1.1
-"""bf16 is taken only if it is faster by more than the noise of a short probe."""
+MIN_BF16_SPEEDUP = 1.1
+"""Above the noise of a short benchmark."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSeconds:
-    """What a step takes."""
+    """Seconds per step."""
 
     fp32: float
     bf16: float
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Returns the context in which forward passes run."""
+    """Returns the autocast context for forward passes."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
@@ -40,31 +40,30 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 def choose_precision(
     model: nn.Module, images: Tensor, device: torch.device, *, training: bool
 ) -> Precision:
-    """Times some steps in fp32 and bf16, if the device has it, and returns the faster arithmetic.
+    """Benchmarks fp32 and bf16 and returns the faster one; fp32 if the device lacks bf16.
 
-    bf16 doubles dense convolutions on CPUs that have it and halves depthwise ones, so this is
-    measured for each network. A steady answer is remembered: the same machine decides the same way
-    every time, and so gives the same result.
+    On CPUs with bf16 instructions it doubles the speed of dense convolutions and halves that of
+    depthwise ones, so each network is measured. A stable result is cached: the same machine always
+    picks the same precision, which keeps results reproducible.
 
     Args:
-        model: takes images; it is left as it was.
-        images: uint8 `[N, C, H, W]`, as large a batch as it will be given: bf16 gains more on
-            larger ones.
-        device: where it will run.
-        training: whether a step has a backward pass.
+        model: takes images; not modified.
+        images: uint8 `[N, C, H, W]`, N as in real use: bf16 gains more on larger batches.
+        device: where to run.
+        training: whether to include the backward pass.
     """
     if not has_bf16(device):
         return "fp32"
 
     def measure() -> Measurement[StepSeconds]:
         steps = {name: _stepper(model, images, device, name, training) for name in PRECISIONS}
-        # In turns, so that a moment's noise hits both; the least is the truest.
+        # Interleaved, so that noise hits both; the minimum is the most reliable.
         times: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(1 + PROBE_STEPS):  # the first builds the kernels
+        for _ in range(1 + PROBE_STEPS):  # the first step builds the kernels
             for name, step in steps.items():
                 times[name].append(step())
-        seconds = StepSeconds(**{name: min(found) for name, found in times.items()})
-        spread = max(spread_of(found[1:]) for found in times.values())
+        seconds = StepSeconds(**{name: min(values) for name, values in times.items()})
+        spread = max(spread_of(values[1:]) for values in times.values())
         return Measurement(value=seconds, spread=spread)
 
     structure = {
@@ -74,11 +73,11 @@ def choose_precision(
         "device": _device_name(device),
     }
     seconds = cached_measurement(StepSeconds, "steps in fp32 and bf16", structure, measure)
-    return "bf16" if seconds.fp32 > BF16_MUST_GAIN * seconds.bf16 else "fp32"
+    return "bf16" if seconds.fp32 > MIN_BF16_SPEEDUP * seconds.bf16 else "fp32"
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Tells whether there are bf16 kernels; emulated, one step of a large batch takes a minute."""
+    """Returns whether bf16 is native; emulated, a step with a large batch can take a minute."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     mkldnn = torch.backends.mkldnn.is_available()
@@ -94,7 +93,7 @@ def _device_name(device: torch.device) -> str:
 def _stepper(
     model: nn.Module, images: Tensor, device: torch.device, precision: Precision, training: bool
 ) -> Callable[[], float]:
-    """Returns a function that makes one step on a copy and tells its seconds."""
+    """Returns a function that runs one step on a copy of the model and returns its seconds."""
     probe = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last)
     probe.train(training).requires_grad_(training)
     images = images.to(device)

@@ -1,4 +1,4 @@
-"""What is made ready before the first step: the optimizer, the network's statistics, the data."""
+"""Setup of a training run: optimizer, EMA, BatchNorm momentum, data on the device."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from compress.data.load import Data
-from compress.data.splits import TensorSplit
-from compress.log import say
-from compress.train.config import TrainConfig
+from compress.data.splits import Split, TensorSplit
+from compress.train.config import Precision, TrainConfig
 from compress.train.muon import Muon
-from compress.train.precision import Precision
 from compress.train.schedule import image_size
 
 FORGETTING = 30
-"""Running statistics keep `exp(-FORGETTING)` of their start."""
+"""BatchNorm's initial statistics end with a weight of at most `exp(-FORGETTING)`."""
 
 
 def make_optimizer(
     model: nn.Module, config: TrainConfig, precision: Precision
 ) -> torch.optim.Optimizer:
-    """Returns the optimizer that the settings name; biases and norms have no weight decay."""
+    """Returns the configured optimizer; biases and norm layers have no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -37,19 +35,19 @@ def make_optimizer(
     )
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Returns what averages the weights step by step, or None without a decay.
+def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Returns an exponential moving average of the weights; None if `decay` is 0.
 
-    After `t` steps the decay is `min(decay, (1 + t) / (10 + t))`, as in TensorFlow's
-    `ExponentialMovingAverage`: an average over 1000 steps would be little but the random start
-    after a training of a few hundred.
+    The decay at step `t` is `min(decay, (1 + t) / (10 + t))`, as in TensorFlow's
+    `ExponentialMovingAverage`; otherwise the random initialization would dominate the average after
+    a few hundred steps.
     """
     if not decay:
         return None
     average = AveragedModel(model, use_buffers=True)
 
     def update(averages: PARAM_LIST, weights: PARAM_LIST, on_device: Tensor | int) -> None:
-        steps = int(average.n_averaged)  # kept on the CPU; reading the device's would wait for it
+        steps = int(average.n_averaged)  # on the CPU; reading the device's copy would synchronize
         now = min(decay, (1 + steps) / (10 + steps))
         get_ema_multi_avg_fn(now)(averages, weights, on_device)
 
@@ -57,15 +55,15 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
     return average
 
 
-def forget_initial_statistics(model: nn.Module, steps: int) -> None:
-    """Raises BatchNorms' momentum so that running statistics forget their start, in place.
+def raise_batchnorm_momentum(model: nn.Module, steps: int) -> None:
+    """Raises BatchNorm's momentum, in place, so that running statistics forget their initial value.
 
-    MobileNetV3 has 0.01 and MNASNet 0.0003, for a million steps: after a thousand, a running
-    variance would still be its initial 1, and the network as good as random outside training.
+    MobileNetV3 uses 0.01 and MNASNet 0.0003, meant for a million steps: after a thousand, the
+    running variance would still be close to its initial 1, and evaluation mode useless.
 
     Args:
-        model: its BatchNorms' momentum becomes at least `FORGETTING / steps`.
-        steps: of the whole training.
+        model: its BatchNorm momentum becomes at least `FORGETTING / steps`.
+        steps: training steps in total.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
@@ -73,37 +71,30 @@ def forget_initial_statistics(model: nn.Module, steps: int) -> None:
 
 
 @torch.no_grad()
-def possible_size(
+def accepts_start_size(
     config: TrainConfig, model: nn.Module, data: Data, device: torch.device
-) -> TrainConfig:
-    """Returns the schedule without growing images if the network takes one size only.
+) -> bool:
+    """Returns whether the network runs on images of the initial size, by trying it.
 
-    Transformers and dense layers are bound to one; a black image of the first size finds out.
+    Transformers and networks with dense layers take images of one size only.
     """
-    if config.start_size == 1:
-        return config
     size = image_size(0, 2, config.start_size, data.preprocess.size)
     was_training = model.training
     try:
         model.eval()(torch.zeros(1, data.preprocess.channels, size, size, device=device))
     except (RuntimeError, AssertionError):
-        say("  the network takes images of one size only, so they do not grow")
-        return dataclasses.replace(config, start_size=1.0)
+        return False
     finally:
         model.train(was_training)
-    return config
+    return True
 
 
 def data_on(data: Data, device: torch.device) -> Data:
-    """Returns the data set with splits that are held in memory held in the device's."""
+    """Returns the data with in-memory training and validation splits moved to the device."""
     if device.type == "cpu":
         return data
-    return dataclasses.replace(
-        data,
-        train=data.train.on(device) if isinstance(data.train, TensorSplit) else data.train,
-        validation=(
-            data.validation.on(device)
-            if isinstance(data.validation, TensorSplit)
-            else data.validation
-        ),
-    )
+
+    def moved(split: Split) -> Split:
+        return split.on(device) if isinstance(split, TensorSplit) else split
+
+    return dataclasses.replace(data, train=moved(data.train), validation=moved(data.validation))

@@ -1,8 +1,9 @@
-"""How a training run changes from step to step: pure functions of the place in the run."""
+"""How training changes over epochs and steps: pure functions."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,116 +12,137 @@ from torch import Tensor
 from compress.train.config import TrainConfig
 
 SIZE_MULTIPLE = 4
-"""Growing image sides are rounded up to this many pixels."""
-SMALLEST_SIDE = 12
-"""Pixels. Below, the last maps are 1x1, where torch's strided bf16 convolutions on a CPU give other
-numbers each time, now and then no numbers (ResNet-18 at 8 px, torch 2.15)."""
-FEWEST_STEPS = 8
-"""Of an epoch; small sets get smaller batches, else `min_steps` large ones would take hours."""
-LEAST_BATCH = 1 / 4
-"""Of the batch size; the last batch of an epoch is left out if it is smaller."""
-GROWTH = 2 / 3
-"""Share of the epochs in which images grow; the rest is trained at full size."""
+"""Image sizes are rounded up to a multiple of this many pixels."""
+MIN_SIZE = 12
+"""Pixels. In smaller images the last feature maps are 1x1, where torch's strided bf16 convolutions
+on CPUs are not deterministic and sometimes return NaN (ResNet-18 at 8 px, torch 2.15)."""
+MIN_STEPS_PER_EPOCH = 8
+"""Small sets get smaller batches; otherwise `min_steps` large ones would take hours."""
+MIN_LAST_BATCH = 1 / 4
+"""Fraction of the batch size below which the last batch of an epoch is dropped."""
+RESIZING_SHARE = 2 / 3
+"""Fraction of the epochs in which images grow; the others train at full size."""
 
 
-def steps_of_epoch(n_images: int, batch_size: int) -> int:
-    """Returns the batches of an epoch; a last one under `LEAST_BATCH` of the size is left out.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Size of each epoch, over all processes."""
 
-    A few images would spoil BatchNorm's running statistics, and one whose feature map is 1x1
-    cannot be normalized at all. Other images are left out in the next epoch.
-    """
-    whole, rest = divmod(n_images, batch_size)
-    return max(1, whole + (rest >= LEAST_BATCH * batch_size and rest > 1))
+    images: tuple[int, ...]
+    steps: tuple[int, ...]
 
+    @property
+    def epochs(self) -> int:
+        """Number of epochs."""
+        return len(self.steps)
 
-def batch_size_for(config: TrainConfig, n_images: int) -> int:
-    """Returns the images a step: fewer than asked if an epoch would have under `FEWEST_STEPS`."""
-    return min(config.batch_size, max(2, n_images // FEWEST_STEPS))
-
-
-def images_of_epoch(epoch: int, epochs: int, share: float, n_images: int) -> int:
-    """Returns how many images an epoch shows: all in the first and the last one.
-
-    Never one alone, which BatchNorm could not normalize.
-    """
-    return n_images if epoch in (0, epochs - 1) else min(n_images, max(2, round(share * n_images)))
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs."""
+        return sum(self.steps)
 
 
-def epoch_lengths(
-    n_images: int, config: TrainConfig, processes: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the images and the steps of each epoch; the processes share images and batches."""
+def plan_epochs(n_images: int, config: TrainConfig, processes: int) -> Plan:
+    """Returns the images and steps of each epoch; processes split both images and batches."""
 
     def steps(count: int) -> int:
-        return steps_of_epoch(count // processes, config.batch_size // processes)
+        return steps_per_epoch(count // processes, config.batch_size // processes)
 
     epochs = epochs_to_run(config, steps(n_images))
-    shown = tuple(
-        images_of_epoch(epoch, epochs, config.data_fraction, n_images) for epoch in range(epochs)
+    images = tuple(
+        images_in_epoch(epoch, epochs, config.data_fraction, n_images) for epoch in range(epochs)
     )
-    return shown, tuple(steps(count) for count in shown)
+    return Plan(images=images, steps=tuple(steps(count) for count in images))
 
 
-def images_of_training(epochs: int, share: float, n_images: int) -> int:
-    """Returns how many images all epochs show together."""
-    return sum(images_of_epoch(epoch, epochs, share, n_images) for epoch in range(epochs))
+def steps_per_epoch(n_images: int, batch_size: int) -> int:
+    """Returns the number of batches, dropping a last one below `MIN_LAST_BATCH` of the batch size.
+
+    A tiny batch would distort BatchNorm's running statistics, and BatchNorm cannot normalize a
+    single 1x1 feature map at all. The next epoch drops other images.
+    """
+    full, rest = divmod(n_images, batch_size)
+    return max(1, full + (rest >= MIN_LAST_BATCH * batch_size and rest > 1))
 
 
-def epochs_for(images: float, share: float, n_images: int) -> int:
-    """Returns the epochs, one or more, that come nearest to showing so many images."""
-    most = math.ceil(images / (share * n_images)) + 1
+def effective_batch_size(config: TrainConfig, n_images: int) -> int:
+    """Returns the batch size, reduced so that an epoch has at least `MIN_STEPS_PER_EPOCH`."""
+    return min(config.batch_size, max(2, n_images // MIN_STEPS_PER_EPOCH))
+
+
+def epochs_to_run(config: TrainConfig, steps: int) -> int:
+    """Returns how many epochs of `steps` steps satisfy `epochs` and `min_steps`; 0 stays 0."""
+    return max(config.epochs, math.ceil(config.min_steps / steps)) if config.epochs else 0
+
+
+def images_in_epoch(epoch: int, epochs: int, data_fraction: float, n_images: int) -> int:
+    """Returns how many images an epoch uses: all of them in the first and the last epoch.
+
+    At least two, because BatchNorm cannot normalize a single one.
+    """
+    if epoch in (0, epochs - 1):
+        return n_images
+    return min(n_images, max(2, round(data_fraction * n_images)))
+
+
+def total_images(epochs: int, data_fraction: float, n_images: int) -> int:
+    """Returns how many images all epochs use together."""
+    return sum(images_in_epoch(epoch, epochs, data_fraction, n_images) for epoch in range(epochs))
+
+
+def epochs_for(images: float, data_fraction: float, n_images: int) -> int:
+    """Returns the number of epochs, at least one, whose `total_images` is closest to `images`."""
+    upper = math.ceil(images / (data_fraction * n_images)) + 1
     return min(
-        range(1, most + 1),
-        key=lambda epochs: abs(images_of_training(epochs, share, n_images) - images),
+        range(1, upper + 1),
+        key=lambda epochs: abs(total_images(epochs, data_fraction, n_images) - images),
     )
 
 
-def order_of_epoch(losses: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draws an epoch's images and their order, with more of those that are not learned yet.
+def select_images(losses: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Selects the images of an epoch, in random order, favoring those with a high loss.
 
-    Most images of a set are soon right with certainty and teach nothing more: half the places go
-    to the images with the highest loss, the others by lot to the rest (after InfoBatch, arXiv
-    2303.04947, and the selection by loss of arXiv 1910.00762).
+    Half are the images with the highest most recent loss (online batch selection, Loshchilov &
+    Hutter, arXiv 1511.06343); the others are drawn from the rest, because images that are learned
+    teach little but must not be forgotten (InfoBatch, arXiv 2303.04947).
 
     Args:
-        losses: float `[n_images]`, of each image when it was last seen.
-        count: of images that are drawn.
-        generator: the draw.
+        losses: float `[n_images]`, each image's most recent loss.
+        count: how many to select.
+        generator: source of randomness.
 
     Returns:
-        int64 `[count]`, each image at most once.
+        int64 `[count]`, without repetition.
     """
     order = torch.randperm(len(losses), generator=generator)
     if count == len(losses):
         return order
     hard = losses.argsort(descending=True, stable=True)[: count // 2]
-    taken = torch.zeros(len(losses), dtype=torch.bool)
-    taken[hard] = True
-    by_lot = order[~taken[order]][: count - len(hard)]
-    taken[by_lot] = True
-    return order[taken[order]]
-
-
-def epochs_to_run(config: TrainConfig, steps: int) -> int:
-    """Returns the number of epochs of `steps` steps each; zero stays zero."""
-    return max(config.epochs, math.ceil(config.min_steps / steps)) if config.epochs else 0
+    selected = torch.zeros(len(losses), dtype=torch.bool)
+    selected[hard] = True
+    drawn = order[~selected[order]][: count - len(hard)]
+    selected[drawn] = True
+    return order[selected[order]]
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """Linear warm-up, then half a cosine down to zero (SGDR, arXiv 1608.03983, equation 5)."""
-    warmup = config.warmup * steps  # seldom whole: the last step of it is the peak, not more
+    warmup = config.warmup * steps  # rarely an integer: its last step must not exceed the peak
     if step < warmup:
         return config.lr * min(1.0, (step + 1) / warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 def image_size(epoch: int, epochs: int, start_size: float, full: int) -> int:
-    """Returns the side of an epoch's images, which grows from `start_size * full` to `full`."""
+    """Returns the image size of an epoch, which grows from `start_size * full` to `full` pixels.
+
+    Progressive resizing, as in EfficientNetV2 (arXiv 2104.00298, section 4).
+    """
     if epochs < 2:
         return full
-    share = min(1.0, epoch / (epochs - 1) / GROWTH)
-    side = full * (start_size + (1 - start_size) * share)
-    return min(full, max(SMALLEST_SIDE, math.ceil(side / SIZE_MULTIPLE) * SIZE_MULTIPLE))
+    progress = min(1.0, epoch / (epochs - 1) / RESIZING_SHARE)
+    size = full * (start_size + (1 - start_size) * progress)
+    return min(full, max(MIN_SIZE, math.ceil(size / SIZE_MULTIPLE) * SIZE_MULTIPLE))
 
 
 def mixup(
@@ -131,15 +153,15 @@ def mixup(
     Args:
         images: float `[N, C, H, W]`.
         targets: float `[N, classes]`.
-        alpha: of the Beta(alpha, alpha) that the blend is drawn from.
-        generator: the draw.
+        alpha: the mixing ratio, one per batch, is drawn from Beta(alpha, alpha).
+        generator: source of randomness.
 
     Returns:
-        Blended pixels and targets of the same shapes.
+        Blended images and targets, shaped as before.
     """
     seed = int(torch.randint(2**31, (), generator=generator))
-    share = float(np.random.default_rng(seed).beta(alpha, alpha))
+    ratio = float(np.random.default_rng(seed).beta(alpha, alpha))
     return (
-        share * images + (1 - share) * images.roll(1, 0),
-        share * targets + (1 - share) * targets.roll(1, 0),
+        ratio * images + (1 - ratio) * images.roll(1, 0),
+        ratio * targets + (1 - ratio) * targets.roll(1, 0),
     )

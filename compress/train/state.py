@@ -1,10 +1,10 @@
-"""What an interrupted training needs to continue, and its history."""
+"""Training state, saved after each epoch so that an interrupted run can resume."""
 
 from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,58 +14,70 @@ from torch.optim.swa_utils import AveragedModel
 
 from compress.checkpoint import HISTORY
 from compress.files import read_checked, write_checked, write_text
-from compress.log import say
-from compress.train.precision import Precision
+from compress.train.config import Precision
 
 STATE = "training.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """A row of `history.jsonl`; accuracies are PyTorch's, a development aid."""
+    """A row of `history.jsonl`; accuracy is measured in PyTorch, for development only."""
 
     epoch: int
+    """From 1."""
     image_size: int
+    """Pixels."""
     lr: float
-    """At the end of the epoch."""
+    """In the last step."""
     loss: float
-    """Mean over the epoch's steps."""
+    """Mean over the steps."""
     train_top1: float
-    """Percent of the training images, as they passed: augmented, while the weights moved."""
+    """Percent of the augmented training images, measured while training."""
     validation_loss: float
     validation_top1: float
     """Percent."""
     images_per_second: float
     seconds: float
-    """Of training; scoring is left out."""
+    """Training only, without validation."""
     precision: Precision
 
 
-def save(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    losses: Tensor,
-    *,
-    history: list[Epoch],
-    best: dict[str, Tensor] | None,
-    micro_batch: int,
-) -> None:
-    """Writes all that `restore` needs, and the history as lines for people and plots.
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """What training changes; updated in place."""
 
-    The micro-batch is kept because with another one the last bits are others.
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    losses: Tensor
+    """float32 `[n_train]`, on the CPU: each image's most recent cross-entropy."""
+    history: list[Epoch] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """State dict of the best epoch, on the CPU; empty without early stopping."""
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network to validate and return: the EMA if there is one."""
+        module = self.model if self.average is None else self.average.module
+        assert isinstance(module, nn.Module)
+        return module
+
+
+def save(folder: Path, state: TrainState, *, micro_batch: int) -> None:
+    """Writes the state, and the history as JSON lines.
+
+    The micro-batch size is kept because results depend on it in the last bits.
     """
-    rows = [asdict(row) for row in history]
+    rows = [asdict(row) for row in state.history]
     packed = io.BytesIO()
     torch.save(
         {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": average.state_dict() if average is not None else None,
-            "losses": losses,
+            "model": state.model.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "average": state.average.state_dict() if state.average is not None else None,
+            "losses": state.losses,
             "history": rows,
-            "best": best,
+            "best": state.best,
             "micro_batch": micro_batch,
         },
         packed,
@@ -75,36 +87,20 @@ def save(
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """Returns what `save` wrote into a folder, None if there is nothing whole."""
-    path = folder / STATE
-    packed = read_checked(path)
+    """Reads what `save` wrote; None if it is missing or damaged."""
+    packed = read_checked(folder / STATE)
     if packed is None:
-        if path.is_file():
-            say(f"  {path} is damaged: this training starts anew")
         return None
-    state: dict[str, Any] = torch.load(io.BytesIO(packed), weights_only=True, map_location="cpu")
-    return state
+    saved: dict[str, Any] = torch.load(io.BytesIO(packed), weights_only=True, map_location="cpu")
+    return saved
 
 
-def restore(
-    state: dict[str, Any] | None,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    losses: Tensor,
-) -> tuple[list[Epoch], dict[str, Tensor] | None]:
-    """Puts a saved state back, in place.
-
-    Returns:
-        The epochs behind it, none if nothing was saved; and the best state so far, if one is kept.
-    """
-    if state is None:
-        return [], None
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    losses.copy_(state["losses"])
-    history = [Epoch(**row) for row in state["history"]]
-    say(f"  continuing after epoch {len(history)}")
-    return history, state["best"]
+def restore(saved: dict[str, Any], state: TrainState) -> None:
+    """Loads a saved state into `state`, in place."""
+    state.model.load_state_dict(saved["model"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    if state.average is not None:
+        state.average.load_state_dict(saved["average"])
+    state.losses.copy_(saved["losses"])
+    state.history.extend(Epoch(**row) for row in saved["history"])
+    state.best.update(saved["best"])

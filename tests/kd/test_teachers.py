@@ -13,7 +13,7 @@ from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
-from compress.distill.ablation import epochs_in
+from compress.distill.ablation import epochs_within
 from compress.int8.restore import load_model
 from compress.kd.teachers import (
     checkpoint_teacher,
@@ -71,16 +71,16 @@ def test_a_teacher_of_another_size_sees_the_images_in_its_own(
 def test_a_teacher_of_other_classes_is_refused(finished_run: Path, digits: Data) -> None:
     teacher = checkpoint_teacher(load_checkpoint(finished_run / "1-distill"))
     other = dataclasses.replace(teacher, class_names=("cat", *teacher.class_names[1:]))
-    with pytest.raises(ValueError, match="its answers would teach wrong labels"):
+    with pytest.raises(ValueError, match="use a teacher trained on these classes"):
         open_teacher(other, digits, CPU)
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1-distill/model.onnx"], "the first --teacher must be a checkpoint folder"),
+        (["1-distill/model.onnx"], "must be a checkpoint folder"),
         (["1-distill=-1"], "the weight must be positive, got -1"),
-        (["1-distill", "nothing.onnx"], "there is no file"),
+        (["1-distill", "nothing.onnx"], "nothing.onnx does not exist"),
     ],
 )
 def test_wrong_teachers_are_explained(finished_run: Path, names: list[str], message: str) -> None:
@@ -136,7 +136,7 @@ def test_a_teacher_of_other_data_is_refused_before_anything_is_made(
     command = ["run", "resnet18", "--data", "fashion-mnist", "--teacher", str(small)]
     result = CliRunner().invoke(main, [*command, "--out", str(out)])
     assert result.exit_code == 2
-    assert f"the teacher {small} knows the classes 0, 1, 2" in result.output
+    assert f"the teacher {small} predicts the classes 0, 1, 2" in result.output
     assert not out.exists()
     result = CliRunner().invoke(main, [*command[:-1], f"{small}=abc"])
     assert "'abc' is not a number" in result.output
@@ -204,4 +204,4 @@ def test_the_ablation_trains_the_student_alone_for_the_same_time(run_copy: Path)
 def test_compiling_is_not_charged_to_each_epoch_of_the_ablation(
     seconds: float, first: float, second: float, epochs: float
 ) -> None:
-    assert epochs_in(seconds, first, second) == epochs
+    assert epochs_within(seconds, first, second) == epochs

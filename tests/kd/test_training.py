@@ -44,21 +44,21 @@ def teachers(digits: Data, tmp_path: Path) -> list[TeacherModel]:
     ]
 
 
-def test_stored_answers_equal_live_ones(
+def test_stored_logits_equal_live_ones(
     digits: Data, tmp_path: Path, teachers: list[TeacherModel]
 ) -> None:
     student = build(student_spec(digits)).eval()
     losses = {}
     for views in (0, 2):
         kd = KDConfig(n_views=views, fresh_views=False)
-        asked = views_to_store(kd, seed=3)
-        stored = stored_logits(teachers, digits, asked, store=tmp_path / "store")
+        stored_views = views_to_store(kd, seed=3)
+        stored = stored_logits(teachers, digits, stored_views, store=tmp_path / "store")
         loss = distillation_loss(teachers, stored, kd, TrainConfig())
         batch = first_batch(digits, View(seed=3, number=1))
         losses[views] = loss(student(batch.images), batch).item()
     assert losses[2] == pytest.approx(losses[0], rel=1e-2)  # stored in half precision
     assert len(list((tmp_path / "store").glob("*.npy"))) == 4
-    again = stored_logits(teachers, digits, asked, store=tmp_path / "store")
+    again = stored_logits(teachers, digits, stored_views, store=tmp_path / "store")
     assert again.seconds > 0  # what it took then, not now
     assert all(logits.dtype == "float16" for view in again.views for logits in view)
 
@@ -72,10 +72,10 @@ def test_damaged_stored_logits_are_computed_again(
         path.write_bytes(path.read_bytes()[:-1000])
     after = stored_logits(teachers, digits, [None], store=tmp_path).rows(index, 0)
     assert torch.equal(before, after)
-    assert capsys.readouterr().err.count("computing the teacher's logits again") == 2
+    assert capsys.readouterr().err.count("recomputing the teacher logits") == 2
 
 
-def test_the_mean_answer_stands_for_views_that_the_teacher_never_saw(
+def test_mean_logits_are_used_for_fresh_views(
     digits: Data, tmp_path: Path, teachers: list[TeacherModel]
 ) -> None:
     kd = KDConfig(alpha=1.0, temperature=1.0, n_views=2)
@@ -93,7 +93,7 @@ def test_the_mean_answer_stands_for_views_that_the_teacher_never_saw(
     assert loss(student, batch).item() == pytest.approx(by_hand.item(), rel=1e-2)
 
 
-def test_stored_answers_refuse_blended_pictures(
+def test_stored_logits_refuse_mixup(
     digits: Data, tmp_path: Path, teachers: list[TeacherModel]
 ) -> None:
     stored = stored_logits(teachers, digits, [], store=tmp_path)
@@ -103,19 +103,18 @@ def test_stored_answers_refuse_blended_pictures(
     distillation_loss(teachers, stored, replace(KDConfig(), n_views=0), train)
 
 
-def test_growing_images_are_not_the_views_that_the_teacher_saw() -> None:
+def test_stored_views_refuse_progressive_resizing() -> None:
     growing = TrainConfig(start_size=0.5)
     check_kd(KDConfig(), growing)
-    with pytest.raises(ValueError, match="leave kd.fresh_views on"):
+    with pytest.raises(ValueError, match="keep kd.fresh_views on"):
         check_kd(KDConfig(fresh_views=False), growing)
 
 
-def test_the_report_says_what_was_minimized() -> None:
+def test_the_report_describes_the_loss() -> None:
     assert loss_text(KDConfig()) == (
-        "0.5 kd (temperature 4) + 0.5 labels; asked once about 1 view of each image"
+        "0.5 kd (temperature 4) + 0.5 labels; stored teacher logits, 1 view per image"
     )
     hints = KDConfig(soft_loss="dist", alpha=0.8, n_views=0, hints="blocks.2:layer3")
     assert loss_text(hints) == (
-        "0.8 dist (temperature 4) + 0.2 labels + 1 attention of blocks.2:layer3; "
-        "asked at every step"
+        "0.8 dist (temperature 4) + 0.2 labels + 1 attention of blocks.2:layer3; live teacher"
     )

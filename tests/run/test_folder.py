@@ -287,7 +287,7 @@ def test_a_damaged_training_state_starts_the_training_anew(tmp_path: Path, conte
     state.write_bytes(content)
     result = call(*command)
     assert result.exit_code == 0, result.output
-    assert "is damaged: this training starts anew" in " ".join(result.output.split())
+    assert "is damaged: training restarts from the first epoch" in " ".join(result.output.split())
     assert "epoch 1/6" in result.output
 
 

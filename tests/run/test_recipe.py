@@ -37,8 +37,8 @@ def test_overrides_lie_on_top_of_the_recipe() -> None:
         ("prune.importnce=3", "prune has no setting 'importnce'; did you mean importance?"),
         (
             "distill.train.mixup=0.2",
-            "distill the teacher's stored answers (n_views > 0) are not to pictures that mixup "
-            "blends; set kd.n_views = 0 (--n-views 0) to ask the teacher at every step",
+            "distill stored teacher logits (n_views > 0) do not match images blended by mixup; set "
+            "kd.n_views = 0 (--n-views 0) to run the teacher in every step",
         ),
         ("prune.iterations", "--set takes section.key=value, got 'prune.iterations'"),
         (

@@ -36,14 +36,14 @@ def troubles(findings: list[Finding]) -> list[str]:
 def test_a_good_training_has_no_trouble(digits: Data, tmp_path: Path) -> None:
     history = trained(digits, tmp_path, replace(CONFIG, epochs=8))
     assert history[-1].train_top1 > 80
-    assert diagnose(history, 10) == []
+    assert diagnose(history, 10, "teacher") == []
 
 
 def test_a_learning_rate_out_of_proportion_does_not_converge(digits: Data, tmp_path: Path) -> None:
     history = trained(digits, tmp_path, replace(CONFIG, lr=1e-9))
-    (finding,) = diagnose(history, 10)
+    (finding,) = diagnose(history, 10, "teacher")
     assert finding.trouble == "not converging"
-    assert "another learning rate (it was up to 1e-09)" in finding.remedy
+    assert "divide teacher.train.lr by ten (it peaked at 1e-09)" in finding.remedy
 
 
 def test_a_trained_network_need_not_converge_again(digits: Data, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_trained_network_need_not_converge_again(digits: Data, tmp_path: Path)
     trained(digits, tmp_path / "before", replace(smooth, epochs=8), model)
     history = trained(digits, tmp_path / "after", replace(smooth, lr=1e-9), model)
     assert history[-1].loss == pytest.approx(history[0].loss, rel=0.03)
-    assert diagnose(history, 10) == []
+    assert diagnose(history, 10, "teacher") == []
 
 
 def test_too_few_images_are_learnt_by_heart(digits: Data, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_too_few_images_are_learnt_by_heart(digits: Data, tmp_path: Path) -> Non
     data = replace(digits, train=few)
     history = trained(data, tmp_path, replace(CONFIG, epochs=40, batch_size=20, lr=0.1))
     assert history[-1].train_top1 > 95
-    assert "over-fitting" in troubles(diagnose(history, 10))
+    assert "overfitting" in troubles(diagnose(history, 10, "teacher"))
 
 
 def test_a_network_that_is_better_on_validation_images_does_not_over_fit(
@@ -75,8 +75,10 @@ def test_a_network_that_is_better_on_validation_images_does_not_over_fit(
     first, *_, last = trained(digits, tmp_path, CONFIG)
     best = replace(first, validation_loss=0.1, train_top1=80.0, validation_top1=99.0)
     worse = replace(last, validation_loss=0.2, train_top1=95.0, validation_top1=96.0)
-    assert diagnose([best, worse], 10) == []
-    assert troubles(diagnose([best, replace(worse, train_top1=99.0)], 10)) == ["over-fitting"]
+    assert diagnose([best, worse], 10, "teacher") == []
+    assert troubles(diagnose([best, replace(worse, train_top1=99.0)], 10, "teacher")) == [
+        "overfitting"
+    ]
 
 
 def test_patience_stops_and_keeps_the_best(digits: Data, tmp_path: Path) -> None:
@@ -108,13 +110,13 @@ class _Narrow(nn.Module):
 def test_a_student_without_capacity_is_saturated(digits: Data, tmp_path: Path) -> None:
     model = Classifier(build(student_spec(digits)).normalize, _Narrow())
     history = trained(digits, tmp_path, replace(CONFIG, epochs=60, lr=0.2), model)
-    assert troubles(diagnose_student(history, 99.0, 116)) == ["the student is saturated"]
+    assert troubles(diagnose_student(history, 99.0, 116, "distill")) == ["the student is saturated"]
 
 
 def test_a_worse_teacher_is_named(digits: Data, tmp_path: Path) -> None:
     history = trained(digits, tmp_path, replace(CONFIG, epochs=8))
-    assert diagnose_student(history, history[-1].validation_top1, 116) == []
-    (finding,) = diagnose_student(history, 40.0, 116)
+    assert diagnose_student(history, history[-1].validation_top1, 116, "distill") == []
+    (finding,) = diagnose_student(history, 40.0, 116, "distill")
     assert finding.trouble == "the teacher is worse than the student"
     assert "40.00 %" in finding.evidence
 
@@ -125,7 +127,7 @@ def test_a_teacher_of_other_labels_is_named() -> None:
     assert diagnose_labels(right, names) == []
     permuted = [right[1], right[2], right[3], right[0]]
     (finding,) = diagnose_labels(permuted, names)
-    assert "'ant' is 'bee' to it" in finding.evidence
+    assert "it predicts 'bee' for 'ant'" in finding.evidence
 
 
 def test_a_teacher_that_knows_little_is_not_taken_for_one_of_other_labels() -> None:

@@ -16,7 +16,7 @@ from compress.train.config import MUON, TrainConfig
 from compress.train.epoch import NonFiniteLossError, TrainBatch, label_loss
 from compress.train.evaluate import evaluate
 from compress.train.loop import train
-from compress.train.prepare import averaged, forget_initial_statistics
+from compress.train.prepare import make_ema, raise_batchnorm_momentum
 from compress.train.state import STATE
 from tests.conftest import student_spec
 
@@ -72,7 +72,7 @@ def test_a_network_of_one_size_is_not_shown_smaller_images(
     config = replace(SHORT, epochs=2, start_size=0.5)
     rows = train(model, digits, config, loss=label_loss(0.0), seed=0, folder=tmp_path, title="test")
     assert [row.image_size for row in rows] == [16, 16]
-    assert "takes images of one size only" in capsys.readouterr().err
+    assert "progressive resizing is off" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_a_diverging_run_stops_with_a_remedy(digits: Data, tmp_path: Path) -> No
     model = build(student_spec(digits))
     loss = label_loss(0.0)
     config = replace(SHORT, lr=1e30, clip_norm=0)
-    with pytest.raises(NonFiniteLossError, match="try a tenth of the learning rate"):
+    with pytest.raises(NonFiniteLossError, match="divide train.lr by ten"):
         train(model, digits, config, loss=loss, seed=0, folder=tmp_path, title="test")
 
 
@@ -148,21 +148,21 @@ def test_statistics_of_slow_batchnorms_are_those_of_the_images(digits: Data) -> 
     """MNASNet's momentum of 0.0003 keeps the initial variance of 1 through a short training."""
     torch.manual_seed(0)
     model = nn.BatchNorm2d(1, momentum=0.0003, affine=False)
-    forget_initial_statistics(model, steps=60)
+    raise_batchnorm_momentum(model, steps=60)
     images = next(iter(digits.train.batches(200))).images.float() / 255
     for _ in range(60):
         model(images)
     assert model.running_var is not None
     assert model.running_var.item() == pytest.approx(float(images.var()), rel=1e-4)
     fast = nn.BatchNorm2d(1)
-    forget_initial_statistics(fast, steps=100_000)
+    raise_batchnorm_momentum(fast, steps=100_000)
     assert fast.momentum == 0.1
 
 
 def test_an_average_warms_up() -> None:
     """Weights 0, 1, 2, ...: by hand up to the third, and close behind the last after 200."""
     model = nn.Linear(1, 1, bias=False)
-    average = averaged(model, 0.999)
+    average = make_ema(model, 0.999)
     assert average is not None
     means = []
     for step in range(200):
@@ -173,12 +173,12 @@ def test_an_average_warms_up() -> None:
     third = 3 / 12 * second + 9 / 12 * 2
     assert means[:3] == pytest.approx([0, second, third])
     assert 199 - means[-1] < 25  # without a warm-up it would be 181 behind
-    assert averaged(model, 0) is None
+    assert make_ema(model, 0) is None
 
 
 def test_an_average_forgets_no_faster_than_its_decay() -> None:
     model = nn.Linear(1, 1, bias=False)
-    average = averaged(model, 0.5)
+    average = make_ema(model, 0.5)
     assert average is not None
     for weight in (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0):
         nn.init.constant_(model.weight, weight)

@@ -12,7 +12,7 @@ from compress.train import micro_batch
 from compress.train.config import TrainConfig
 from compress.train.epoch import TrainBatch, label_loss
 from compress.train.loop import train
-from compress.train.micro_batch import bytes_an_image, fitting_batch, free_memory
+from compress.train.micro_batch import bytes_per_image, fitting_batch, free_memory
 from compress.train.state import Epoch
 from tests.conftest import student_spec
 
@@ -34,19 +34,19 @@ def test_what_a_step_keeps_is_as_by_hand() -> None:
     """
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 18 * 18, 5))
     by_hand = 4 * (3 * 20 * 20 + 2 * 8 * 18 * 18)
-    assert bytes_an_image(network, IMAGES, CPU, "fp32") == by_hand
+    assert bytes_per_image(network, IMAGES, CPU, "fp32") == by_hand
 
 
 def test_the_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 18 * 18, 5))
-    need = micro_batch.OVERHEAD * bytes_an_image(network, IMAGES, CPU, "fp32")
+    need = micro_batch.OVERHEAD * bytes_per_image(network, IMAGES, CPU, "fp32")
     found = []
     for room in (1000, 100, 99, 30, 2):
         monkeypatch.setattr(micro_batch, "free_memory", lambda _, room=room: 2 * room * need + 1)
         found.append(fitting_batch(network, IMAGES, 100, CPU, "fp32"))
     assert found == [100, 100, 50, 25, 2]
     monkeypatch.setattr(micro_batch, "free_memory", lambda _: 1.5 * need)
-    with pytest.raises(CompressError, match="out of memory before the first step: 2 images take"):
+    with pytest.raises(CompressError, match="not enough memory: a batch of 2 images needs"):
         fitting_batch(network, IMAGES, 100, CPU, "fp32")
 
 

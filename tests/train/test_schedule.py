@@ -3,16 +3,16 @@ import torch
 
 from compress.train.config import TrainConfig
 from compress.train.schedule import (
-    batch_size_for,
+    effective_batch_size,
     epochs_for,
     epochs_to_run,
     image_size,
-    images_of_epoch,
-    images_of_training,
+    images_in_epoch,
     learning_rate,
     mixup,
-    order_of_epoch,
-    steps_of_epoch,
+    select_images,
+    steps_per_epoch,
+    total_images,
 )
 
 
@@ -65,18 +65,18 @@ def test_mixup_blends_images_and_labels_alike() -> None:
     [(100, 25, 4), (101, 25, 4), (106, 25, 4), (107, 25, 5), (7, 25, 1), (1322, 165, 8)],
 )
 def test_a_last_batch_of_a_few_images_is_left_out(images: int, batch: int, steps: int) -> None:
-    assert steps_of_epoch(images, batch) == steps
+    assert steps_per_epoch(images, batch) == steps
 
 
 def test_the_first_and_the_last_epoch_show_all_images() -> None:
-    assert [images_of_epoch(epoch, 4, 0.3, 50) for epoch in range(4)] == [50, 15, 15, 50]
+    assert [images_in_epoch(epoch, 4, 0.3, 50) for epoch in range(4)] == [50, 15, 15, 50]
 
 
 def test_no_epoch_shows_one_image_alone() -> None:
     """Its batch could not be normalized where the map is 1x1."""
     for n_images in range(2, 20):
         for share in (0.01, 0.3, 0.5, 1.0):
-            assert all(2 <= images_of_epoch(e, 4, share, n_images) <= n_images for e in range(4))
+            assert all(2 <= images_in_epoch(e, 4, share, n_images) <= n_images for e in range(4))
 
 
 def test_hard_images_come_each_epoch_and_easy_ones_by_lot() -> None:
@@ -84,7 +84,7 @@ def test_hard_images_come_each_epoch_and_easy_ones_by_lot() -> None:
     hard = set(range(70, 100))  # half of 60 places
     seen = torch.zeros(100)
     for seed in range(200):
-        order = order_of_epoch(losses, 60, torch.Generator().manual_seed(seed))
+        order = select_images(losses, 60, torch.Generator().manual_seed(seed))
         assert len(order) == 60
         assert hard < set(order.tolist())
         assert order[:30].float().mean() < 80  # mixed, not the hard ones first
@@ -95,20 +95,20 @@ def test_hard_images_come_each_epoch_and_easy_ones_by_lot() -> None:
 
 
 def test_all_images_are_one_permutation_of_the_set() -> None:
-    order = order_of_epoch(torch.arange(10.0), 10, torch.Generator().manual_seed(0))
+    order = select_images(torch.arange(10.0), 10, torch.Generator().manual_seed(0))
     assert sorted(order.tolist()) == list(range(10))
 
 
 def test_small_sets_get_smaller_batches() -> None:
     config = TrainConfig(batch_size=512)
-    assert [batch_size_for(config, n) for n in (55200, 4096, 1322, 10)] == [512, 512, 165, 2]
+    assert [effective_batch_size(config, n) for n in (55200, 4096, 1322, 10)] == [512, 512, 165, 2]
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_epochs_for_so_many_images_are_found_again(share: float) -> None:
     for epochs in range(1, 30):
-        images = images_of_training(epochs, share, 1000)
+        images = total_images(epochs, share, 1000)
         assert epochs_for(images, share, 1000) == epochs
-    assert images_of_training(12, 0.5, 1000) == 7000
+    assert total_images(12, 0.5, 1000) == 7000
     assert epochs_for(7260, 0.5, 1000) == 13  # 12 show 7000, 13 show 7500
     assert epochs_for(7240, 0.5, 1000) == 12
