@@ -15,7 +15,7 @@ STAGE_OF_COMMAND = {"train": "teacher"}
 """Commands named otherwise than their stage."""
 HEADINGS = {
     (): "Settings of the stage",
-    ("kd",): "Learning from the teacher",
+    ("kd",): "Distillation",
     ("train",): "Training",
 }
 """In help texts, by where in the stage's config a setting lies."""

@@ -44,7 +44,7 @@ def test_stage_options_come_from_the_settings() -> None:
     for heading in (
         "Options:",
         "Settings of the stage:",
-        "Learning from the teacher:",
+        "Distillation:",
         "Training:",
     ):
         assert f"\n{heading}\n" in output

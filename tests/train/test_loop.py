@@ -1,23 +1,16 @@
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.architectures.build import Classifier, build
 from compress.data.load import Data
-from compress.data.splits import TensorSplit
-from compress.files import read_checked
 from compress.train.config import MUON, TrainConfig
-from compress.train.epoch import NonFiniteLossError, TrainBatch, label_loss
-from compress.train.evaluate import evaluate
+from compress.train.epoch import TrainBatch, label_loss
 from compress.train.loop import train
-from compress.train.prepare import make_ema, raise_batchnorm_momentum
-from compress.train.state import STATE
 from tests.conftest import student_spec
 
 SHORT = TrainConfig(epochs=3, min_steps=0, batch_size=128, precision="fp32")
@@ -26,7 +19,7 @@ WITH_MUON = replace(MUON, epochs=4, min_steps=0, batch_size=128, lr=0.005, preci
 
 
 def run(data: Data, folder: Path, config: TrainConfig, *, stop_after: int = 99) -> Classifier:
-    """Trains a small network; after `stop_after` epochs the process 'dies' in the next one."""
+    """Trains a small network; the process "dies" in the epoch after `stop_after`."""
     torch.manual_seed(0)
     model = build(student_spec(data))
     plain, epochs = label_loss(config.label_smoothing), []
@@ -47,7 +40,7 @@ def same(a: Classifier, b: Classifier) -> bool:
 
 
 @pytest.mark.parametrize("config", [SHORT, EVERYTHING, WITH_MUON])
-def test_an_interrupted_run_ends_as_an_undisturbed_one(
+def test_an_interrupted_run_ends_with_the_same_weights(
     digits: Data, tmp_path: Path, config: TrainConfig
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -64,7 +57,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert histories[0] == histories[1]
 
 
-def test_a_network_of_one_size_is_not_shown_smaller_images(
+def test_a_network_with_a_fixed_input_size_trains_at_full_size(
     digits: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = replace(student_spec(digits), architecture="simple_cnn", arguments={})
@@ -76,7 +69,7 @@ def test_a_network_of_one_size_is_not_shown_smaller_images(
 
 
 @pytest.mark.slow
-def test_a_compiled_network_trains_alike(digits: Data, tmp_path: Path) -> None:
+def test_a_compiled_network_trains_the_same(digits: Data, tmp_path: Path) -> None:
     """torch.compile builds C++ kernels here; rounding differs a little."""
     losses = []
     for compiled in (False, True):
@@ -87,13 +80,17 @@ def test_a_compiled_network_trains_alike(digits: Data, tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
-def test_another_seed_gives_another_network(digits: Data, tmp_path: Path) -> None:
-    first = run(digits, tmp_path / "a", SHORT)
-    torch.manual_seed(0)
-    model = build(student_spec(digits))
-    loss = label_loss(SHORT.label_smoothing)
-    train(model, digits, SHORT, loss=loss, seed=6, folder=tmp_path / "b", title="test")
-    assert not same(first, model)
+def test_the_seed_alone_decides_the_result(digits: Data, tmp_path: Path) -> None:
+    models = []
+    for number, seed in enumerate((5, 5, 6)):
+        torch.manual_seed(0)
+        models.append(build(student_spec(digits)))
+        torch.manual_seed(number)  # what was drawn before must not matter
+        loss, folder = label_loss(SHORT.label_smoothing), tmp_path / str(number)
+        folder.mkdir()
+        config = replace(SHORT, epochs=1)
+        train(models[-1], digits, config, loss=loss, seed=seed, folder=folder, title="test")
+    assert [same(models[0], model) for model in models] == [True, True, False]
 
 
 @pytest.mark.parametrize("config", [TrainConfig(), WITH_MUON], ids=["sgd", "muon"])
@@ -107,95 +104,14 @@ def test_training_learns(digits: Data, tmp_path: Path, config: TrainConfig) -> N
     assert history[-1].loss < history[0].loss
 
 
-def test_a_diverging_run_stops_with_a_remedy(digits: Data, tmp_path: Path) -> None:
-    model = build(student_spec(digits))
-    loss = label_loss(0.0)
-    config = replace(SHORT, lr=1e30, clip_norm=0)
-    with pytest.raises(NonFiniteLossError, match="divide train.lr by ten"):
-        train(model, digits, config, loss=loss, seed=0, folder=tmp_path, title="test")
-
-
 def test_zero_epochs_leave_the_network_alone(digits: Data, tmp_path: Path) -> None:
     model = run(digits, tmp_path, replace(SHORT, epochs=0))
     torch.manual_seed(0)
     assert same(model, build(student_spec(digits)))
 
 
-def test_the_saved_state_is_plain_data(digits: Data, tmp_path: Path) -> None:
-    run(digits, tmp_path, replace(SHORT, epochs=1))
-    packed = read_checked(tmp_path / STATE)
-    assert packed is not None
-    state = torch.load(io.BytesIO(packed), weights_only=True)
-    assert sorted(state) == [
-        "average",
-        "best",
-        "history",
-        "losses",
-        "micro_batch",
-        "model",
-        "optimizer",
-    ]
-
-
-def test_the_history_has_a_row_an_epoch_with_units(digits: Data, tmp_path: Path) -> None:
+def test_the_history_has_a_row_per_epoch(digits: Data, tmp_path: Path) -> None:
     run(digits, tmp_path, SHORT)
     rows = [json.loads(row) for row in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert set(rows[0]) >= {"lr", "loss", "validation_top1", "images_per_second", "precision"}
-
-
-def test_statistics_of_slow_batchnorms_are_those_of_the_images(digits: Data) -> None:
-    """MNASNet's momentum of 0.0003 keeps the initial variance of 1 through a short training."""
-    torch.manual_seed(0)
-    model = nn.BatchNorm2d(1, momentum=0.0003, affine=False)
-    raise_batchnorm_momentum(model, steps=60)
-    images = next(iter(digits.train.batches(200))).images.float() / 255
-    for _ in range(60):
-        model(images)
-    assert model.running_var is not None
-    assert model.running_var.item() == pytest.approx(float(images.var()), rel=1e-4)
-    fast = nn.BatchNorm2d(1)
-    raise_batchnorm_momentum(fast, steps=100_000)
-    assert fast.momentum == 0.1
-
-
-def test_an_average_warms_up() -> None:
-    """Weights 0, 1, 2, ...: by hand up to the third, and close behind the last after 200."""
-    model = nn.Linear(1, 1, bias=False)
-    average = make_ema(model, 0.999)
-    assert average is not None
-    means = []
-    for step in range(200):
-        nn.init.constant_(model.weight, step)
-        average.update_parameters(model)
-        means.append(next(average.module.parameters()).item())
-    second = 2 / 11 * 0 + 9 / 11 * 1
-    third = 3 / 12 * second + 9 / 12 * 2
-    assert means[:3] == pytest.approx([0, second, third])
-    assert 199 - means[-1] < 25  # without a warm-up it would be 181 behind
-    assert make_ema(model, 0) is None
-
-
-def test_an_average_forgets_no_faster_than_its_decay() -> None:
-    model = nn.Linear(1, 1, bias=False)
-    average = make_ema(model, 0.5)
-    assert average is not None
-    for weight in (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0):
-        nn.init.constant_(model.weight, weight)
-        average.update_parameters(model)
-    assert next(average.module.parameters()).item() == pytest.approx(0.5)
-
-
-def test_few_images_are_scored_of_all_classes(digits: Data) -> None:
-    """A folder lists its images class by class: the first ones are all of the first."""
-    assert isinstance(digits.validation, TensorSplit)
-    order = digits.validation.labels.argsort(stable=True)
-    images, labels = digits.validation.images[order], digits.validation.labels[order]
-    ordered = replace(digits.validation, images=images, labels=labels)
-
-    class FirstClass(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return F.one_hot(torch.zeros(len(images), dtype=torch.int64), 10).float()
-
-    _, top1 = evaluate(FirstClass(), ordered, images=20)
-    assert top1 == pytest.approx(10, abs=5)

@@ -27,10 +27,10 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(micro_batch, "free_memory", lambda _: 2 * 1.8 * 40 * 145_408)
 
 
-def test_what_a_step_keeps_is_as_by_hand() -> None:
-    """A convolution and a linear layer keep their input, a ReLU its output; weights do not count.
+def test_saved_bytes_equal_a_count_by_hand() -> None:
+    """Convolution and linear layer save their input, ReLU its output; weights do not count.
 
-    Flattening channels-last maps copies them.
+    Flattening channels-last maps makes a copy.
     """
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 18 * 18, 5))
     by_hand = 4 * (3 * 20 * 20 + 2 * 8 * 18 * 18)
@@ -68,7 +68,7 @@ def trained(
     return model, history, sizes
 
 
-def test_parts_add_up_to_the_whole_batch(
+def test_micro_batches_add_up_to_the_batch(
     digits: Data, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     _, whole, sizes = trained(digits, tmp_path / "whole")
@@ -82,7 +82,7 @@ def test_parts_add_up_to_the_whole_batch(
     )
 
 
-def test_a_resumed_training_keeps_its_parts(
+def test_a_resumed_run_keeps_its_micro_batch(
     digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:

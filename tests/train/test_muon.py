@@ -1,4 +1,4 @@
-"""Muon against the singular value decomposition and an update worked out by hand."""
+"""Muon against the singular value decomposition and updates computed by hand."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from compress.train.muon import RMS, Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(8, 72), (72, 8), (16, 16), (1, 40)])
-def test_singular_vectors_stay_and_singular_values_come_near_one(shape: tuple[int, int]) -> None:
+def test_singular_vectors_stay_and_singular_values_approach_one(shape: tuple[int, int]) -> None:
     rank = min(shape)
     u = torch.linalg.qr(torch.randn(shape[0], rank)).Q
     v = torch.linalg.qr(torch.randn(shape[1], rank)).Q
-    values = torch.logspace(0, -1.5, rank)  # the least is above a hundredth of the norm
+    values = torch.logspace(0, -1.5, rank)  # the smallest is above 1 % of the norm
 
     result = orthogonalized(u @ torch.diag(values) @ v.T)
 
@@ -32,7 +32,7 @@ def test_bf16_products_change_little() -> None:
     assert (exact - rough).norm() < 0.02 * exact.norm()
 
 
-def test_a_vector_moves_by_a_length_that_does_not_depend_on_its_gradient() -> None:
+def test_the_update_of_a_vector_does_not_depend_on_the_gradient_s_length() -> None:
     lengths = []
     for scale in (1e-3, 1.0, 1e3):
         weight = torch.nn.Parameter(torch.zeros(25))

@@ -1,4 +1,4 @@
-"""The arithmetic of training is the faster one."""
+"""The faster precision is chosen and cached."""
 
 import math
 import time
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 class Slow(nn.Module):
-    """Waits in one of the two arithmetics."""
+    """Sleeps in one of the two precisions."""
 
     def __init__(self, slow: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ STEPS: list[bool] = []
     ("slow", "supported", "faster"),
     [("bf16", True, "fp32"), ("fp32", True, "bf16"), ("fp32", False, "fp32")],
 )
-def test_the_faster_arithmetic_is_taken_and_remembered(
+def test_the_faster_precision_is_chosen_and_cached(
     slow: str,
     supported: bool,
     faster: str,
@@ -50,7 +50,7 @@ def test_the_faster_arithmetic_is_taken_and_remembered(
     images = torch.zeros(64, 1, 2, 2, dtype=torch.uint8)
     STEPS.clear()
     assert choose_precision(Slow(slow), images, CPU, training=True) == faster
-    assert set(STEPS) == ({False, True} if supported else set())  # else it would take a minute
+    assert set(STEPS) == ({False, True} if supported else set())  # emulation would take a minute
     STEPS.clear()
     assert choose_precision(Slow(slow), images, CPU, training=True) == faster
     assert not STEPS
@@ -70,7 +70,7 @@ class Uneven(nn.Module):
         return self.fc(images.float().flatten(1))  # type: ignore[no-any-return]
 
 
-def test_steps_whose_times_disagree_are_timed_again(
+def test_unstable_timings_are_not_cached(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
