@@ -1,12 +1,12 @@
-"""More than one process (`torchrun -m compress ...`): the first runs the program, all train.
+"""Multiple processes (`torchrun -m compress ...`): the first runs the program, all train.
 
 The first process runs the command as if it were alone: it decides, writes, exports, measures and
-prints. The others wait, without using a core, until it calls a function `everywhere`; then they
-make the same call with the same arguments. Outside of such a call nothing is shared, so no stage
-but for its training has to know how many processes there are.
+prints. The others wait, idle, until it calls a function `everywhere`; then they make the same call
+with the same arguments. Nothing is shared outside of such calls, so stages need not know the number
+of processes except in training.
 
-Under torchrun the variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say who is
-who (https://docs.pytorch.org/docs/stable/elastic/run.html). Run folder and images must have the
+torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT
+(https://docs.pytorch.org/docs/stable/elastic/run.html). The run folder and the images must have the
 same paths on all machines.
 """
 
@@ -35,16 +35,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 WAIT = timedelta(days=7)
-"""For the next call; a process that dies is noticed at once, since its connections close."""
+"""Timeout for the next call; a process that dies is noticed at once by its closed connections."""
 LOST = re.compile("gloo|nccl|closed by peer|reset by peer|broken pipe", re.IGNORECASE)
-"""What torch says when another process is gone."""
+"""Matches torch's messages when another process is gone."""
 
 ENDED = (
     "another process of the job ended, or torchrun was stopped; the same command continues after "
     "the last finished epoch"
 )
 _together = False
-"""Whether all processes are in the same call now."""
+"""Whether all processes are inside a call of `everywhere`."""
 
 
 class LostProcessError(CompressError):
@@ -53,7 +53,7 @@ class LostProcessError(CompressError):
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within, this process belongs to torchrun's job; at the end the others are let go."""
+    """Joins torchrun's job while the context is open; at the end the others are released."""
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(device())
@@ -61,26 +61,26 @@ def joined() -> Iterator[None]:
     try:
         yield
     finally:
-        if dist.get_rank() == 0 and not _together:  # in the middle of a call they cannot hear
+        if dist.get_rank() == 0 and not _together:  # inside a call they do not listen
             with suppress(RuntimeError):
                 _broadcast(None)
         dist.destroy_process_group()
 
 
 def is_first() -> bool:
-    """Returns whether this process is the one that runs the program."""
+    """Returns whether this process runs the program."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def process_name() -> str:
-    """Returns this process's number among all and its host, for messages."""
+    """Returns this process's rank and host, for messages."""
     return f"process {dist.get_rank()} of {dist.get_world_size()} on {platform.node()}"
 
 
 def serve() -> None:
-    """Makes the first process's calls along with it until it lets go."""
+    """Takes part in the first process's calls until released."""
     console.quiet = True
-    sys.path.insert(0, str(Path.cwd()))  # where the user's networks are found
+    sys.path.insert(0, str(Path.cwd()))  # for the user's own networks
     while True:
         try:
             call = _broadcast(None)
@@ -90,19 +90,19 @@ def serve() -> None:
             return
         function, arguments, named, trusted = call
         set_trusted(trusted)
-        _in_step(function, *arguments, **named)
+        _call(function, *arguments, **named)
 
 
 def everywhere(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """Calls a function in all processes with the same arguments.
 
     Args:
-        function: found by its name in its module, as are those among the arguments.
-        arguments: its arguments; sent to the other processes, so it changes only this one's.
+        function: a module-level function, as must be any among the arguments.
+        arguments: pickled for the other processes, so in-place changes are not shared.
         named: likewise.
 
     Returns:
-        What it returns in the first process.
+        The result in the first process.
 
     Raises:
         LostProcessError: another process ended.
@@ -111,44 +111,44 @@ def everywhere(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) 
         return function(*arguments, **named)
     try:
         _broadcast((function, arguments, named, is_trusted()))
-        return _in_step(function, *arguments, **named)
+        return _call(function, *arguments, **named)
     except RuntimeError as error:
         if LOST.search(str(error)):
             raise LostProcessError(ENDED) from error
         raise
 
 
-def _in_step(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    global _together  # noqa: PLW0603 -- as torch.distributed itself, one state a process
-    assert not _together, "a call everywhere inside of another"
+def _call(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    global _together  # noqa: PLW0603 -- one state per process, as in torch.distributed
+    assert not _together, "nested calls of everywhere"
     _together = True
     result = function(*arguments, **named)
-    _together = False  # not after an error: then nobody knows where the others are
+    _together = False  # not after an error: the others may still be inside
     return result
 
 
 def processes() -> int:
-    """Returns how many processes share the work of the present call."""
+    """Returns the number of processes in the current call."""
     return dist.get_world_size() if _together else 1
 
 
-def place() -> int:
-    """Returns this process's place among `processes()`."""
+def rank() -> int:
+    """Returns this process's rank among `processes()`."""
     return dist.get_rank() if _together else 0
 
 
 def all_processes() -> int:
-    """Returns how many processes the job has."""
+    """Returns the number of processes of the job."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def processes_here() -> int:
-    """Returns how many processes share this machine."""
+    """Returns the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
 def device() -> torch.device:
-    """Returns where networks are trained, teachers run and images scored in PyTorch."""
+    """Returns the device for PyTorch."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if torch.backends.mps.is_available() and not dist.is_initialized():  # gloo has no MPS
@@ -157,28 +157,28 @@ def device() -> torch.device:
 
 
 def share(order: Tensor) -> Tensor:
-    """Returns this process's part of an order, as long as everyone's; a few may be left over.
+    """Returns this process's part of an order; all parts are of equal length, dropping a remainder.
 
-    Consecutive batches of the parts make up consecutive batches of the whole.
+    Consecutive batches of the parts form consecutive batches of the whole.
     """
     whole = len(order) - len(order) % processes()
-    return order[:whole][place() :: processes()]
+    return order[:whole][rank() :: processes()]
 
 
 def decide(function: Callable[[], T]) -> T:
-    """Returns what a function returns in the first process, in all of them."""
+    """Calls a function in the first process and returns its result in all."""
     if processes() == 1:
         return function()
     return _broadcast(function() if is_first() else None)  # type: ignore[no-any-return]
 
 
-def decide_least(value: int) -> int:
-    """Returns the least of all processes' values."""
+def minimum(value: int) -> int:
+    """Returns the minimum over all processes."""
     return int(torch.stack(gathered(torch.tensor(value))).min())
 
 
 def total(values: Tensor) -> Tensor:
-    """Returns the sum over all processes of tensors of one shape."""
+    """Returns the sum over all processes."""
     if processes() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -186,7 +186,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def gathered(values: Tensor) -> list[Tensor]:
-    """Returns the tensors of all processes, of one shape and dtype, in the order of the places."""
+    """Returns the tensors of all processes, by rank; they have the same shape and dtype."""
     if processes() == 1:
         return [values]
     parts = [torch.empty_like(values) for _ in range(processes())]
@@ -195,13 +195,13 @@ def gathered(values: Tensor) -> list[Tensor]:
 
 
 def wait_for_all() -> None:
-    """Returns when all processes have come here."""
+    """Waits until all processes have reached this point."""
     if processes() > 1:
         dist.barrier()
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """Returns the model with gradients that are averaged over all processes."""
+    """Wraps the model to average its gradients over all processes."""
     if processes() == 1:
         return model
     ids = [device().index] if device().type == "cuda" else None
@@ -209,7 +209,7 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def _broadcast(value: Any) -> Any:
-    """Sends the first process's value to all, and returns it."""
+    """Sends the first process's value to all and returns it."""
     values = [value]
     dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
     return values[0]

@@ -1,4 +1,4 @@
-"""The cache folder; files written whole or not at all; text, JSON and TOML checked before use."""
+"""The cache folder, atomic writes, and checked reading of text, JSON and TOML."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ import platformdirs
 from compress.errors import CompressError
 
 UNFINISHED = re.compile(r".+\.\d+-[0-9a-f]{8}\.unfinished")
-"""Names of files that are being written; what a kill leaves of one is nobody's data."""
+"""Names of files that are being written; a killed process may leave some behind."""
 ALMOST_NOTHING = 2**20
-"""Free bytes below which a write that failed, failed because the disk is full."""
+"""A failed write is blamed on a full disk if fewer bytes are free."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, line breaks, and what stands for the bytes of a name that is not UTF-8."""
+"""Control characters, line breaks, and surrogates that stand for bytes that are not UTF-8."""
 MAX_BYTES = 2**26
-"""Of one file; a report of 2,000 classes and a thousand layers has a hundredth of it."""
+"""Largest file; a report on 2,000 classes and 1,000 layers has a hundredth of this."""
 MAX_DEPTH = 32
-"""Of tables within tables; Python's parsers and pydantic recurse."""
+"""Deepest nesting; Python's parsers and pydantic recurse."""
 MAX_INTEGER = 2**63 - 1
-"""Torch's and NumPy's; TOML allows no larger one."""
+"""Largest int64 of torch, NumPy and TOML."""
 
 
 def cache_folder() -> Path:
@@ -42,10 +42,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a path to write to; it becomes `path`, on disk, when the block ends well.
+    """Yields a temporary path; on success it replaces `path`, flushed to disk.
 
-    The name is this process's own, so that two that write the same file do not disturb each other:
-    the last one wins, and both wrote a whole file.
+    The name is unique, so of two processes that write the same file, the last one wins and the
+    file is always complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(4)
@@ -55,7 +55,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         sync(partial)
         partial.replace(path)
     except BaseException as error:
-        # Libraries that write files themselves have errors of their own for a full disk.
+        # Libraries that write files report a full disk with errors of their own.
         full = isinstance(error, Exception) and _is_full(path.parent)
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -72,22 +72,22 @@ def _is_full(folder: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Writes a text file in UTF-8, whole or not at all.
+    r"""Writes a text file in UTF-8, atomically.
 
-    Of names that are not UTF-8, odd bytes are written as `\udcff`.
+    Bytes of names that are not UTF-8 are written as `\udcff`.
     """
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_checked(path: Path, content: bytes) -> None:
-    """Writes bytes, whole or not at all, behind their SHA-256."""
+    """Writes bytes preceded by their SHA-256, atomically."""
     with atomic_write(path) as partial:
         partial.write_bytes(hashlib.sha256(content).digest() + content)
 
 
 def read_checked(path: Path) -> bytes | None:
-    """Returns what `write_checked` wrote; None if the file is missing or damaged."""
+    """Returns bytes written by `write_checked`; None if the file is missing or damaged."""
     if not path.is_file():
         return None
     raw = path.read_bytes()
@@ -96,10 +96,10 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or folder is on disk, where the system can tell."""
+    """Flushes a file or folder to disk, where the system supports it."""
     try:
         handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
+    except PermissionError:  # Windows cannot open folders
         return
     try:
         os.fsync(handle)
@@ -108,7 +108,7 @@ def sync(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process left of files that it was writing in a folder."""
+    """Removes partial files that killed processes left in a folder."""
     for path in folder.rglob("*.unfinished"):
         if UNFINISHED.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -121,13 +121,13 @@ def file_digest(path: Path) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Returns readable JSON of a dataclass or of plain data."""
+    """Returns indented JSON of a dataclass or of plain data."""
     plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
     return json.dumps(plain, indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a dataclass or plain data as readable JSON, atomically."""
+    """Writes a dataclass or plain data as indented JSON, atomically."""
     write_text(path, to_json(value))
 
 
@@ -135,38 +135,38 @@ def read_text(path: Path) -> str:
     """Returns a text file's content.
 
     Raises:
-        CompressError: it is no file, too large or not in UTF-8.
+        CompressError: it is not a file, too large or not in UTF-8.
         OSError: it cannot be read.
     """
-    if not path.is_file():  # a device or a pipe would be read for ever
-        raise CompressError("it is no file")
+    if not path.is_file():  # devices and pipes have no end
+        raise CompressError("it is not a file")
     if path.stat().st_size > MAX_BYTES:
         raise CompressError(f"it has more than {MAX_BYTES // 2**20} MiB")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise CompressError("it is not text in UTF-8") from None
+        raise CompressError("it is not UTF-8 text") from None
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Returns what JSON says.
+    """Parses JSON.
 
     Raises:
-        CompressError: it is not JSON, or see `check_plain`.
+        CompressError: it is not JSON; see also `check_plain`.
     """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CompressError(f"it is no JSON: {error}") from None
+        raise CompressError(f"it is not JSON: {error}") from None
     check_plain(value)
     return value
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Returns what TOML says.
+    """Parses TOML.
 
     Raises:
-        CompressError: it is not TOML, or see `check_plain`.
+        CompressError: it is not TOML; see also `check_plain`.
     """
     try:
         value = tomllib.loads(text)
@@ -177,11 +177,11 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def check_plain(value: object) -> None:
-    """Makes sure that a value can be used and written again as JSON.
+    """Ensures that a value consists of plain data that JSON can represent.
 
     Raises:
-        CompressError: it nests deeply, or holds a number that is not finite or has more than 64
-            bits, or what is no text, number, truth value, list or table, such as TOML's dates.
+        CompressError: it nests too deeply, or contains a number that is not finite or exceeds 64
+            bits, or a value of another type, such as TOML's dates.
     """
     level = [value]
     for _ in range(MAX_DEPTH):
@@ -196,7 +196,9 @@ def check_plain(value: object) -> None:
             elif isinstance(item, int) and abs(item) > MAX_INTEGER:
                 raise CompressError("an integer has more than 64 bits")
             elif not isinstance(item, str | int | float | None):
-                raise CompressError(f"{item!s:.40} is no text, number, list or table; quote it")
+                raise CompressError(
+                    f"{item!s:.40} is not text, a number, a list or a table; quote it"
+                )
         if not below:
             return
         level = below
@@ -204,10 +206,10 @@ def check_plain(value: object) -> None:
 
 
 def readable_name(raw: bytes) -> str:
-    r"""Returns a file's name as text: UTF-8, other bytes written as `\xff`."""
+    r"""Decodes a file name as UTF-8, with other bytes written as `\xff`."""
     return raw.decode("utf-8", "backslashreplace")
 
 
 def printable(text: str) -> str:
-    r"""Returns text on one line, its unprintable characters written as in Python: `\n`, `\x1b`."""
+    r"""Returns text on one line, with unprintable characters escaped: `\n`, `\x1b`."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

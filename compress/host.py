@@ -1,4 +1,4 @@
-"""Facts about this machine, and what control groups (containers, services) allow this process."""
+"""Properties of this machine, and the limits that control groups (containers) set."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ LIBRARIES = (
     *("torch", "torchvision", "torch-pruning", "onnx", "onnxruntime"),
     *("numpy", "pillow", "scipy"),
 )
-"""Those that compute what is reported."""
+"""Libraries that affect reported results."""
 ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-"""Instruction sets that decide how fast int8 and bf16 run."""
+"""Instruction sets that affect the speed of int8 and bf16."""
 UNLIMITED = math.inf
 V2 = ""
-"""In place of a controller's name: the unified hierarchy has all of them."""
+"""Stands for a controller's name: version 2 has a single hierarchy for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What a latency means nothing without."""
+    """The machine that a latency was measured on."""
 
     cpu: str
     isa: tuple[str, ...]
     cores: int
-    """Cores this process may use."""
+    """Cores that this process may use."""
     system: str
     python: str
     versions: dict[str, str]
 
     @property
     def multiplies_bytes_exactly(self) -> bool:
-        """False on x86 chips without VNNI, whose sums of uint8 times int8 saturate."""
+        """False on x86 CPUs without VNNI, whose uint8 x int8 sums saturate."""
         return "x86" not in self.system or bool({"avx512_vnni", "avx_vnni"} & set(self.isa))
 
 
 def describe_host() -> Host:
-    """Returns the facts of this machine."""
+    """Returns the properties of this machine."""
     flags = set(_cpuinfo("flags").split())
     return Host(
         cpu=cpu_name(),
@@ -54,20 +54,20 @@ def describe_host() -> Host:
 
 
 def library_versions() -> dict[str, str]:
-    """Returns the versions of the libraries that decide a result."""
+    """Returns the versions of the libraries that affect results."""
     return {name: version(name) for name in LIBRARIES}
 
 
 def cpu_name() -> str:
-    """Returns the processor's model name."""
+    """Returns the CPU's model name."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def allowed_cores() -> int:
-    """Returns on how many cores this process may compute at once.
+    """Returns the number of cores that this process may use at once.
 
-    That is the cores of its affinity mask, but no more than the CPU quota of its cgroups pays for,
-    rounded up: of further threads the kernel would always hold one back while the others wait.
+    That is the size of its affinity mask, limited to the CPU quota of its cgroups, rounded up. With
+    more threads, the kernel would always throttle one while the others wait for it.
     """
     quota = cpu_quota()
     cores = _cores_in_mask()
@@ -75,7 +75,7 @@ def allowed_cores() -> int:
 
 
 def is_quota_short() -> bool:
-    """Tells whether the quota allows less than the affinity mask does."""
+    """Returns whether the quota allows fewer cores than the affinity mask."""
     return allowed_cores() < _cores_in_mask()
 
 
@@ -97,13 +97,13 @@ def _cpuinfo(field: str) -> str:
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
-    """Returns how many cores' worth of time this process may use, infinite without a limit.
+    """Returns the CPU quota of this process in cores; infinite without a limit.
 
-    Each group on the way up may set a limit, and the least holds. Source: the kernel's
+    Every ancestor group may set a limit, and the smallest applies. Source: the kernel's
     admin-guide/cgroup-v2 (`cpu.max`) and scheduler/sched-bwc (`cpu.cfs_quota_us`).
 
     Args:
-        root: where /proc and the mounted hierarchies are looked for.
+        root: folder that contains /proc and the mounted hierarchies.
     """
     return min([_quota(folder) for folder in groups("cpu", root)], default=UNLIMITED)
 
@@ -121,10 +121,10 @@ def _quota(group: Path) -> float:
 
 
 def groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
-    """Yields the folders of the groups of this process, from its own to the topmost that it sees.
+    """Yields the cgroup folders of this process, from its own to the topmost visible one.
 
     Args:
-        controller: of version 1; version 2 is looked at in any case.
+        controller: name of the version 1 controller; version 2 is always included.
         root: see `cpu_quota`.
     """
     paths: dict[str, str] = {}
@@ -140,7 +140,7 @@ def groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
             continue
         top = root / point.lstrip("/")
         inside = Path(paths[wanted])
-        # In a container the mount may show only the container's own part of the hierarchy.
+        # A container may see only its own part of the hierarchy.
         below = inside.relative_to(mounted) if inside.is_relative_to(mounted) else Path()
         for part in (below, *below.parents):
             yield top / part

@@ -1,8 +1,7 @@
-"""Settings: frozen dataclasses whose fields carry their range and help.
+"""Settings: frozen dataclasses whose fields carry their range and help text.
 
-A stage's settings are one dataclass. Its TOML validation and its command line options are both
-derived from it, so type, default, range and help are written once, where the setting lives.
-This module and every config dataclass stay free of torch, so that help texts answer at once.
+A stage's settings are one dataclass, from which TOML validation and command-line options are
+derived. Neither this module nor the config dataclasses import torch, so `--help` is fast.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from compress.files import check_plain
 
 T = TypeVar("T")
 SHOWN = 80
-"""Characters of a wrong value in a message."""
+"""Most characters of an invalid value to show in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One leaf of a config dataclass, as the command line and error messages need it."""
+    """One field of a config dataclass, possibly nested."""
 
     path: tuple[str, ...]
-    """Field names from the config down, e.g. `("train", "epochs")`."""
+    """Field names from the top, such as `("train", "epochs")`."""
     annotation: Any
-    """The Python type without its `Annotated` wrapper."""
+    """The Python type, without `Annotated`."""
     default: Any
     help: str
     bounds: Mapping[str, float]
@@ -46,14 +45,14 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Allowed values when the setting is a `Literal`, else empty."""
+        """Allowed values of a `Literal`, else empty."""
         if typing.get_origin(self.annotation) is typing.Literal:
             return typing.get_args(self.annotation)
         return ()
 
     @property
     def allowed(self) -> str:
-        """What values are allowed, in words: `in (0, 1)`, `an integer >= 1`, `one of a, b`."""
+        """Description of the allowed values: `a number in (0, 1)`, `one of a, b`."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
         words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
@@ -73,7 +72,7 @@ class Setting:
 
 
 def settings_of(config: object, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """Yields every leaf setting of a config instance; its values are the defaults."""
+    """Yields all settings of a config instance, with its values as defaults."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
@@ -99,30 +98,30 @@ def settings_of(config: object, prefix: tuple[str, ...] = ()) -> Iterator[Settin
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Returns `; did you mean a, b?` or the list of what there is, for an unknown name."""
+    """Returns a hint for an unknown name: `did you mean a or b?`, or all known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"there are: {', '.join(known)}"
+    return f"known: {', '.join(known)}"
 
 
 def shown(value: object) -> str:
-    """Returns a wrong value as messages show it, cut where it is long."""
+    """Returns an invalid value for a message, truncated if long."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def parse(default: T, given: Mapping[str, Any], *, section: str) -> T:
-    """Returns `default` with the given values, validated.
+    """Returns the config with the given values, validated.
 
     Args:
-        default: a config instance; what `given` does not name keeps its value.
-        given: nested mapping as read from TOML; leaf values may be text (`--set`).
+        default: a config instance, for all settings that are not given.
+        given: nested mapping, as parsed from TOML; values may be text (`--set`).
         section: name of the section, for messages.
 
     Raises:
-        CompressError: a name is unknown or a value is out of range; says what is allowed.
+        CompressError: a name is unknown or a value is invalid; the message says what is allowed.
     """
     known = {setting.path: setting for setting in settings_of(default)}
     _check_names(given, known, section)
@@ -138,7 +137,7 @@ def parse(default: T, given: Mapping[str, Any], *, section: str) -> T:
         path = tuple(str(part) for part in first["loc"])
         if path in known:
             problem = f"must be {known[path].allowed}, got {shown(first['input'])}"
-        else:  # a rule that the dataclass itself checks
+        else:  # raised by the dataclass itself
             problem = first["msg"].removeprefix("Value error, ")
         name = ".".join((section, *path))
         raise CompressError(f"{name} {problem}") from None
@@ -170,7 +169,7 @@ def _check_names(
 
 
 def _whole(path: tuple[str, ...], value: Any) -> tuple[str, ...]:
-    """Returns the path down to the first value."""
+    """Returns the path to the first value."""
     while isinstance(value, Mapping) and value:
         key, value = next(iter(value.items()))
         path = (*path, key)

@@ -1,4 +1,4 @@
-"""Whether this command may import code that a card or a checkpoint names (`--trust`)."""
+"""Permission to import code that a card or checkpoint names (`--trust`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _TRUSTED: ContextVar[bool] = ContextVar("_TRUSTED", default=False)
 
 
 def is_trusted() -> bool:
-    """Returns whether the user said so."""
+    """Returns whether the user gave permission."""
     return _TRUSTED.get()
 
 
 def set_trusted(trusted: bool) -> None:
-    """Notes what the user said."""
+    """Grants or revokes permission."""
     _TRUSTED.set(trusted)
 
 
@@ -24,6 +24,6 @@ trust_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=lambda _context, _option, value: set_trusted(value),
-    help="Import the user's code that a card's package.module:factory names.",
+    help="Allow importing code that a card names as package.module:factory.",
 )
-"""Of every command that builds networks."""
+"""Option of every command that builds networks."""

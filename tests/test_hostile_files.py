@@ -188,7 +188,7 @@ def test_a_card_of_no_sense_is_explained(tmp_path: Path, text: str, part: str) -
 def test_cards_and_recipes_are_utf_8(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_bytes(b"\xff")
     for load in (load_card, load_recipe):
-        with pytest.raises(CompressError, match="not text in UTF-8"):
+        with pytest.raises(CompressError, match="not UTF-8 text"):
             load(str(tmp_path / "own.toml"))
 
 

@@ -1,1 +1,1 @@
-"""Networks: torchvision's by name, and the ones we define ourselves."""
+"""Networks: our own, torchvision's, timm's, or from the user's code."""

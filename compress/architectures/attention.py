@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class SelfAttention(nn.Module):
-    """What `nn.MultiheadAttention` computes on one sequence, with the same names of tensors.
+    """`nn.MultiheadAttention` as self-attention, with the same tensor names.
 
-    Its number of heads follows from its tensors' shapes, so that a pruned one needs no more than
-    those; torch's own wants as many heads as fill the model's width.
+    The number of heads follows from the shapes of the tensors, so heads can be pruned; torch's
+    module requires heads that fill the model's width.
 
     Args:
-        attention: whose tensors it takes over; batches come first, queries, keys and values are of
-            equal width.
+        attention: the module whose tensors to reuse; batch first, with queries, keys and values
+            of equal width.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
@@ -29,7 +29,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = False
     ) -> tuple[Tensor, None]:
-        """Maps a sequence `[N, length, width]`, given three times, to one of the same shape."""
+        """Maps a sequence `[N, length, width]`, passed three times, to the same shape."""
         assert query is key is value
         assert not need_weights
         projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
@@ -41,7 +41,7 @@ class SelfAttention(nn.Module):
 
 
 def open_attention(network: nn.Module) -> None:
-    """Replaces torch's attention modules by ones whose heads can be removed, in place."""
+    """Replaces torch's attention modules with ones whose heads can be pruned, in place."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.MultiheadAttention):

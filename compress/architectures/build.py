@@ -1,4 +1,4 @@
-"""From a spec to a network that takes images."""
+"""Builds a classifier from its spec."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from compress.data.preprocess import Preprocess
 from compress.errors import CompressError
 
 SMALL_IMAGE = 64
-"""Pixels; below this side a strided stem throws away too much."""
+"""Image side in pixels below which a strided stem loses too much detail."""
 MAX_PARAMETERS = 2**31
-"""Of a network; the largest of timm's has 1.8 billion."""
+"""Largest accepted network; timm's largest has 1.8 billion parameters."""
 SMOOTH_ACTIVATIONS = frozenset({"Hardswish", "HardSwish", "SiLU", "Swish", "GELU", "Mish"})
-"""Class names, torch's and timm's."""
+"""Class names in torch and timm."""
 
 
 class Normalize(nn.Module):
@@ -38,15 +38,15 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess.std).view(shape), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps pixels 0..255, uint8 or float `[N, C, H, W]`, to float32 of the same shape."""
+        """Maps images in 0..255, uint8 or float `[N, C, H, W]`, to float32 of the same shape."""
         return (images.float() - 255 * self.mean) * (1 / (255 * self.std))
 
 
 class Classifier(nn.Module):
-    """A network with its normalization: pixels in, logits out.
+    """A network including its normalization: images in, logits out.
 
-    Training, calibration, scoring and the exported file all feed pixels, so no two of them can
-    disagree about the preprocessing.
+    Training, calibration, scoring and the exported file all take unnormalized images, so their
+    preprocessing cannot differ.
     """
 
     def __init__(self, normalize: nn.Module, network: nn.Module) -> None:
@@ -55,31 +55,31 @@ class Classifier(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps pixels 0..255, uint8 or float `[N, C, H, W]`, to logits `[N, classes]`."""
+        """Maps images in 0..255, uint8 or float `[N, C, H, W]`, to logits `[N, classes]`."""
         return self.network(self.normalize(images))  # type: ignore[no-any-return]
 
 
 def build(spec: ModelSpec, *, most: int = MAX_PARAMETERS) -> Classifier:
     """Builds an untrained network from its spec.
 
-    It is first tried without memory for its tensors, since a spec may ask for any size.
+    It is tried on the meta device first, since a spec may ask for any size.
 
     Args:
         spec: the network.
-        most: parameters that it may have.
+        most: largest accepted number of parameters.
 
     Raises:
-        CompressError: see `construct`; or the images are too small, the logits too many or few, or
-            the parameters too many.
+        CompressError: see `construct`; or the images are too small, the number of logits is wrong,
+            or there are too many parameters.
     """
-    if ":" in spec.architecture and not spec.architecture.startswith(TIMM):  # code of the user's
+    if ":" in spec.architecture and not spec.architecture.startswith(TIMM):  # the user's code
         model = _assemble(spec)
         try_forward(model, spec)
         return model
     try:
         with _no_more_parameters(most, spec.architecture), torch.device("meta"):
             try_forward(_assemble(spec), spec)
-    except NotImplementedError:  # it reads tensors as it is built, as RegNet does: for real, then
+    except NotImplementedError:  # its constructor reads tensors, as RegNet's does
         with _no_more_parameters(most, spec.architecture):
             model = _assemble(spec)
         try_forward(model, spec)
@@ -99,7 +99,7 @@ def _assemble(spec: ModelSpec) -> Classifier:
 
 @contextmanager
 def _no_more_parameters(most: int, architecture: str) -> Iterator[None]:
-    """Within, a network that gets more parameters than that is given up while it is built."""
+    """Aborts the construction of networks with more parameters than that, inside the context."""
     count = 0
 
     def add(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
@@ -118,7 +118,7 @@ def _no_more_parameters(most: int, architecture: str) -> Iterator[None]:
 
 
 def example_input(model: Classifier) -> Tensor:
-    """Returns one random image as the network takes it, normalized: float32 `[1, C, H, W]`."""
+    """Returns a random normalized image for the network, float32 `[1, C, H, W]`."""
     assert isinstance(model.normalize, Normalize)
     preprocess = model.normalize.preprocess
     shape = (1, preprocess.channels, preprocess.size, preprocess.size)
@@ -126,10 +126,10 @@ def example_input(model: Classifier) -> Tensor:
 
 
 def adapt_stem(network: nn.Module, channels: int, *, small: bool) -> None:
-    """Fits the first convolution to the image, in place: its channels and, if `small`, no stride.
+    """Adapts the first convolution to the images, in place.
 
-    A small stem keeps the convolution's width and cuts a kernel above 3x3 down to 3x3. A patch
-    embedding (kernel = stride) keeps its form: its stride is the architecture.
+    A small stem is a 3x3 convolution without stride, of the same width. A patch embedding (kernel =
+    stride) keeps its geometry.
     """
     convolutions = [item for item in network.named_modules() if isinstance(item[1], nn.Conv2d)]
     if not convolutions:
@@ -154,23 +154,23 @@ def adapt_stem(network: nn.Module, channels: int, *, small: bool) -> None:
 
 
 def use_relu(network: nn.Module) -> None:
-    """Puts ReLU in place of activation functions that cost more on integers, in place.
+    """Replaces activations that are slow in int8 with ReLU, in place.
 
-    ONNX Runtime clips for free when it rounds; HardSwish and SiLU are passes of their own.
+    ONNX Runtime fuses ReLU into quantization; HardSwish and SiLU are separate operators.
     """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ in SMOOTH_ACTIVATIONS:
                 setattr(parent, name, nn.ReLU())
-            if isinstance(child, nn.Dropout):  # ReLU's gradient needs its output as it was
+            if isinstance(child, nn.Dropout):  # ReLU's gradient needs its unmodified output
                 child.inplace = False
 
 
 def try_forward(model: Classifier, spec: ModelSpec) -> None:
-    """Finds out on one black image whether the network can take this image size at all.
+    """Checks on a black image that the network accepts the image size.
 
     Raises:
-        CompressError: it cannot, or it returns no logit for each class.
+        CompressError: it does not, or it does not return one logit per class.
     """
     preprocess, was_training = spec.preprocess, model.training
     images = torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size)
@@ -182,7 +182,7 @@ def try_forward(model: Classifier, spec: ModelSpec) -> None:
         reason = str(error).splitlines()[0]
         raise CompressError(
             f"{spec.architecture} cannot take {preprocess.size} px images ({reason}); "
-            "choose another size, for example --set data.size=224"
+            "choose another size, such as --set data.size=224"
         ) from None
     finally:
         model.train(was_training)
@@ -190,6 +190,6 @@ def try_forward(model: Classifier, spec: ModelSpec) -> None:
     if shape != wanted:
         raise CompressError(
             f"{spec.architecture} returns a {type(logits).__name__} of shape {shape} for one "
-            f"image; it must be a tensor of {wanted}, a logit for each class of the data (a "
-            "factory is called with num_classes)"
+            f"image; it must return a tensor of shape {wanted}, one logit per class (a factory is "
+            "called with num_classes)"
         )

@@ -1,4 +1,4 @@
-"""What code decides a result: a module and all that it imports."""
+"""Digests of code: a module and everything that it imports."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from functools import cache
 from pathlib import Path
 
 SITE_PACKAGES = ("site-packages", "dist-packages")
-"""Folders that packages of all origins share; what lies in one is no part of its neighbor."""
+"""Folders shared by unrelated packages, whose other packages do not count."""
 
 
 @cache
 def code_digest(module: str, root: Path) -> str:
-    """Follows a module's imports, also those inside functions.
+    """Digests a module and its imports, including those inside functions.
 
     Args:
         module: dotted name.
-        root: the folder that its first part lies in; imports from elsewhere do not count.
+        root: the folder that contains its top-level package; other imports do not count.
 
     Returns:
         SHA-256 of the names and contents of the files.
@@ -31,7 +31,7 @@ def code_digest(module: str, root: Path) -> str:
         if not name or name in met or shared:
             continue
         met.add(name)
-        waiting.append(name.rpartition(".")[0])  # a package's __init__.py runs before its modules
+        waiting.append(name.rpartition(".")[0])  # a package's __init__.py runs first
         file = _file_of(name, root)
         if file is not None and file not in files:
             files.add(file)
@@ -44,14 +44,14 @@ def code_digest(module: str, root: Path) -> str:
 
 
 def _file_of(module: str, root: Path) -> Path | None:
-    """Returns the file of a module; None for a name in one, or a module from elsewhere."""
+    """Returns a module's file; None for names inside modules and modules outside the root."""
     place = root.joinpath(*module.split("."))
     files = (place.with_name(f"{place.name}.py"), place / "__init__.py")
     return next((file for file in files if file.is_file()), None)
 
 
 def _imports(file: Path, root: Path) -> Iterator[str]:
-    """Yields the modules that a file imports, and the names from them, which may be modules too."""
+    """Yields the modules that a file imports, and the imported names, which may be modules too."""
     package = file.relative_to(root).parts[:-1]
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""A plain convolutional network, as tutorials build it."""
+"""A plain convolutional network, as in tutorials."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from compress.errors import CompressError
 
 
 class PlainCNN(nn.Module):
-    """3x3 convolutions, each followed by ReLU and 2x2 pooling, then one hidden dense layer.
+    """3x3 convolutions, each followed by ReLU and 2x2 max pooling, then one hidden linear layer.
 
-    At 32 px, widths 64, 64 and hidden 256 give dense layers 4096 -> 256 -> classes.
+    At 32 px, widths 64, 64 and hidden 256 give linear layers 4096 -> 256 -> classes.
 
     Args:
-        classes: outputs.
-        channels: of the image.
-        size: side of the image, pixels.
+        classes: number of classes.
+        channels: image channels.
+        size: image side in pixels.
         widths: channels of each convolution.
-        hidden: outputs of the hidden layer.
-        dropout: probability, before the last layer.
+        hidden: width of the hidden layer.
+        dropout: probability before the last layer.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class PlainCNN(nn.Module):
         side = size >> len(widths)
         if not widths or side < 1:
             raise CompressError(
-                f"a plain CNN: {len(widths)} convolutions, each halving the side, do not fit "
-                f"{size} px images; widths must be 1 to {size.bit_length() - 1} counts"
+                f"a plain CNN with {len(widths)} convolutions, each halving the side, does not fit "
+                f"{size} px images; give 1 to {size.bit_length() - 1} widths"
             )
         layers: list[nn.Module] = []
         for before, width in zip((channels, *widths), widths, strict=False):

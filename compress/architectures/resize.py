@@ -1,4 +1,4 @@
-"""Fits a freshly built network to the shapes of a pruned one."""
+"""Resizes a newly built network to the shapes of a pruned one."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def differing_shapes(network: nn.Module, original: nn.Module) -> dict[str, tuple
 
 
 def resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Replaces tensors by empty ones of the given shapes, in place, and tells their layers.
+    """Replaces tensors with empty ones of the given shapes, in place, and updates their layers.
 
     Args:
-        network: as its spec builds it.
-        shapes: by tensor name, as `differing_shapes` gave them.
+        network: as built from its spec.
+        shapes: by tensor name, from `differing_shapes`.
 
     Raises:
-        CompressError: the network has no such tensor, or none that can be cut to that shape.
+        CompressError: there is no such tensor, or it cannot be reduced to that shape.
     """
     own = {name: tensor.shape for name, tensor in network.state_dict().items()}
     for name, shape in shapes.items():
@@ -36,13 +36,13 @@ def resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
         if len(shape) != len(old) or not all(
             0 < new <= size for new, size in zip(shape, old, strict=True)
         ):
-            raise CompressError(f"{name} cannot be cut from {tuple(old)} to {tuple(shape)}")
+            raise CompressError(f"{name} cannot be reduced from {tuple(old)} to {tuple(shape)}")
     for name, shape in shapes.items():
         set_tensor(network, name, torch.empty(tuple(shape)))
 
 
 def remove_blocks(network: nn.Module, names: Iterable[str]) -> None:
-    """Replaces residual blocks, which add to what they are given, by identities, in place.
+    """Replaces residual blocks with identities, in place.
 
     Raises:
         CompressError: the network has no block of that name.
@@ -54,12 +54,12 @@ def remove_blocks(network: nn.Module, names: Iterable[str]) -> None:
 
 
 def set_tensor(network: nn.Module, name: str, value: Tensor) -> None:
-    """Replaces a parameter or buffer by one of another shape, in place, and tells its layer.
+    """Replaces a parameter or buffer with one of another shape, in place, and updates its layer.
 
     Args:
-        network: has a tensor of that name.
-        name: of the tensor.
-        value: the new one; takes over the old one's dtype.
+        network: the network.
+        name: full name of the tensor.
+        value: the new tensor; converted to the old one's dtype.
     """
     path, _, attribute = name.rpartition(".")
     layer = network.get_submodule(path)
@@ -69,11 +69,11 @@ def set_tensor(network: nn.Module, name: str, value: Tensor) -> None:
         setattr(layer, attribute, nn.Parameter(value))
     else:
         layer.register_buffer(attribute, value)
-    _tell_widths(layer)
+    _update_widths(layer)
 
 
-def _tell_widths(layer: nn.Module) -> None:
-    """Sets the width attributes of a layer to what its tensors say."""
+def _update_widths(layer: nn.Module) -> None:
+    """Sets a layer's width attributes from the shapes of its tensors."""
     if isinstance(layer, nn.Conv2d):
         depthwise = layer.groups == layer.in_channels > 1
         layer.out_channels = layer.weight.shape[0]

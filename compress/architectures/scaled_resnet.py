@@ -1,4 +1,4 @@
-"""A residual network whose width and depth scale down to kilobytes: the default student."""
+"""A residual network that scales down to kilobytes: the default student."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from compress.errors import CompressError
 
 STAGE_CHANNELS = (64, 128, 256, 512)
-"""Channels of the four stages at width 1: ResNet-18's."""
+"""Channels of the four stages at width 1, as in ResNet-18."""
 MAX_DEPTH = 100
-"""Blocks of a stage; ResNet-152's longest has 36."""
+"""Most blocks per stage; ResNet-152 has up to 36."""
 CHANNEL_MULTIPLE = 8
-"""ONNX Runtime's kernels work on blocks of 8 or 16 channels."""
+"""ONNX Runtime's kernels process 8 or 16 channels at a time."""
 
 
 class ResidualBlock(nn.Module):
@@ -39,14 +39,14 @@ class ResidualBlock(nn.Module):
 
 
 class ScaledResNet(nn.Module):
-    """ResNet-18's plan with fewer channels and blocks.
+    """ResNet-18's design with fewer channels and blocks.
 
     Args:
-        classes: outputs.
-        channels: of the image.
-        width: factor on `STAGE_CHANNELS`; results are rounded to multiples of 8.
-        depths: blocks of each stage, one to four stages.
-        small_stem: 3x3 without stride instead of 7x7 with stride 2; both then pool by 2.
+        classes: number of classes.
+        channels: image channels.
+        width: factor for `STAGE_CHANNELS`; results are rounded to multiples of 8.
+        depths: blocks per stage, for one to four stages.
+        small_stem: 3x3 without stride instead of 7x7 with stride 2; both are followed by pooling.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where networks come from: ours, torchvision, timm, or code of the user's."""
+"""Sources of networks: our own, torchvision, timm, or the user's code."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from compress.trust import is_trusted
 
 TIMM = "timm:"
 TIMM_FLOOR = (1, 0, 26)
-"""Versions before it unpickle weights files."""
+"""Oldest supported version; older ones unpickle weights files."""
 CHOOSE_WEIGHTS = ("_", "weights", "pretrained", "checkpoint")
-"""How the names of arguments begin that load something; the networks themselves have none such."""
+"""Prefixes of arguments that load something; no network takes such arguments itself."""
 PLAIN: Mapping[str, Mapping[str, Any]] = {
     "simple_cnn": {"widths": (64, 64), "hidden": 256},
     "complex_cnn": {"widths": (64, 64, 128, 256), "hidden": 512},
@@ -39,12 +39,11 @@ OWN = ("scaled_resnet", *PLAIN)
 
 
 def construct(spec: ModelSpec) -> nn.Module:
-    """Builds a spec's network, which takes normalized images, as its source makes it.
+    """Builds a spec's network, which takes normalized images, from its source.
 
     Raises:
-        CompressError: there is no such architecture, it does not take the arguments, they are not
-            about the network alone, timm is not installed or too old, or the user's code is not
-            trusted.
+        CompressError: the architecture is unknown or rejects the arguments, an argument loads
+            something, timm is missing or too old, or the user's code is not trusted.
     """
     name, preprocess = spec.architecture, spec.preprocess
     classes = {"num_classes": len(spec.class_names)}
@@ -78,10 +77,10 @@ def _from_torchvision(spec: ModelSpec, arguments: dict[str, Any]) -> nn.Module:
         arguments["image_size"] = size
     if name.startswith("maxvit_"):
         arguments["input_size"] = (size, size)
-    if name in ("googlenet", "inception_v3"):  # no second head: it is for training
+    if name in ("googlenet", "inception_v3"):  # the second head is for training only
         arguments |= {"aux_logits": False, "init_weights": True}
     builder = models.get_model_builder(name)
-    # What a builder itself names is about weights; the rest goes to the network.
+    # The builder's own parameters concern weights; others are passed to the network.
     return _call(spec, builder, arguments, refused=inspect.signature(builder).parameters)
 
 
@@ -95,13 +94,13 @@ def import_timm() -> Any:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError:
         raise CompressError(
-            "timm's models need timm: `.venv/bin/uv pip install timm` or `pip install timm`"
+            "timm is not installed: run `.venv/bin/uv pip install timm` or `pip install timm`"
         ) from None
     if tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < TIMM_FLOOR:
         floor = ".".join(map(str, TIMM_FLOOR))
         raise CompressError(
-            f"timm {timm.__version__} is too old, it runs code that a weights file brings along; "
-            f"install timm>={floor}"
+            f"timm {timm.__version__} is too old: it runs code from weights files; install "
+            f"timm>={floor}"
         )
     return timm
 
@@ -110,7 +109,7 @@ def _from_timm(spec: ModelSpec, arguments: Mapping[str, Any]) -> nn.Module:
     timm, name = import_timm(), spec.architecture.removeprefix(TIMM)
     if not timm.is_model(name):
         raise CompressError(f"timm has no model {name!r}; {nearest(name, timm.list_models())}")
-    # What timm's two factories name is about weights, and about what is made of the network.
+    # The parameters of timm's two factories concern weights and wrappers of the network.
     refused = {
         *inspect.signature(timm.create_model).parameters,
         *inspect.signature(timm.models.build_model_with_cfg).parameters,
@@ -121,17 +120,17 @@ def _from_timm(spec: ModelSpec, arguments: Mapping[str, Any]) -> nn.Module:
         return timm.create_model(name, **given)  # type: ignore[no-any-return]
 
     sized = {"img_size": spec.preprocess.size, **spec.arguments}
-    with suppress(CompressError):  # only those take a size that are built for one
+    with suppress(CompressError):  # only some networks take a size
         return _call(dataclasses.replace(spec, arguments=sized), create, arguments, refused=refused)
     return _call(spec, create, arguments, refused=refused)
 
 
 def _factory(reference: str) -> Any:
-    """Imports `package.module:factory`, also from the working folder."""
+    """Imports `package.module:factory`, from the working folder too."""
     if not is_trusted():
         raise CompressError(
-            f"the network {reference!r} is code outside of compress, which is imported only with "
-            "--trust; add it if you trust that code"
+            f"the network {reference!r} is external code, which is imported only with --trust; add "
+            "it if you trust that code"
         )
     module, _, attribute = reference.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -140,15 +139,15 @@ def _factory(reference: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise CompressError(
-            f"cannot import the network {reference!r}: {error}; it is written "
-            "package.module:factory and found from the working folder"
+            f"cannot import the network {reference!r}: {error}; write package.module:factory, "
+            "importable from the working folder"
         ) from None
     except Exception as error:
         raise _failed(reference, error) from error
 
 
 def user_code(architecture: str) -> str:
-    """Returns the SHA-256 of the code that a `package.module:factory` is made of, else nothing.
+    """Returns the SHA-256 of the code behind a `package.module:factory`, else an empty string.
 
     Raises:
         CompressError: it is not trusted, or cannot be imported.
@@ -158,28 +157,27 @@ def user_code(architecture: str) -> str:
     _factory(architecture)
     name = architecture.partition(":")[0]
     top = sys.modules[name.partition(".")[0]]
-    places = [top.__file__] if top.__file__ else list(top.__path__)  # a folder without __init__.py
-    place = Path(str(places[0]))
-    is_package = place.is_dir() or place.name == "__init__.py"
-    root = place.parent if place.is_dir() or not is_package else place.parent.parent
+    paths = [top.__file__] if top.__file__ else list(top.__path__)  # a folder without __init__.py
+    path = Path(str(paths[0]))
+    root = path.parent.parent if path.name == "__init__.py" else path.parent
     return code_digest(name, root)
 
 
 def _failed(reference: str, error: Exception) -> CompressError:
-    """Returns what to tell of an error in the user's code."""
+    """Returns the message for an error in the user's code."""
     return CompressError(
-        f"the network {reference!r} cannot be made, {type(error).__name__}: {error}; `compress "
-        "--debug ...` shows where"
+        f"the network {reference!r} cannot be built, {type(error).__name__}: {error}; `compress "
+        "--debug ...` shows the traceback"
     )
 
 
 def _call(
     spec: ModelSpec, factory: Any, arguments: Mapping[str, Any], *, refused: Iterable[str] = ()
 ) -> nn.Module:
-    """Returns what a factory makes of the spec's arguments and of those that follow from the data.
+    """Calls a factory with the spec's arguments and those given by the data.
 
     Raises:
-        CompressError: an argument is refused, not plain, or one that the factory does not take.
+        CompressError: an argument is refused, not plain data, or unknown to the factory.
     """
     _check_arguments(spec, {*arguments, *refused})
     try:
@@ -192,7 +190,7 @@ def _call(
             for name in inspect.signature(factory).parameters
             if name not in ("weights", "progress", "kwargs", "given", *arguments)
         )
-        given = f"what it is called with ({', '.join(arguments)})"
+        given = f"the arguments it is called with ({', '.join(arguments)})"
         if spec.arguments:
             given = shown(dict(spec.arguments))
         allowed = f"its arguments: {taken}" if taken else str(error)
@@ -201,35 +199,35 @@ def _call(
         raise
     except Exception as error:
         if isinstance(error, NotImplementedError) and torch.get_default_device().type == "meta":
-            raise  # not the network's fault: `build` makes it for real
-        if ":" in spec.architecture:  # not a fault of ours
+            raise  # not the network's fault: `build` retries on the CPU
+        if ":" in spec.architecture:  # not our bug
             raise _failed(spec.architecture, error) from error
         if spec.arguments:
             raise CompressError(
-                f"{spec.architecture} cannot be made with {shown(dict(spec.arguments))}: {error}"
+                f"{spec.architecture} cannot be built with {shown(dict(spec.arguments))}: {error}"
             ) from error
         raise
     if not isinstance(network, nn.Module):
         raise CompressError(
-            f"{spec.architecture} must return a torch.nn.Module, it returned {type(network)}"
+            f"{spec.architecture} must return a torch.nn.Module, got {type(network)}"
         )
     return network
 
 
 def _check_arguments(spec: ModelSpec, refused: set[str]) -> None:
-    """Makes sure that arguments, of a card or a checkpoint, can only describe the network."""
+    """Ensures that the arguments of a card or checkpoint only describe the network."""
     trusted = ":" in spec.architecture and not spec.architecture.startswith(TIMM)
     for name, value in spec.arguments.items():
         if name in refused or (not trusted and name.startswith(CHOOSE_WEIGHTS)):
             raise CompressError(
-                f"{spec.architecture} does not take the argument {name!r} from a card; leave it "
-                "out: weights are named by the card's `weights`, and classes, channels and size "
-                "are the data's"
+                f"{spec.architecture} does not take the argument {name!r} from a card; remove it: "
+                "weights are set by the card's `weights`, and classes, channels and size follow "
+                "from the data"
             )
         if not _is_plain(value):
             raise CompressError(
-                f"{spec.architecture}: the argument {name} must be a number, text, true or false, "
-                f"or a list of them, got {shown(value)}"
+                f"{spec.architecture}: the argument {name} must be a number, text, true, false or "
+                f"a list of these, got {shown(value)}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Weights to start from: torchvision's pretrained ones by name, or a file."""
+"""Initial weights: pretrained ones from torchvision or timm by name, or a file."""
 
 from __future__ import annotations
 
@@ -19,40 +19,42 @@ from compress.errors import CompressError
 from compress.settings import nearest
 
 PRETRAINED = "pretrained"
+NPZ = ".npz"
 
 
 def load_weights(network: nn.Module, architecture: str, weights: str) -> list[str]:
     """Loads weights into a network, in place.
 
-    Tensors whose shapes differ, as the classifier's do for another number of classes, stay as
-    they were and are named.
+    Tensors of different shape, such as the classifier's for another number of classes, are skipped
+    and returned.
 
     Args:
-        network: as its spec builds it.
-        architecture: its name in torchvision, or `timm:NAME`.
-        weights: a weights name of torchvision such as `IMAGENET1K_V1`, for timm `pretrained`; a
-            path, or empty for none.
+        network: as built from its spec.
+        architecture: name in torchvision, or `timm:NAME`.
+        weights: a weights name of torchvision such as `IMAGENET1K_V1`; `pretrained` for timm; a
+            path; or empty for none.
 
     Returns:
-        The tensors that were not taken, with both shapes.
+        Names of the skipped tensors, with both shapes.
 
     Raises:
-        CompressError: there are no such weights, the file is damaged, or it is of another network.
+        CompressError: the weights do not exist, are damaged, or belong to another network.
     """
     if not weights:
         return []
+    _refuse_npz(weights)
     given = _read_file(Path(weights)) if weights.endswith(WEIGHT_FILES) else None
     if given is None:
         given = _download(architecture, weights)
-    # Checkpoints of this program keep the network beside its normalization.
+    # Checkpoints of this program contain the network as a submodule.
     given = {name.removeprefix("network."): value for name, value in given.items()}
     own = network.state_dict()
     missing, foreign = sorted(set(own) - set(given)), sorted(set(given) - set(own))
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or foreign:
         raise CompressError(
-            f"{weights} holds another network's weights: it lacks {_some(missing)} and has "
-            f"{_some(foreign)} too many"
+            f"{weights} has the weights of another network: missing {_some(missing)}; unexpected "
+            f"{_some(foreign)}"
         )
     fitting = {name: value for name, value in given.items() if value.shape == own[name].shape}
     network.load_state_dict(fitting, strict=False)
@@ -60,6 +62,15 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
         f"{name} ({_shape(given[name])}, the network has {_shape(own[name])})"
         for name in sorted(set(given) - set(fitting))
     ]
+
+
+def _refuse_npz(name: str) -> None:
+    if name.endswith(NPZ):
+        raise CompressError(
+            f"{name} is a NumPy archive, which only timm can convert; save it as a state dict, "
+            "`torch.save(timm.create_model(NAME, checkpoint_path='FILE.npz').state_dict(), "
+            "'FILE.pth')`, and set weights = 'FILE.pth'"
+        )
 
 
 def _shape(tensor: Tensor) -> str:
@@ -81,17 +92,17 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         raw = torch.load(path, weights_only=True, map_location="cpu")
     except MemoryError:
         raise
-    except Exception as error:  # anything may be in a file, and any error come of reading it
+    except Exception as error:  # untrusted bytes can cause any error
         reason = " ".join(str(error).split("\n", 1)[0].split()) or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run what is in it
-            reason = "it was not saved by torch.save, or holds more than tensors"
+        if isinstance(error, pickle.UnpicklingError):  # torch suggests running it
+            reason = "it was not saved by torch.save, or contains more than tensors"
         raise CompressError(f"{path} cannot be read as weights: {reason}") from None
     state = raw.get("state_dict", raw) if isinstance(raw, dict) else raw
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise CompressError(
-            f"{path} holds no state dict; save it with torch.save(model.state_dict())"
+            f"{path} has no state dict; save it with torch.save(model.state_dict(), path)"
         )
     return state
 
@@ -103,7 +114,7 @@ def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
         return _from_torchvision(architecture, name)
     except (OSError, RuntimeError) as error:
         raise CompressError(
-            f"the weights {name} of {architecture} could not be downloaded ({error}); give a file "
+            f"the weights {name} of {architecture} could not be downloaded ({error}); use a file "
             "instead: weights = 'path/to/weights.pth'"
         ) from None
 
@@ -120,17 +131,18 @@ def _from_torchvision(architecture: str, name: str) -> Mapping[str, Tensor]:
 
 
 def _from_timm(architecture: str, name: str) -> Mapping[str, Tensor]:
-    """Returns timm's weights, which timm itself only renames: it would unpickle some of them."""
+    """Returns timm's weights, loaded here and converted by timm, which would unpickle some."""
     if name != PRETRAINED:
-        raise CompressError(f"timm's weights are named {PRETRAINED!r}, got {name!r}")
+        raise CompressError(f"for timm, weights must be {PRETRAINED!r} or a file, got {name!r}")
     timm = import_timm()
     source = timm.get_pretrained_cfg(architecture)
     if source is None or not source.has_weights:
-        raise CompressError(f"timm has no weights for {architecture!r}; give a file instead")
+        raise CompressError(f"timm has no weights for {architecture!r}; use a file instead")
     if source.hf_hub_id:
         files = [source.hf_hub_filename] if source.hf_hub_filename else []
         given = timm.models.load_state_dict_from_hf(source.hf_hub_id, *files, weights_only=True)
     else:
+        _refuse_npz(source.url)
         given = _fetch(source.url)
     overlay = {"state_dict": given}
     network = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay)
@@ -138,20 +150,20 @@ def _from_timm(architecture: str, name: str) -> Mapping[str, Tensor]:
 
 
 def _fetch(url: str) -> Mapping[str, Tensor]:
-    """Returns a state dict from torch.hub's folder, where it is downloaded to if it is missing.
+    """Returns a state dict from torch.hub's folder, downloading it if it is missing.
 
-    torch.hub's own function unpickles whatever lies there, whole or not.
+    torch.hub's own function unpickles any file there, even incomplete ones.
     """
     name = Path(urlparse(url).path).name
     path = Path(torch.hub.get_dir(), "checkpoints", name)
-    promised = torch.hub.HASH_REGEX.search(name)  # the start of its SHA-256: resnet18-f37072fd.pth
+    expected = torch.hub.HASH_REGEX.search(name)  # start of its SHA-256: resnet18-f37072fd.pth
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), promised and promised[1])
-    elif promised is not None and not _sha256(path).startswith(promised[1]):
+        torch.hub.download_url_to_file(url, str(path), expected and expected[1])
+    elif expected is not None and not _sha256(path).startswith(expected[1]):
         raise CompressError(
-            f"{path} is damaged or not what its name says: its SHA-256 does not begin with "
-            f"{promised[1]}; remove it, then it is downloaded again"
+            f"{path} is damaged: its SHA-256 does not begin with {expected[1]} as its name says; "
+            "remove it to download it again"
         )
     return _read_file(path)
 

@@ -1,1 +1,1 @@
-"""Data sets: where their files come from, their three splits, and the transform they share."""
+"""Data sets: sources, splits, augmentation and preprocessing."""

@@ -1,7 +1,7 @@
-"""Augmentation of single images, with a random generator of their own each.
+"""Augmentation of single images, each with its own random generator.
 
-torchvision's transforms draw from torch's global generator: images that are decoded in threads
-would disturb each other, and the training's dropout.
+torchvision's transforms use torch's global generator, so images decoded in threads would affect
+each other and dropout.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import torch
 from PIL import Image, ImageOps
 
 RATIO = (3 / 4, 4 / 3)
-"""Width to height of a crop, at least and at most."""
+"""Smallest and largest aspect ratio (width to height) of a crop."""
 TRIES = 10
 
 
 def random_resized_crop(
     image: Image.Image, size: int, min_scale: float, generator: torch.Generator
 ) -> Image.Image:
-    """Cuts a random part of an image and resizes it, as torchvision's `RandomResizedCrop`.
+    """Crops a random region and resizes it, like torchvision's `RandomResizedCrop`.
 
-    It draws the same numbers in the same order (Szegedy et al., arXiv 1409.4842, section 6).
+    Draws the same numbers in the same order (Szegedy et al., arXiv 1409.4842, section 6).
 
     Args:
         image: of any size and mode.
-        size: side of the result, pixels.
-        min_scale: smallest share of the area that is kept.
-        generator: the draw.
+        size: side of the result in pixels.
+        min_scale: smallest share of the area to keep.
+        generator: source of randomness.
     """
     left, top, width, height = _draw_box(*image.size, min_scale, generator)
     part = image.crop((left, top, left + width, top + height))
@@ -37,7 +37,7 @@ def random_resized_crop(
 def _draw_box(
     width: int, height: int, min_scale: float, generator: torch.Generator
 ) -> tuple[int, int, int, int]:
-    """Returns left, top, width and height of a part of an image, pixels."""
+    """Returns left, top, width and height of a random region, in pixels."""
     low, high = torch.tensor(RATIO).log().tolist()
     for _ in range(TRIES):
         area = width * height * torch.empty(1).uniform_(min_scale, 1.0, generator=generator).item()
@@ -47,11 +47,11 @@ def _draw_box(
             top = int(torch.randint(0, height - h + 1, (1,), generator=generator))
             left = int(torch.randint(0, width - w + 1, (1,), generator=generator))
             return left, top, w, h
-    w = min(width, round(height * RATIO[1]))  # a long image: its middle
+    w = min(width, round(height * RATIO[1]))  # an elongated image: its center
     h = min(height, round(width / RATIO[0]))
     return (width - w) // 2, (height - h) // 2, w, h
 
 
 def random_flip(image: Image.Image, generator: torch.Generator) -> Image.Image:
-    """Mirrors half of all images."""
+    """Mirrors the image with probability 0.5."""
     return ImageOps.mirror(image) if float(torch.rand(1, generator=generator)) < 0.5 else image

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: finding its four files, wherever they may be had."""
+"""Fashion-MNIST: finds or downloads its four files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLASS_NAMES = (
     "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 
-# Checksums of the unpacked bytes: mirrors and Debian pack the same bytes differently.
+# Checksums of the unpacked bytes, since mirrors and Debian compress them differently.
 SHA256 = MappingProxyType(
     {
         "train-images-idx3-ubyte.gz": (
@@ -49,13 +49,13 @@ APT_TIMEOUT_S = 120
 
 
 def read_fashion_mnist() -> dict[str, np.ndarray]:
-    """Returns the four arrays by file name, from the first source that has them intact.
+    """Returns the four arrays by file name, from the first source with intact files.
 
     Returns:
         Images uint8 `[n, 28, 28]`, labels uint8 `[n]`.
 
     Raises:
-        DataError: no source has them; says what was tried.
+        DataError: no source has them; the message lists what was tried.
     """
     cache = cache_folder() / "fashion-mnist"
     sources: dict[str, Callable[[], Path]] = {
@@ -71,10 +71,10 @@ def read_fashion_mnist() -> dict[str, np.ndarray]:
         except (OSError, EOFError, zlib.error, DataError, subprocess.SubprocessError) as error:
             tried.append(f"{source} ({_reason(error)})")
     raise DataError(
-        "Fashion-MNIST could not be had. Tried, in this order: "
+        "Fashion-MNIST is unavailable. Tried, in this order: "
         + "; ".join(tried)
-        + f". Put the four .gz files into {cache}, or run `apt-get install {DEBIAN_PACKAGE}`, "
-        "or use --data digits, which needs no files."
+        + f". Put the four .gz files into {cache}, run `apt-get install {DEBIAN_PACKAGE}`, or use "
+        "--data digits, which needs no files."
     )
 
 
@@ -82,8 +82,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"no {Path(str(error.filename)).name}"
     if isinstance(error, subprocess.CalledProcessError):
-        said = (error.stderr or "").strip().splitlines()
-        return said[-1] if said else f"{error.cmd[0]} failed"
+        output = (error.stderr or "").strip().splitlines()
+        return output[-1] if output else f"{error.cmd[0]} failed"
     return str(error) or type(error).__name__
 
 
@@ -112,16 +112,16 @@ def _fetch_from_mirrors(cache: Path) -> Path:
             with tempfile.TemporaryDirectory() as staging:
                 for name in SHA256:
                     url = f"{mirror.rstrip('/')}/{name}"
-                    with urllib.request.urlopen(url, timeout=MIRROR_TIMEOUT_S) as answer:
-                        (Path(staging) / name).write_bytes(answer.read())
+                    with urllib.request.urlopen(url, timeout=MIRROR_TIMEOUT_S) as response:
+                        (Path(staging) / name).write_bytes(response.read())
                 return _move_into(cache, Path(staging))
         except OSError as error:
             problem = error
-    raise problem or OSError("torchvision names no mirror")
+    raise problem or OSError("torchvision lists no mirror")
 
 
 def _fetch_debian_package(cache: Path) -> Path:
-    """Unpacks Debian's package into the cache; needs apt but no root."""
+    """Unpacks Debian's package into the cache; needs apt but not root."""
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise DataError("this machine has no apt-get")
     with tempfile.TemporaryDirectory() as staging:
@@ -129,7 +129,7 @@ def _fetch_debian_package(cache: Path) -> Path:
         try:
             _run(download, staging)
         except subprocess.CalledProcessError:
-            if os.geteuid() != 0:  # only root may refresh the package lists
+            if os.geteuid() != 0:  # only root can refresh the package lists
                 raise
             _run(("apt-get", "update"), staging)
             _run(download, staging)
@@ -145,7 +145,7 @@ def _run(command: tuple[str, ...], folder: str) -> None:
 
 
 def _move_into(cache: Path, folder: Path) -> Path:
-    """Moves the verified files into the cache; a cut-off move leaves no half-written file."""
+    """Copies the files into the cache once verified, each atomically."""
     _read_verified(folder)
     for name in SHA256:
         with atomic_write(cache / name) as partial:

@@ -1,4 +1,4 @@
-"""The transform spec: written once, used by training, calibration, scoring and the ONNX file."""
+"""Preprocessing, shared by training, calibration, scoring and the ONNX file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compress.data.image import Mode
 from compress.errors import CompressError
 
 SMALLEST_STD = 1e-3
-"""Of pixels scaled to 0..1; 1/255 is that of networks which take 0..255."""
+"""Smallest accepted deviation, of pixels scaled to 0..1; networks that take 0..255 have 1/255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +20,18 @@ class Preprocess:
     """How an image becomes the network's input.
 
     An image is decoded to 1 or 3 channels (see `image.py`), its short side resized to `resize`
-    (bilinear, antialiased), and the center `size` x `size` cropped: these are the *pixels*,
-    uint8 `[channels, size, size]`. Normalizing them, `(pixel / 255 - mean) / std`, is the first
-    step of every network and lies inside the exported graph.
+    (bilinear, antialiased), and the center `size` x `size` cropped, giving uint8
+    `[channels, size, size]`. Normalization, `(pixel / 255 - mean) / std`, is the first operation of
+    every network and part of the exported graph.
     """
 
     size: int
-    """Side of the square input, pixels."""
+    """Side of the square input in pixels."""
     resize: int
-    """Length that the short side is resized to before the crop, pixels."""
+    """Length of the short side before the center crop, in pixels."""
     channels: int
     mean: tuple[float, ...]
-    """Per channel, of pixels scaled to 0..1."""
+    """Per channel, for pixels scaled to 0..1."""
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class Preprocess:
         if self.channels not in (1, 3):
             raise CompressError(f"channels must be 1 or 3, got {self.channels}")
         if not len(self.mean) == len(self.std) == self.channels:
-            raise CompressError("mean and std must have a number for each channel")
+            raise CompressError("mean and std must have one number per channel")
         if not all(0 <= mean <= 1 for mean in self.mean) or not all(
             SMALLEST_STD <= std <= 1 for std in self.std
         ):
@@ -57,13 +57,13 @@ class Preprocess:
 
 
 MAX_ASPECT = 16
-"""Long to short side, of what is resized: an image of 1 x 60,000 would take gigabytes at 256."""
+"""Largest aspect ratio to resize: an image of 1 x 60,000 would take gigabytes at 256."""
 
 
 def resize_short_side(image: Image.Image, side: int) -> Image.Image:
-    """Returns the image with its shorter side `side` pixels long, aspect kept.
+    """Returns the image with its short side `side` pixels long, preserving the aspect ratio.
 
-    Of an image longer than `MAX_ASPECT` times its short side the middle is kept, so long.
+    Images of an aspect ratio above `MAX_ASPECT` are cropped to their center first.
     """
     width, height = image.size
     longest = MAX_ASPECT * min(width, height)
@@ -78,11 +78,11 @@ def resize_short_side(image: Image.Image, side: int) -> Image.Image:
 
 
 def preprocess_image(image: Image.Image, spec: Preprocess) -> np.ndarray:
-    """Returns the network's input for one image.
+    """Resizes and crops an image for the network.
 
     Args:
-        image: upright, of the spec's mode (see `read_image`), of any size.
-        spec: the network's transform spec.
+        image: upright, in the spec's mode (see `read_image`), of any size.
+        spec: the network's preprocessing.
 
     Returns:
         uint8 `[channels, size, size]`.
@@ -96,6 +96,6 @@ def preprocess_image(image: Image.Image, spec: Preprocess) -> np.ndarray:
 
 
 def channels_first(image: Image.Image) -> np.ndarray:
-    """Returns an image's pixels as uint8 `[channels, height, width]`."""
+    """Returns an image as uint8 `[channels, height, width]`."""
     array = np.asarray(image, dtype=np.uint8)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -1,8 +1,8 @@
-"""The two kinds of split, in memory and in folders, behind one function: `batches`.
+"""Splits in memory and in folders, with one interface: `batches`.
 
-An augmented *view* of a split is fixed by its seed and number: image `i` looks the same in view
-`v` whatever the batch order, the number of threads or the epoch. So a teacher's answers to a view
-can be stored and reused, and an interrupted run continues exactly as an undisturbed one.
+An augmented *view* of a split is determined by its seed and number: image `i` looks the same in
+view `v`, whatever the batch order, number of threads or epoch. Teacher logits for a view can
+therefore be stored, and an interrupted run ends exactly like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from compress.data.preprocess import Preprocess, channels_first, preprocess_imag
 from compress.distributed import device
 
 AHEAD = 2
-"""Batches that are decoded while one trains on a GPU."""
+"""Batches decoded ahead while a GPU trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One augmented look at every image of a split."""
+    """One augmentation of every image of a split."""
 
     seed: int
     number: int
 
     def generator(self, *salt: int) -> torch.Generator:
-        """Returns a random generator that depends on this view and `salt` only."""
+        """Returns a random generator that depends only on this view and `salt`."""
         state = np.random.SeedSequence((self.seed, self.number, *salt)).generate_state(1)
         return torch.Generator().manual_seed(int(state[0]))
 
@@ -52,7 +52,7 @@ class Batch:
     labels: Tensor
     """int64 `[N]`."""
     index: Tensor
-    """int64 `[N]`: the images' places in their split."""
+    """int64 `[N]`: indices of the images in their split."""
 
 
 def batch_count(n_images: int, batch_size: int) -> int:
@@ -73,13 +73,13 @@ class Split(Protocol):
     def batches(
         self, batch_size: int, *, order: Tensor | None = None, view: View | None = None
     ) -> Iterator[Batch]:
-        """Yields the images in `order` (default: all, in place), plain or as a view shows them."""
+        """Yields the images in `order` (default: all in sequence), augmented if a view is given."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSplit:
-    """A small set, held in memory; augmented by a mirror and a shift, for the batch at once."""
+    """A small split in memory; augmented by flips and shifts, a batch at a time."""
 
     images: Tensor
     """uint8 `[n_images, channels, size, size]`."""
@@ -92,7 +92,7 @@ class TensorSplit:
         return len(self.labels)
 
     def on(self, device: torch.device) -> TensorSplit:
-        """Returns the split with its images in a device's memory; batches are made there."""
+        """Returns the split with its images on a device, where its batches are made."""
         return dataclasses.replace(self, images=self.images.to(device))
 
     def batches(
@@ -111,7 +111,7 @@ class TensorSplit:
         generator, n = view.generator(), len(self)
         mirrored = torch.rand(n, generator=generator) < (0.5 if self.flip else 0.0)
         top, left = torch.randint(0, 2 * self.shift + 1, (2, n), generator=generator)
-        device = self.images.device  # drawn on the CPU: the same views everywhere
+        device = self.images.device  # drawn on the CPU for the same views on every device
         mirrored, top, left = mirrored.to(device), top.to(device), left.to(device)
 
         def augment(images: Tensor, index: Tensor) -> Tensor:
@@ -122,13 +122,13 @@ class TensorSplit:
 
 
 def shifted_crop(images: Tensor, top: Tensor, left: Tensor, *, margin: int) -> Tensor:
-    """Pads each image with `margin` black pixels and cuts its own window of the old size.
+    """Pads each image with `margin` black pixels and crops its own window of the original size.
 
     Args:
         images: `[N, C, H, W]`.
         top: int64 `[N]`, first row of each window in the padded image, 0..2*margin.
         left: int64 `[N]`, first column.
-        margin: pixels on each side.
+        margin: padding in pixels.
 
     Returns:
         `[N, C, H, W]`.
@@ -148,14 +148,14 @@ def shifted_crop(images: Tensor, top: Tensor, left: Tensor, *, margin: int) -> T
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSplit:
-    """Image files, decoded by threads: Pillow works outside of Python's lock.
+    """Image files, decoded in threads, since Pillow releases the GIL.
 
-    Processes would have to be forked from one that is large, or started anew for each epoch.
+    Processes would have to be forked from a large one, or be restarted every epoch.
     """
 
     root: Path
     names: Sequence[str]
-    """Paths below the root; as text they take a tenth of the memory of `Path`s."""
+    """Paths relative to the root; strings take a tenth of the memory of `Path`s."""
     labels: Tensor
     preprocess: Preprocess
     flip: bool
@@ -170,14 +170,14 @@ class FolderSplit:
     ) -> Iterator[Batch]:
         """See `Split.batches`."""
         order = torch.arange(len(self)) if order is None else order
-        # Beside a GPU the next batches are decoded while one trains; on a CPU both would share the
-        # cores, and one after the other is faster.
+        # With a GPU, the next batches are decoded during training. On a CPU, decoding and training
+        # would compete for the cores; taking turns is faster.
         ahead = 0 if device().type == "cpu" else AHEAD
         waiting: deque[tuple[Tensor, list[Future[Tensor]]]] = deque()
         pool = ThreadPoolExecutor(self.threads)
         try:
             for index in order.split(batch_size):
-                images = [pool.submit(self.image, place, view) for place in index.tolist()]
+                images = [pool.submit(self.image, item, view) for item in index.tolist()]
                 waiting.append((index, images))
                 if len(waiting) > ahead:
                     yield self._batch(*waiting.popleft())
@@ -203,15 +203,15 @@ class FolderSplit:
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits off the same share of each class.
+    """Holds out the same share of each class.
 
     Args:
         labels: int64 `[n]`.
-        share: of each class, in (0, 1); at least one image of a class that has two.
-        seed: fixes the choice.
+        share: of each class, in (0, 1); at least one image of a class with two or more.
+        seed: of the random choice.
 
     Returns:
-        Two sorted int64 index tensors: what stays, and what was split off.
+        Two sorted int64 index tensors: the remaining and the held-out images.
     """
     generator = torch.Generator().manual_seed(seed)
     taken = torch.zeros(len(labels), dtype=torch.bool)
@@ -223,24 +223,24 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
 
 
 def stratified_sample(labels: Tensor, count: int, *, seed: int) -> Tensor:
-    """Draws images at random, of each class in proportion to its size.
+    """Draws a random sample with the class proportions of the whole.
 
-    The first images of a folder are all of the first classes.
+    The first images of a folder would all be of the first classes.
 
     Args:
         labels: int64 `[n]`.
-        count: of images; all if there are fewer.
-        seed: fixes the draw.
+        count: number of images; all if there are fewer.
+        seed: of the random draw.
 
     Returns:
-        Sorted int64 `[min(count, n)]`, places in `labels`.
+        Sorted indices, int64 `[min(count, n)]`.
     """
     generator = torch.Generator().manual_seed(seed)
     turn = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
         members = (labels == label).nonzero().squeeze(1)
-        places = torch.randperm(len(members), generator=generator)
-        # The n-th image of a class is taken when about n / its size of all images are.
+        ranks = torch.randperm(len(members), generator=generator)
+        # The n-th image of a class is drawn when about n / class size of all images are.
         jitter = torch.rand((), generator=generator, dtype=torch.float64)
-        turn[members[places]] = (torch.arange(len(members)) + jitter) / len(members)
+        turn[members[ranks]] = (torch.arange(len(members)) + jitter) / len(members)
     return turn.argsort(stable=True)[:count].sort().values

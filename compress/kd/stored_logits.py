@@ -135,7 +135,7 @@ def _logits(
 ) -> Iterator[Tensor]:
     """Yields float16 logits `[N, classes]` of all images in order, gathered from all processes."""
     size, device = evaluation_batch(data.train), distributed.device()
-    processes, place = distributed.processes(), distributed.place()
+    processes, place = distributed.processes(), distributed.rank()
     chunks = torch.arange(len(data.train)).split(size * processes)
     own_chunks = [chunk[place * size : (place + 1) * size] for chunk in chunks]
     batches = iter(data.train.batches(size, order=torch.cat(own_chunks), view=view))

@@ -149,7 +149,7 @@ def teacher_confusion(
     device, split = distributed.device(), data.validation
     classes, size = len(data.class_names), evaluation_batch(split)
     counts = torch.zeros(classes, classes, dtype=torch.int64)
-    own = torch.arange(len(split))[distributed.place() :: distributed.processes()]
+    own = torch.arange(len(split))[distributed.rank() :: distributed.processes()]
     total = math.ceil(len(own) / size)
     batches = split.batches(size, order=own)
     for batch in progress_bar(batches, "scoring the teacher", total=total, on_event=on_event):

@@ -1,4 +1,4 @@
-"""Top-1 of an ONNX file in ONNX Runtime, with its interval."""
+"""Top-1 accuracy of an ONNX file in ONNX Runtime, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.data.load import as_numpy
-from compress.data.splits import Split
+from compress.data.splits import Split, batch_count
 from compress.host import allowed_cores
 from compress.log import track
 from compress.measure.runtime import open_session, run_session
@@ -18,28 +18,26 @@ BATCH = 100
 Z_95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
 IMBALANCE = 2
-"""Classes differ in size where the largest has more than so many times the images of another."""
+"""Classes are imbalanced if the largest has more than this many times the images of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Share of images whose most probable class is right."""
+    """Top-1 accuracy: the share of images whose most probable class is correct."""
 
     top1: float
     """Percent."""
     top1_ci95: tuple[float, float]
     """Wilson interval, percent."""
     balanced_top1: float | None
-    """Percent, the mean over the classes: a class counts as much as another, however many images
-    it has. None where classes hardly differ in size."""
+    """Mean over the classes, percent; None if the classes are balanced."""
     n_images: int
 
 
 def predict_split(path: Path, split: Split, *, title: str = "scoring") -> np.ndarray:
     """Returns the predicted class of every image of a split, int64 `[n_images]`."""
     session = open_session(path, threads=allowed_cores())
-    n_batches = -(-len(split) // BATCH)
-    batches = track(split.batches(BATCH), title, total=n_batches)
+    batches = track(split.batches(BATCH), title, total=batch_count(len(split), BATCH))
     classes = [run_session(session, as_numpy(batch.images)).argmax(1) for batch in batches]
     return np.concatenate(classes)
 
@@ -54,10 +52,10 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
     right = predicted == labels
     correct, n = int(right.sum()), len(labels)
     sizes = np.bincount(labels)
-    there = sizes > 0
+    present = sizes > 0
     balanced = None
-    if sizes.max() > IMBALANCE * sizes[there].min():
-        shares = np.bincount(labels, right)[there] / sizes[there]
+    if sizes.max() > IMBALANCE * sizes[present].min():
+        shares = np.bincount(labels, right)[present] / sizes[present]
         balanced = 100 * float(shares.mean())
     return Accuracy(
         top1=100 * correct / n,
@@ -68,9 +66,9 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share, in percent (Wilson 1927, equation 3; right also near 0 and 1)."""
+    """Returns the 95 % interval of a share, in percent (Wilson 1927, equation 3)."""
     share, z2 = correct / n, Z_95**2
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # the share is inside; rounding must not put 0 or 1 outside
+    # The interval contains the share; rounding must not exclude 0 or 1.
     return 100 * max(0.0, min(share, center - half)), 100 * min(1.0, max(share, center + half))

@@ -1,4 +1,4 @@
-"""Settings of the yardstick."""
+"""Settings of latency measurement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig:
-    """How latency is measured; the same for every stage of a run."""
+    """Latency measurement, the same for all stages of a run."""
 
-    threads: Annotated[int, Field(ge=1, description="Threads of ONNX Runtime's operators.")] = 1
-    batch: Annotated[int, Field(ge=1, description="Images a run.")] = 1
+    threads: Annotated[int, Field(ge=1, description="ONNX Runtime's intra-op threads.")] = 1
+    batch: Annotated[int, Field(ge=1, description="Batch size.")] = 1

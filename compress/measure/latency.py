@@ -1,4 +1,4 @@
-"""Latency in ONNX Runtime: files take turns in one process, so that noise hits all alike."""
+"""Latency in ONNX Runtime: files take turns in one process, so that noise affects all alike."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 import onnxruntime as ort
 
 from compress.errors import CompressError
-from compress.log import track
+from compress.log import count_of, track
 from compress.measure.runtime import open_session, run_file
 
 ROUNDS = 60
 SLICE_S = 0.02
-"""Each file runs this long, or once, before it is the next one's turn."""
+"""Each file's turn takes this long, or one run if that is longer."""
 WARMUP_RUNS = 10
 MAX_ELEMENTS = 2**24
-"""Of an input, for one image: 3 channels of 2048 x 2048, and a few more."""
+"""Largest input per image; 3 channels of 2048 x 2048 fit."""
 RESAMPLES = 1000
 NUMPY_TYPES = {
     "tensor(uint8)": np.uint8,
@@ -33,12 +33,12 @@ NUMPY_TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How long one run of a file takes, and how that compares with the first file's."""
+    """Latency of a file, absolute and relative to the first file."""
 
     latency_ms_p50: float
     latency_ms_p90: float
     speedup: float
-    """How many times faster than the reference: median of the rounds' ratios."""
+    """Speed relative to the reference: median of the ratios of all rounds."""
     speedup_ci95: tuple[float, float]
     """Bootstrap interval over the rounds."""
     n_runs: int
@@ -47,7 +47,7 @@ class Latency:
 
     @property
     def speedup_spread(self) -> float:
-        """Width of the interval, as a share of the speedup."""
+        """Width of the interval, relative to the speedup."""
         low, high = self.speedup_ci95
         return (high - low) / self.speedup
 
@@ -57,14 +57,14 @@ def measure_latency(
 ) -> list[Latency]:
     """Times ONNX files against each other; the first is the reference.
 
-    In each round every file runs for a short slice, one after the other. A round's ratio
-    compares neighbors in time, so a machine that slows down slows both sides.
+    In each round, every file runs for a short slice, one after the other. Ratios are taken within
+    a round, so slow phases of the machine cancel.
 
     Args:
-        paths: files with one input whose first dimension is the batch.
-        threads: of ONNX Runtime's operators.
-        batch: images a run.
-        rounds: turns of each file.
+        paths: ONNX files with one input, whose first dimension is the batch.
+        threads: ONNX Runtime's intra-op threads.
+        batch: batch size.
+        rounds: number of rounds.
     """
     sessions = [open_session(path, threads=threads) for path in paths]
     feeds = [
@@ -74,21 +74,21 @@ def measure_latency(
         for _ in range(WARMUP_RUNS):
             run_file(session, feed)
     slices: list[list[list[float]]] = [[] for _ in sessions]
-    title = f"latency, {threads} thread{'s' * (threads > 1)}, batch {batch}"
+    title = f"latency, {count_of(threads, 'thread')}, batch {batch}"
     for number in track(range(rounds), title, total=rounds):
-        # The starting file moves on, so that none is always timed behind the same neighbor.
-        places = [(number + shift) % len(sessions) for shift in range(len(sessions))]
-        for place in places:
-            slices[place].append(_run_slice(sessions[place], feeds[place]))
+        # Another file starts each round, so that no file always follows the same one.
+        for shift in range(len(sessions)):
+            index = (number + shift) % len(sessions)
+            slices[index].append(_run_slice(sessions[index], feeds[index]))
     medians = np.array([[statistics.median(runs) for runs in rows] for rows in slices])
     return [
-        _summary(rows, medians[0] / medians[place], batch=batch, threads=threads)
-        for place, rows in enumerate(slices)
+        _summary(rows, medians[0] / medians[index], batch=batch, threads=threads)
+        for index, rows in enumerate(slices)
     ]
 
 
 def _run_slice(session: ort.InferenceSession, feed: dict[str, np.ndarray]) -> list[float]:
-    """Returns the seconds of each run of one turn."""
+    """Returns the seconds of each run in one slice."""
     runs: list[float] = []
     while sum(runs) < SLICE_S:
         start = time.perf_counter()
@@ -116,11 +116,11 @@ def _summary(
 
 
 def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[str, np.ndarray]:
-    """Returns random input of a file's own type and shape; unknown dimensions but the batch are 1.
+    """Returns random inputs for a file; unknown dimensions other than the batch become 1.
 
     Raises:
-        CompressError: the file's batch is fixed to another size, or its input has no batch, an
-            unknown type or too many elements.
+        CompressError: the file has another fixed batch size, or an input without a batch dimension,
+            of an unsupported type or with too many elements.
     """
     generator = np.random.default_rng(0)
     feed = {}
@@ -128,9 +128,9 @@ def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[s
         if put.type not in NUMPY_TYPES:
             raise CompressError(f"{path}: cannot time an input of type {put.type}")
         if not put.shape:
-            raise CompressError(f"{path}: its input {put.name} has no dimension for the batch")
+            raise CompressError(f"{path}: its input {put.name} has no batch dimension")
         if isinstance(put.shape[0], int) and put.shape[0] != batch:
-            raise CompressError(f"{path} takes batches of {put.shape[0]} only, asked for {batch}")
+            raise CompressError(f"{path} takes only batches of {put.shape[0]}, got {batch}")
         shape = [batch, *(size if isinstance(size, int) else 1 for size in put.shape[1:])]
         if not 0 < math.prod(shape) <= batch * MAX_ELEMENTS:
             raise CompressError(f"{path}: cannot time an input of shape {shape}")

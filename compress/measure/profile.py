@@ -1,4 +1,4 @@
-"""What ONNX Runtime makes of a file and how long each operator takes."""
+"""Profiles an ONNX file: its operators in ONNX Runtime and their times."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from compress.measure.runtime import as_model, session_options
 
 RUNS = 15
 HALF_TICK = 0.5
-"""The profiler cuts off what is below a microsecond."""
+"""Mean rounding error in microseconds: the profiler truncates to whole ones."""
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear"}
 BYTES = {"uint8", "int8"}
 GATES = {
     *("QLinearSigmoid", "QLinearMul", "Sigmoid", "Mul", "HardSigmoid", "HardSwish"),
     *("QuickGelu", "Gelu", "Erf", "Tanh"),
 }
-"""Operators of activation functions other than clipping ones, and of squeeze-and-excitation."""
+"""Operators of activations other than clipping, and of squeeze-and-excitation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,16 @@ class Operator:
     name: str
     kind: str
     ms: float
-    """Mean of the middle half of the runs."""
+    """Interquartile mean over the runs."""
     gives_bytes: bool
 
 
 def profile(path: Path, *, threads: int) -> list[Operator]:
-    """Runs a file, batch 1, with ONNX Runtime's profiler on.
+    """Runs a file with ONNX Runtime's profiler, at batch size 1.
 
     Args:
-        path: of an ONNX file with one input.
-        threads: of ONNX Runtime's operators.
+        path: an ONNX file with one input.
+        threads: ONNX Runtime's intra-op threads.
     """
     with TemporaryDirectory() as folder:
         options = session_options(threads=threads)
@@ -56,15 +56,15 @@ def profile(path: Path, *, threads: int) -> list[Operator]:
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     suffix = "_kernel_time"
-    found: dict[str, list[dict[str, object]]] = defaultdict(list)
+    runs: dict[str, list[dict[str, object]]] = defaultdict(list)
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith(suffix):
-            found[event["name"].removesuffix(suffix)].append(event)
-    return [_operator(name, runs) for name, runs in found.items()]
+            runs[event["name"].removesuffix(suffix)].append(event)
+    return [_operator(name, events) for name, events in runs.items()]
 
 
 def summarize(operators: Iterable[Operator]) -> OperatorSummary:
-    """Counts operators by the arithmetic they run in."""
+    """Counts operators by precision."""
     operators = list(operators)
     conversions = sum(operator.kind in CONVERSIONS for operator in operators)
     integer = sum(_is_integer(operator) for operator in operators)

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions, all made in one place so that all are measured alike."""
+"""ONNX Runtime sessions, all with the same options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.onnx_file import INPUT, OUTPUT
 
 
 def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
-    """Opens a file for CPU inference.
+    """Opens a file for inference on the CPU.
 
     Raises:
         CompressError: ONNX Runtime cannot load it.
@@ -23,12 +23,12 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
         return ort.InferenceSession(
             as_model(path), session_options(threads=threads), providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # ONNX Runtime raises its own types for every fault of the file
+    except Exception as error:  # ONNX Runtime raises many types of its own
         raise CompressError(f"ONNX Runtime cannot load {path}: {_reason(error)}") from None
 
 
 def as_model(path: Path) -> Path | bytes:
-    """Returns what ONNX Runtime opens: a file's content if its path is not UTF-8, else the path."""
+    """Returns the argument for ONNX Runtime: the path, or the content if the path is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -37,7 +37,7 @@ def as_model(path: Path) -> Path | bytes:
 
 
 def session_options(*, threads: int) -> ort.SessionOptions:
-    """Returns the options that all sessions have."""
+    """Returns the options of all sessions."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -46,16 +46,16 @@ def session_options(*, threads: int) -> ort.SessionOptions:
 
 
 def run_session(session: ort.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """Returns float32 logits `[N, classes]` for uint8 pixels `[N, C, H, W]`.
+    """Returns float32 logits `[N, classes]` for uint8 images `[N, C, H, W]`.
 
     Raises:
-        CompressError: the file cannot do that.
+        CompressError: the file does not compute logits of images.
     """
     (logits,) = run_file(session, {INPUT: images}, [OUTPUT])
     if not isinstance(logits, np.ndarray) or logits.ndim != 2 or len(logits) != len(images):
         raise CompressError(
             f"the ONNX file returns {np.shape(logits)} for {len(images)} images, not their logits; "
-            "export it anew"
+            "export it again"
         )
     return logits
 
@@ -63,10 +63,10 @@ def run_session(session: ort.InferenceSession, images: np.ndarray) -> np.ndarray
 def run_file(
     session: ort.InferenceSession, feed: Mapping[str, np.ndarray], outputs: list[str] | None = None
 ) -> list[Any]:
-    """Returns what a file makes of its inputs; all its outputs, or those named.
+    """Returns a file's outputs, all or the named ones.
 
     Raises:
-        CompressError: it cannot be run on them.
+        CompressError: it cannot be run on the inputs.
     """
     try:
         return session.run(outputs, feed)  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from compress.architectures.spec import WEIGHT_FILES
+from compress.architectures.spec import WEIGHT_FILES, Activation, Stem
 from compress.checkpoint import STAGES, FileName
 from compress.data.config import DataConfig
 from compress.distill.config import DistillConfig
@@ -38,9 +38,9 @@ class Network:
 
     architecture: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    stem: Literal["auto", "small", "large"] = "auto"
+    stem: Literal["auto", Stem] = "auto"
     """`auto`: small for images under 64 px."""
-    activation: Literal["own", "relu"] = "own"
+    activation: Activation = "own"
     """`relu`: in place of HardSwish, SiLU and GELU, which cost time on integers."""
     weights: FileName = ""
     """To start from: a weights name of torchvision, or a .safetensors or .pth file, by its path

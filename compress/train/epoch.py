@@ -160,7 +160,7 @@ def train_epoch(run: Run, epoch: int, on_event: OnEvent) -> EpochResult:
 
 def _seed_layers(view: View) -> None:
     """Seeds what layers such as dropout and stochastic depth draw from."""
-    place = distributed.place()
+    place = distributed.rank()
     salt = (2, place) if place else (2,)
     seed = view.generator(*salt).initial_seed() % 2**31
     random.seed(seed)

@@ -41,7 +41,7 @@ def evaluate(
     order = torch.arange(len(split))
     if images is not None:
         order = stratified_sample(split.labels, images, seed=0)
-    own = order[distributed.place() :: distributed.processes()]
+    own = order[distributed.rank() :: distributed.processes()]
     loss, correct = 0.0, 0
     for batch in split.batches(evaluation_batch(split), order=own):
         inputs = batch.images.to(device).contiguous(memory_format=torch.channels_last)

@@ -49,7 +49,7 @@ def fitting_batch(
     micro_batch = batch_size
     while micro_batch > SMALLEST and micro_batch * need > budget:
         micro_batch = max(SMALLEST, math.ceil(micro_batch / 2))
-    micro_batch = distributed.decide_least(micro_batch)
+    micro_batch = distributed.minimum(micro_batch)
     if micro_batch * need > budget / MAX_SHARE:
         raise CompressError(
             f"not enough memory: a batch of {micro_batch} images needs about "

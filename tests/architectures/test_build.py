@@ -157,7 +157,7 @@ def test_foreign_or_broken_weights_are_refused(digits: Data, tmp_path: Path) -> 
     broken.write_bytes(b"no weights")
     torch.save(nn.Linear(2, 2), code)  # a pickled module could run anything
     for name, part in (
-        (str(foreign), "another network's weights"),
+        (str(foreign), "has the weights of another network: missing "),
         (str(broken), "cannot be read as weights"),
         (str(code), "cannot be read as weights"),
         ("nowhere.pth", "there is no weights file"),
@@ -183,7 +183,7 @@ def test_the_tutorials_networks_have_their_layers() -> None:
     }
     assert shapes["simple_cnn"] == [(64, 1, 3, 3), (64, 64, 3, 3), (256, 4096), (3, 256)]
     assert [shape[0] for shape in shapes["complex_cnn"]] == [64, 64, 128, 256, 512, 3]
-    with pytest.raises(ValueError, match="2 convolutions, each halving the side"):
+    with pytest.raises(ValueError, match="with 2 convolutions, each halving the side"):
         tiny = dataclasses.replace(GREY_64, size=2, resize=2)
         build(spec_32("simple_cnn", preprocess=tiny))
 
@@ -207,7 +207,7 @@ def test_timms_models_fit_classes_and_channels(name: str) -> None:
     assert build(spec)(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
     with pytest.raises(ValueError, match="timm has no model 'resnet10'; did you mean"):
         build(spec_32("timm:resnet10"))
-    with pytest.raises(ValueError, match="timm's weights are named 'pretrained', got 'best'"):
+    with pytest.raises(ValueError, match="weights must be 'pretrained' or a file, got 'best'"):
         load_weights(build(spec).network, name, "best")
 
 
@@ -253,7 +253,7 @@ def test_code_of_ones_own_needs_trust(tmp_path: Path, monkeypatch: pytest.Monkey
     command = ["run", "card.toml", "--data", "digits", "--pipeline", "smoke", "--until", "distill"]
     refused = CliRunner().invoke(main, command)
     assert refused.exit_code == 2
-    assert "is code outside of compress" in refused.output
+    assert "is external code" in refused.output
     trusted = CliRunner().invoke(main, [*command, "--trust"])
     assert trusted.exit_code == 0, trusted.output
     later = ["prune", "--latency-ratio", "1", "--macs-ratio", "1"]
@@ -265,7 +265,7 @@ def test_code_of_ones_own_needs_trust(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("no_such_module:tiny", "cannot import the network 'no_such_module:tiny'"),
         ("json:tiny", "cannot import the network 'json:tiny'"),
-        ("json:dumps", r"does not take what it is called with \(num_classes\)"),
+        ("json:dumps", r"does not take the arguments it is called with \(num_classes\)"),
     ],
 )
 def test_wrong_code_is_explained(name: str, message: str) -> None:
@@ -280,13 +280,13 @@ def test_wrong_code_is_explained(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("our_own:seven", r"returns a Tensor of shape \(1, 7\) .* must be a tensor of \(1, 3\)"),
+        ("our_own:seven", r"returns a Tensor of shape \(1, 7\) .* must return a tensor of shape \(1, 3\)"),
         (
             "our_own:broken",
-            "'our_own:broken' cannot be made, RuntimeError: boom; `compress --debug",
+            "'our_own:broken' cannot be built, RuntimeError: boom; `compress --debug",
         ),
         ("our_own:nothing", "must return a torch.nn.Module"),
-        ("our_typo:tiny", "'our_typo:tiny' cannot be made, SyntaxError"),
+        ("our_typo:tiny", "'our_typo:tiny' cannot be built, SyntaxError"),
     ],
 )
 def test_faults_in_code_of_ones_own_are_told(
@@ -305,3 +305,9 @@ def test_faults_in_code_of_ones_own_are_told(
         _TRUSTED.reset(token)
         for module in ("our_own", "our_typo"):
             sys.modules.pop(module, None)
+
+
+def test_numpy_archives_are_refused_with_the_remedy(digits: Data) -> None:
+    model = build(torchvision_spec("resnet18", digits))
+    with pytest.raises(ValueError, match=r"^vit\.npz is a NumPy archive.*timm\.create_model.*pth"):
+        load_weights(model.network, "timm:vit_tiny_patch16_224", "vit.npz")

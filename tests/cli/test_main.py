@@ -274,7 +274,7 @@ def test_bench_explains_what_it_cannot_time(tmp_path: Path) -> None:
     )
     result = call("bench", fixed, "--batch", "8")
     assert result.exit_code == 2
-    assert "takes batches of 1 only, asked for 8" in result.output
+    assert "takes only batches of 1, got 8" in result.output
 
 
 def test_predict_names_the_class(finished_run: Path, tmp_path: Path) -> None:
