@@ -280,7 +280,10 @@ def test_wrong_code_is_explained(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("our_own:seven", r"returns a Tensor of shape \(1, 7\) .* must return a tensor of shape \(1, 3\)"),
+        (
+            "our_own:seven",
+            r"returns a Tensor of shape \(1, 7\) .* must return a tensor of shape \(1, 3\)",
+        ),
         (
             "our_own:broken",
             "'our_own:broken' cannot be built, RuntimeError: boom; `compress --debug",
