@@ -10,6 +10,7 @@ from torch import Tensor
 from compress.architectures.build import Classifier
 from compress.checkpoint import Checkpoint
 from compress.data.load import calibration_order
+from compress.data.splits import batch_count
 from compress.host import describe_host
 from compress.int8.config import OBSERVERS
 from compress.int8.graph import layers_of
@@ -56,6 +57,6 @@ def _calibration_batches(config: QuantizeConfig, context: Context) -> Iterator[T
     split = context.data.train
     order = calibration_order(split, config.calib, seed=context.seed)
     batches = split.batches(CALIBRATION_BATCH, order=order)
-    n_batches = -(-len(order) // CALIBRATION_BATCH)
-    for batch in track(batches, "calibrating", total=n_batches):
+    total = batch_count(len(order), CALIBRATION_BATCH)
+    for batch in track(batches, "calibrating", total=total):
         yield batch.images
