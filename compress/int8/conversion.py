@@ -1,4 +1,4 @@
-"""From a calibrated or trained network, with float weights, to an int8 one."""
+"""Converts a calibrated or trained network, with float weights, to int8."""
 
 from __future__ import annotations
 

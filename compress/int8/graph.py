@@ -1,4 +1,4 @@
-"""Looking at and editing a network's graph."""
+"""Helpers to inspect and edit a network's graph."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ class _Inserter:
         return isinstance(module, FloatActivation) and module.kind == "silu"
 
     def _is_between_int8(self, node: fx.Node) -> bool:
-        """Tells whether an operator without weights is between int8 operators."""
+        """Returns whether an operator without weights is between int8 operators."""
         return node in self.feeds_int8 and any(n in self.quantizers for n in node.all_input_nodes)
 
     def _quantize_layer(self, node: fx.Node) -> None:
@@ -275,7 +275,7 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
 
 
 def _only_tensors(node: fx.Node) -> bool:
-    """Tells whether no operand of a sum or product is a number."""
+    """Returns whether no operand of a sum or product is a number."""
     return node.target not in BINARY or all(
         isinstance(value, fx.Node) and shape_of(value) is not None for value in node.args
     )

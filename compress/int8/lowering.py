@@ -98,7 +98,7 @@ def _fold_channel_factors(traced: fx.GraphModule) -> None:
 def _fold_channel_factor(
     traced: fx.GraphModule, product: fx.Node, value: object, constant: object
 ) -> bool:
-    """Folds one factor if it is a constant per output channel of a layer; tells whether it was."""
+    """Folds one factor if it is constant per output channel of a layer; returns whether it did."""
     factor = tensor_of(traced, constant)
     if factor is None or not isinstance(value, fx.Node):
         return False

@@ -33,9 +33,9 @@ class MixedPrecision:
 def choose_float_layers(costs: Mapping[str, LayerCost], edges: Sequence[Edge]) -> tuple[str, ...]:
     """Returns the layers to leave in float for the lowest total time.
 
-    A layer costs its time in its precision, and a value between layers of different precisions must
-    be converted. The cheapest assignment is a minimum cut between a source (int8) and a sink
-    (float).
+    Each layer costs its time in the chosen precision, and a value between layers of different
+    precisions must be converted. The cheapest assignment is a minimum cut between a source (int8)
+    and a sink (float).
 
     Args:
         costs: by layer.

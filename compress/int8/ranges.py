@@ -85,7 +85,7 @@ def choose_range(statistics: Statistics, observer: Observer) -> tuple[float, flo
 
 
 def needs_histogram(observer: Observer) -> bool:
-    """Tells whether an observer needs more than the extremes."""
+    """Returns whether an observer needs more than the extremes."""
     return observer not in {"minmax", "average"}
 
 

@@ -1,4 +1,4 @@
-"""From a classifier to a graph of ATen operators, into which quantized modules can be inserted."""
+"""Traces a classifier into a graph of ATen operators, ready for quantized modules."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _export(network: nn.Module, normalize: Normalize) -> fx.GraphModule:
 
 
 def _simplify(traced: fx.GraphModule) -> None:
-    """Leaves one way to write things: one reshape, no clones, means that keep their dimensions."""
+    """Normalizes the graph: one kind of reshape, no clones, means that keep their dimensions."""
     for node in list(traced.graph.nodes):
         if node.target is aten.clone.default:
             substitute(traced, node, node.args[0])

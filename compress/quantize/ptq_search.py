@@ -28,7 +28,7 @@ ALWAYS_TRIED = "bias_correction"
 MIN_MS = 1e-3
 """Added to the time a layer loses in float, so that none is infinitely better than the others."""
 MAX_FLOAT_FRACTION = 1 / 4
-"""Of the layers that may fall back to float."""
+"""Fraction of the layers that may fall back to float."""
 
 
 @dataclass(frozen=True, kw_only=True)
