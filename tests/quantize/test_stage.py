@@ -2,11 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
+import pytest
 from click.testing import CliRunner
 
 from compress.cli.main import main
+from compress.data.load import Data
 from compress.measure.results import read_stage_report
+from compress.quantize import stage
+from compress.quantize.config import QuantizeConfig
+from compress.quantize.ptq_search import Trials
+from tests.int8.helpers import PLAN, trained_student
+from tests.quantize.helpers import context_for
 
 
 def quantize(run: Path, *options: str) -> Path:
@@ -44,3 +52,34 @@ def test_reduced_range_keeps_its_layers_when_trained(run_copy: Path) -> None:
     assert details["method"] == "qat"
     assert details["reduced_layers"]
     assert not set(details["without_vnni"]["layers"]) & set(details["reduced_layers"])
+
+
+DECISIONS: list[tuple[Literal["auto", "ptq", "qat"], float, float, bool, bool]] = [
+    ("ptq", 5.0, 0.0, False, False),
+    ("auto", 0.25, 0.0, False, False),
+    ("auto", 0.4, 0.1, True, True),
+    ("auto", 0.4, 0.5, True, False),
+    ("qat", 0.0, 0.5, True, True),
+]
+"""Method, drop before and after training, whether it trains, and whether the result is kept."""
+
+
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_auto_trains_only_what_lost_too_much_and_keeps_what_helped(
+    digits: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    decision: tuple[Literal["auto", "ptq", "qat"], float, float, bool, bool],
+) -> None:
+    """Only the decision: training itself is replaced by a note that it ran."""
+    method, before, after, trains, keeps = decision
+    trained: list[object] = []
+    monkeypatch.setattr(stage, "train_quantized", lambda model, *_: trained.append(model))
+    scores = iter([(0.0, 95.0), (0.0, 95.0 - before), (0.0, 95.0 - after)])
+    _, found = trained_student()
+    trials = Trials(found, lambda _: next(scores))
+    best = trials.quantize("first", PLAN)
+    config = QuantizeConfig(method=method)
+    kept = stage._train(trials, best, config, context_for(digits, tmp_path))
+    assert len(trained) == trains
+    assert [kept.model if kept else None] == (trained if keeps else [None])
