@@ -1,11 +1,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from torch import nn
 
+from compress.architectures.build import Classifier, build
 from compress.checkpoint import QuantizedLayout
 from compress.data.load import Data
-from compress.int8.graph import layers_of, quantizers_of
+from compress.int8.graph import aten, layers_of, quantizers_of
 from compress.int8.insertion import insert_quantizers
 from compress.int8.lowering import lower
 from compress.int8.ptq import Plan
@@ -42,3 +45,32 @@ def test_quantizers_have_the_same_names_whatever_stays_in_float(digits: Data) ->
     for name in list(layers_of(lowered))[::7]:
         layout = QuantizedLayout(float_layers=(name,))
         assert set(quantizers_of(insert_quantizers(lowered, layout))) <= everything
+
+
+class _Clipped(nn.Module):
+    """A convolution and a clip between it and a linear layer."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.conv, self.clip, self.head = (
+            nn.Conv2d(1, 4, 3),
+            nn.Hardtanh(low, high),
+            nn.Linear(4, 10),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.clip(self.conv(x)).amax((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fused"),
+    [(0.0, 6.0, True), (-1.0, 0.0, True), (1.0, 2.0, False), (-3.0, -1.0, False)],
+)
+def test_a_clip_becomes_part_of_the_quantizer_if_it_contains_zero(
+    digits: Data, low: float, high: float, fused: bool
+) -> None:
+    normalize = build(student_spec(digits)).normalize
+    model = insert_quantizers(lower(Classifier(normalize, _Clipped(low, high)).eval()))
+    bounds = {(quantizer.lowest, quantizer.highest) for quantizer in quantizers_of(model).values()}
+    assert ((low, high) in bounds) is fused
+    assert any(node.target is aten.hardtanh.default for node in model.graph.nodes) is not fused
