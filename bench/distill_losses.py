@@ -33,6 +33,7 @@ from bench.results_file import add_to_results, commands_text, read_results, spre
 from compress.architectures.build import build
 from compress.checkpoint import load_checkpoint
 from compress.distill.ablation import total_seconds
+from compress.distill.config import DistillConfig
 from compress.host import Host, describe_host
 from compress.kd.config import KDConfig
 from compress.kd.context import Context
@@ -40,10 +41,11 @@ from compress.kd.teachers import checkpoint_teacher
 from compress.kd.training import KDResult, train_with_kd
 from compress.log import say
 from compress.measure.accuracy import accuracy, predict_split
-from compress.measure.results import read_stage_report
 from compress.onnx_file import export_onnx
-from compress.report.render import host_text, markdown_table
-from compress.run.recipe import Network, Recipe, load_card
+from compress.report.render import host_text
+from compress.report.tables import markdown_table
+from compress.run.lookup import read_stage_report
+from compress.run.recipe import Network, load_card
 from compress.run.runner import model_spec
 from compress.run.single_stage import data_of, measure_of
 from compress.train.epoch import label_loss
@@ -53,7 +55,7 @@ from compress.train.schedule import epochs_for, total_images
 CARD = "resnet18"
 TEACHER = Path("runs/resnet18-fashion-mnist/0-teacher")
 ALONE, KD = "alone", "KD"
-STORED = Recipe.distill.kd
+STORED = DistillConfig().kd
 LIVE = dataclasses.replace(STORED, n_views=0)
 HINTS = "blocks.1:layer2,blocks.2:layer3"
 VARIANTS: Mapping[str, KDConfig | None] = {
@@ -123,7 +125,7 @@ def train_and_score(
 ) -> Trained:
     """Trains a new student with KD or alone, and scores its file."""
     spec = model_spec(student, context.data)
-    schedule = dataclasses.replace(Recipe.distill.train, epochs=epochs)
+    schedule = dataclasses.replace(DistillConfig().train, epochs=epochs)
     torch.manual_seed(context.seed)
     model = build(spec)
     title = f"seed {context.seed}"
@@ -159,7 +161,7 @@ def train_twice(
 ) -> tuple[Trained, Trained]:
     """Trains for so many epochs and for so many seconds; None takes the first for both."""
     equal_epochs = train_and_score(student, kd, epochs, context)
-    n_images, data_fraction = len(context.data.train), Recipe.distill.train.data_fraction
+    n_images, data_fraction = len(context.data.train), DistillConfig().train.data_fraction
     images: float = total_images(epochs, data_fraction, n_images)
     if seconds is not None:
         images *= seconds / equal_epochs.seconds
@@ -226,7 +228,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     help="By semicolons; KD sets the time.",
 )
 @click.option(
-    "--epochs", default=Recipe.distill.train.epochs, show_default=True, help="When equal."
+    "--epochs", default=DistillConfig().train.epochs, show_default=True, help="When equal."
 )
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each variant.")
 def main(card: str, folders: tuple[Path, ...], variants: str, epochs: int, seeds: int) -> None:

@@ -34,7 +34,8 @@ from sklearn.datasets import load_sample_images
 from compress.files import write_json
 from compress.host import Host, describe_host
 from compress.log import say, track
-from compress.report.render import host_text, markdown_table
+from compress.report.render import host_text
+from compress.report.tables import markdown_table
 from compress.train.micro_batch import free_memory
 
 RESULTS = Path(__file__).parent / "results" / "folders.json"

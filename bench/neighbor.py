@@ -29,7 +29,8 @@ from compress.data.preprocess import Preprocess
 from compress.files import write_json, write_text
 from compress.host import Host, describe_host
 from compress.log import track
-from compress.report.render import host_text, markdown_table
+from compress.report.render import host_text
+from compress.report.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "train_speed_neighbor.json"
 PAGE = RESULTS.with_suffix(".md")

@@ -53,7 +53,8 @@ from compress.prune.probe import export_to_time
 from compress.prune.search import SCORING_BATCH, SCORING_IMAGES, Search
 from compress.quantize.calibration import CALIBRATION_BATCH, fit_to_cpu, plan_of
 from compress.quantize.config import QuantizeConfig
-from compress.report.render import host_text, markdown_table, size_text
+from compress.report.render import host_text, size_text
+from compress.report.tables import markdown_table
 from compress.run.single_stage import data_of, measure_of
 from compress.train.config import TrainConfig
 

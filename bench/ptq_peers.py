@@ -31,7 +31,7 @@ from bench.peers import BATCH, PEERS, Cost, run_peer
 from bench.results_file import read_results
 from compress.architectures.build import SMALL_IMAGE, build
 from compress.architectures.spec import ModelSpec
-from compress.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
+from compress.checkpoint import Checkpoint, Product, load_checkpoint, write_checkpoint
 from compress.cli.terminal import print_table
 from compress.data.load import IMAGENET_MEAN, IMAGENET_STD, as_numpy, calibration_order
 from compress.data.preprocess import Preprocess
@@ -45,8 +45,10 @@ from compress.measure.accuracy import accuracy
 from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
 from compress.onnx_file import INPUT, OPSET, OUTPUT, export_onnx
-from compress.report.render import host_text, markdown_table, size_text
+from compress.report.render import host_text, size_text
+from compress.report.tables import markdown_table
 from compress.run.single_stage import data_of
+from compress.teacher.result import TeacherResult
 
 RESULTS = Path(__file__).parent / "results" / "ptq_peers.json"
 PAGE = RESULTS.with_suffix(".md")
@@ -174,7 +176,10 @@ def untrained_subject(name: str, size: int, count: int, scratch: Path) -> Subjec
     folder = scratch / "checkpoint"
     folder.mkdir()
     checkpoint = write_checkpoint(
-        folder, model.state_dict(), stage="teacher", spec=spec, lineage=()
+        folder,
+        Product(model=model, spec=spec, result=TeacherResult()),
+        stage="teacher",
+        lineage=(),
     )
     return Subject(
         network=f"{name}, untrained, {size} px",

@@ -26,14 +26,14 @@ from pathlib import Path
 
 import click
 
-from compress.checkpoint import DESCRIPTION, STAGES, load_checkpoint
+from compress.checkpoint import DESCRIPTION, load_checkpoint
 from compress.cli.main import main as compress_main
 from compress.files import write_json
 from compress.host import Host, describe_host
 from compress.log import say
-from compress.run.folder import stage_folder
 from compress.run.lookup import is_run
 from compress.run.runner import run_recipe  # noqa: F401 -- imported once, before the forks
+from compress.run.stages import STAGES, stage_folder
 
 RESULTS = Path(__file__).parent / "results" / "torture.json"
 SETTINGS = (

@@ -42,7 +42,8 @@ from compress.kd.stored_logits import stored_logits
 from compress.kd.teachers import TeacherModel, checkpoint_teacher, open_teacher
 from compress.kd.training import distillation_loss, views_to_store
 from compress.log import say
-from compress.report.render import host_text, markdown_table
+from compress.report.render import host_text
+from compress.report.tables import markdown_table
 from compress.run.recipe import load_card
 from compress.run.runner import model_spec
 from compress.run.single_stage import data_of

@@ -1,4 +1,8 @@
-"""Checkpoints: a folder with tensors, a JSON description and a lineage; never a pickle."""
+"""Checkpoints: a folder with tensors, a JSON description and a lineage; never a pickle.
+
+A stage starts from a `Checkpoint`, or from a `NewNetwork`, and returns a `Product`, which becomes
+the next checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -9,70 +13,66 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, TypeAdapter
+from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from compress.architectures.spec import ModelSpec
 from compress.errors import CheckpointError
-from compress.files import atomic_write, file_digest, parse_json, read_text, to_json, write_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from compress.files import (
+    FileName,
+    atomic_write,
+    file_digest,
+    parse_json,
+    read_text,
+    to_json,
+    write_json,
+)
 
 FORMAT = 5
 TENSORS, DESCRIPTION = "model.safetensors", "checkpoint.json"
 MODEL_FILE = "model.onnx"
-"""The network, as measured."""
+"""The network, exported and measured."""
 FLOAT_FILE, INT8_FILE = "model-float.onnx", "model-int8.onnx"
-"""What stage export writes in its place."""
+"""The files of stage export, instead of `model.onnx`."""
 REPORT_JSON, REPORT_MD, REPORT_HTML = "report.json", "report.md", "report.html"
 HISTORY = "history.jsonl"
-"""A row for each epoch of a stage that trained."""
+"""A row per epoch, if the stage trained."""
 IDENTITY = ("format", "spec", "shapes", "removed", "quantized", "tensors")
-"""What two checkpoints of the same network have in common, whoever made them."""
-STAGES = ("teacher", "distill", "prune", "quantize", "export")
-"""In their order; a folder `2-prune` holds the stage at place 2."""
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be text")
-    return value
-
-
-FileName = Annotated[str, PlainValidator(_text)]
-"""May stand for bytes that are no UTF-8, as Python's names of files do; pydantic's own str not."""
+"""Fields that identify the network, however it was made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one stage did on the way to a checkpoint."""
+    """One stage in the lineage of a checkpoint."""
 
     stage: str
     key: str
-    """Hash of everything that decides the result; equal keys need no second run."""
+    """Hash of all that decides the result; with an equal key the stage need not run again."""
     config: Mapping[str, Any]
     card: Mapping[str, Any] | None
-    """The model card, where the networks came from one."""
+    """The model card, if the networks come from one."""
     seed: Annotated[int, Field(ge=0)]
     parent: str | None
-    """Digest of the checkpoint it started from."""
+    """Digest of the checkpoint that it started from."""
     data: FileName
     """The data set's name, as the user gave it."""
     data_config: Mapping[str, Any]
     data_fingerprint: str
     split_fingerprint: str
-    """Which images were trained on; see `Data.split_fingerprint`."""
+    """Identifies the training images; see `Data.split_fingerprint`."""
     measure: Mapping[str, int]
-    """How latency was measured, where it decides the result; else empty."""
+    """Latency settings, if latency decides the result; else empty."""
     environment: Mapping[str, str]
-    """Library versions, threads and device: with others the same settings give other numbers."""
+    """Library versions, threads and device, which change the numbers slightly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayout:
-    """Where the int8 network's quantized modules are; with it the same places are found again."""
+    """Where an int8 network has its quantizers."""
 
     float_layers: tuple[str, ...] = ()
     """Names of the layers left in float."""
@@ -89,33 +89,26 @@ class Description:
     stage: str
     spec: ModelSpec
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Tensors of the float network whose shapes differ from the spec's: pruned ones."""
+    """Shapes of pruned tensors of the float network."""
     removed: tuple[str, ...] = ()
-    """Residual blocks of the float network that are left out."""
+    """Residual blocks removed from the float network."""
     quantized: QuantizedLayout | None = None
-    """For an int8 network: its tensors are those of the modules placed over the float one."""
+    """None for a float network."""
     lineage: tuple[Step, ...]
     tensors: str
     """SHA-256 of the tensors file."""
     checksum: str = ""
-    """SHA-256 of all else in this file."""
-
-    def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise CheckpointError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+    """SHA-256 of the rest of this file."""
 
     @property
     def step(self) -> Step:
-        """What made it.
+        """The stage that made it.
 
         Raises:
-            CheckpointError: nothing says so.
+            CheckpointError: the lineage is empty.
         """
         if not self.lineage:
-            raise CheckpointError(
-                "the checkpoint does not say how it was made: its lineage is empty; take one that "
-                "a stage made"
-            )
+            raise CheckpointError("the checkpoint has an empty lineage; use one that a stage made")
         return self.lineage[-1]
 
 
@@ -138,10 +131,10 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that it computes with: its identity.
+        """SHA-256 of the network: its identity.
 
-        That is its tensors and how they are used: architecture, arguments, stem, activation, code
-        of the user's, preprocessing, classes, widths and quantized layout; not how it was made.
+        Covers tensors, architecture, arguments, stem, activation, user code, preprocessing,
+        classes, widths and quantized layout, but not the lineage.
         """
         facts = dataclasses.asdict(self.description)
         return _json_digest({name: facts[name] for name in IDENTITY})
@@ -152,20 +145,63 @@ class Checkpoint:
         return self.description.step.key
 
 
-def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], **facts: Any) -> Checkpoint:
-    """Writes tensors and description into an existing folder.
+@dataclass(frozen=True, kw_only=True)
+class NewNetwork:
+    """A network that a stage builds, where it does not start from a checkpoint."""
+
+    spec: ModelSpec
+    weights: str = ""
+    """Initial weights, see `load_weights`; empty for random ones."""
+
+
+Start = Checkpoint | NewNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """The outcome of a stage, which the runner saves, exports and measures."""
+
+    model: nn.Module
+    """Maps uint8 images `[N, C, H, W]` to logits `[N, classes]`; on the CPU."""
+    spec: ModelSpec
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """See `Description.shapes`."""
+    removed: tuple[str, ...] = ()
+    """See `Description.removed`."""
+    quantized: QuantizedLayout | None = None
+    """See `Description.quantized`."""
+    result: object
+    """The stage's own figures: an instance of the `result` type in the table of stages."""
+    findings: tuple[str, ...] = ()
+    """Problems to report."""
+    onnx_file: str | None = None
+    """Name of the ONNX file that the stage wrote; None: the runner exports the model."""
+
+
+def write_checkpoint(
+    folder: Path, product: Product, *, stage: str, lineage: tuple[Step, ...]
+) -> Checkpoint:
+    """Writes a product's tensors and description into an existing folder.
 
     Args:
-        folder: a folder that is not yet in its final place.
-        tensors: the network's state.
-        facts: fields of `Description` but its checksums.
+        folder: a stage's working folder.
+        product: the outcome of the stage.
+        stage: name of the stage.
+        lineage: all steps up to this one.
     """
-    from safetensors.torch import save_file
-
-    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    state = product.model.state_dict()
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(folder / TENSORS) as partial:
         save_file(packed, partial)
-    description = Description(tensors=file_digest(folder / TENSORS), **facts)
+    description = Description(
+        stage=stage,
+        spec=product.spec,
+        shapes=dict(product.shapes),
+        removed=product.removed,
+        quantized=product.quantized,
+        lineage=lineage,
+        tensors=file_digest(folder / TENSORS),
+    )
     checksum = _checksum(json.loads(to_json(description)))
     description = dataclasses.replace(description, checksum=checksum)
     write_json(folder / DESCRIPTION, description)
@@ -180,11 +216,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / DESCRIPTION
     if not folder.exists():
-        raise CheckpointError(f"{folder} is no checkpoint: there is no such folder")
+        raise CheckpointError(f"{folder} is not a checkpoint: there is no such folder")
     if not path.is_file():
         stages = sorted(found.parent.name for found in folder.glob(f"[0-9]-*/{DESCRIPTION}"))
-        hint = f"; it is a run, take one of its stages: {', '.join(stages)}" if stages else ""
-        raise CheckpointError(f"{folder} is no checkpoint: it has no {DESCRIPTION}{hint}")
+        hint = f"; it is a run, name one of its stages: {', '.join(stages)}" if stages else ""
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {DESCRIPTION}{hint}")
     try:
         raw = parse_json(read_text(path))
         found = raw.get("format") if isinstance(raw, dict) else None
@@ -194,27 +230,26 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         other, description = False, None
     if other:
         raise CheckpointError(
-            f"{folder} has checkpoint format {found}, this program reads {FORMAT}; make it anew"
+            f"{folder} has checkpoint format {found}, this program reads {FORMAT}; run the stage "
+            "again"
         )
     if description is None or description.checksum != _checksum(raw):
-        raise CheckpointError(f"{path} is damaged or was edited; make the stage anew")
+        raise CheckpointError(f"{path} is damaged or was edited; run the stage again")
     tensors = folder / TENSORS
     if not tensors.is_file() or file_digest(tensors) != description.tensors:
         raise CheckpointError(
             f"{tensors} is missing, truncated or changed: its checksum differs from "
-            f"{DESCRIPTION}; make the stage anew"
+            f"{DESCRIPTION}; run the stage again"
         )
     return Checkpoint(folder=folder, description=description)
 
 
 def read_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the checkpoint's tensors, from the file's header alone.
+    """Returns the shapes of the checkpoint's tensors, reading only the file's header.
 
     Raises:
         CheckpointError: they cannot be read.
     """
-    from safetensors import safe_open
-
     with _readable(checkpoint.folder / TENSORS) as path, safe_open(path, "pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
@@ -225,30 +260,37 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     Raises:
         CheckpointError: they cannot be read.
     """
-    from safetensors.torch import load_file
-
     with _readable(checkpoint.folder / TENSORS) as path:
         return load_file(path)
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[Path]:
-    """Within, what safetensors says about a file is an error of the user's."""
-    from safetensors import SafetensorError
-
+    """Turns errors of safetensors about a file into CheckpointError."""
     try:
         yield path
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); make the stage anew") from None
+        raise CheckpointError(f"{path} cannot be read ({error}); run the stage again") from None
 
 
-def require_stage(checkpoint: Checkpoint, allowed: tuple[str, ...], *, wanted_by: str) -> None:
-    """Raises CheckpointError unless the checkpoint was made by one of the allowed stages."""
-    if checkpoint.stage not in allowed:
-        raise CheckpointError(
-            f"{wanted_by} takes a checkpoint of the stage {' or '.join(allowed)}, "
-            f"{checkpoint.folder} is of the stage {checkpoint.stage}"
-        )
+def find_origin(checkpoint: Checkpoint) -> Checkpoint | None:
+    """Returns the checkpoint that one was made from, if it is still in the same run."""
+    wanted = checkpoint.description.step.parent
+    for path in sorted(checkpoint.folder.parent.glob(f"[0-9]-*/{DESCRIPTION}")):
+        if path.parent == checkpoint.folder:
+            continue
+        try:
+            other = load_checkpoint(path.parent)
+        except CheckpointError:
+            continue  # a damaged neighbor is not the origin
+        if other.digest == wanted:
+            return other
+    return None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Returns whether a folder holds a checkpoint, intact or not."""
+    return (folder / DESCRIPTION).is_file()
 
 
 def _checksum(raw: Mapping[str, Any]) -> str:

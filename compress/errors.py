@@ -1,22 +1,21 @@
-"""The errors that are the user's to mend: each is printed as one line, with exit code 2.
+"""User errors: each is printed on one line, with exit code 2.
 
     CompressError
     ├── CheckpointError    a checkpoint is missing, damaged, of another version or stage
-    ├── DataError          a data set cannot be found or used
+    ├── DataError          a data set is missing or unusable
     ├── NonFiniteLossError training diverged (train/loop.py)
     └── UnmetBudgetError   no network is fast or small enough (prune/search.py)
 
-Anything else that escapes is a bug of ours, and is treated as one: exit code 1, with its traceback
-in a file.
+Any other exception is a bug: exit code 1, with the traceback in a file.
 """
 
 from __future__ import annotations
 
 
 class CompressError(ValueError):
-    """A mistake of the user's; the message says what is wrong, what is allowed and what to do.
+    """A user error; the message says what is wrong, what is allowed and what to do.
 
-    A ValueError, so that pydantic takes it for a config's own rule.
+    A ValueError, so that pydantic accepts it from validators.
     """
 
 
@@ -25,4 +24,4 @@ class CheckpointError(CompressError):
 
 
 class DataError(CompressError):
-    """A data set cannot be found or used; the message says what to do."""
+    """A data set is missing or unusable; the message says what to do."""

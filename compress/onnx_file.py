@@ -1,4 +1,4 @@
-"""Writing an ONNX file that anyone can run: bytes in, logits out, and what they mean inside."""
+"""Writing and reading ONNX files: uint8 images in, logits out, classes and preprocessing inside."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ CONTRIB = "com.microsoft"
 """Domain of ONNX Runtime's own operators; their version is 1."""
 INPUT, OUTPUT = "images", "logits"
 MAX_GROWTH, SMALL, LARGE = 256, 2**22, 2**28
-"""A value on the way has at most so many times the input's elements, within these bounds."""
+"""Bounds on the elements of an intermediate value: `MAX_GROWTH` times the input's, clamped."""
 SHAPE_BYTES = 1024
-"""Constants up to this size may be shapes, and are read to infer others."""
+"""Constants up to this size may be shapes and are kept for shape inference."""
 CONTRIB_BODIES = {
     "QuickGelu": (("s = Sigmoid(x)", "y = Mul(x, s)"), ("alpha",)),  # with alpha = 1
     "Gelu": (
@@ -48,33 +48,33 @@ CONTRIB_BODIES = {
         (),
     ),
 }
-"""ONNX Runtime's own operators that we use: nodes that say the same, and their attributes."""
+"""ONNX Runtime's own operators in use: equivalent standard nodes, and their attributes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFacts:
-    """What a file of ours says about itself in its metadata."""
+    """Metadata of a file that compress wrote."""
 
     class_names: tuple[str, ...]
     preprocess: Preprocess
     digest: str
-    """Of the checkpoint it was exported from."""
+    """Digest of the checkpoint it was exported from."""
     stage: str
 
 
 def export_onnx(model: nn.Module, spec: ModelSpec, path: Path, *, digest: str, stage: str) -> None:
-    """Exports a model that takes images.
+    """Exports a model.
 
-    Input `pixels`: uint8 `[batch, channels, size, size]`; output `logits`: float32
+    Input `images`: uint8 `[batch, channels, size, size]`; output `logits`: float32
     `[batch, classes]`; the batch is dynamic. The written file has passed ONNX's checker and
     strict shape inference.
 
     Args:
         model: in eval mode, on the CPU.
-        spec: names the classes and the preprocessing.
-        path: of the file.
-        digest: of the checkpoint, for the metadata.
-        stage: that made the checkpoint, likewise.
+        spec: classes and preprocessing, for the metadata.
+        path: the file to write.
+        digest: digest of the checkpoint, for the metadata.
+        stage: stage that made the checkpoint, for the metadata.
     """
     side, channels = spec.preprocess.size, spec.preprocess.channels
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)
@@ -113,7 +113,7 @@ def read_facts(path: Path) -> OnnxFacts:
     """Reads the metadata of a file that `export_onnx` wrote.
 
     Raises:
-        CompressError: see `read_onnx`; or it is of another origin.
+        CompressError: see `read_onnx`; or compress did not write the file.
     """
     proto = read_onnx(path)
     raw = {entry.key: entry.value for entry in proto.metadata_props}
@@ -140,17 +140,17 @@ def read_facts(path: Path) -> OnnxFacts:
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
-    """Reads a file that anybody may have written, before ONNX Runtime opens it.
+    """Reads an untrusted file before ONNX Runtime opens it.
 
     Returns:
         The model, without the values of its large constants.
 
     Raises:
-        CompressError: it is no ONNX file; or its constants are in other files than those below its
-            folder, or one image would take gigabytes.
+        CompressError: it is not an ONNX file, refers to files outside its folder, or would take
+            gigabytes for one image.
     """
     try:
-        if not path.is_file():  # a device or a pipe would be read for ever
+        if not path.is_file():  # a device or a pipe may never end
             raise CompressError("no file")
         proto = onnx.load(path, load_external_data=False)
         tensors = list(_constants(proto.graph.node, proto.graph))
@@ -165,7 +165,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             tensor.ClearField("raw_data")
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
-    except Exception as error:  # of its own, and protobuf's
+    except Exception as error:  # onnx's own, and protobuf's
         raise CompressError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     largest = max((_elements(value) for value in inferred.graph.input), default=0)
     most = min(LARGE, max(SMALL, MAX_GROWTH * largest))
@@ -179,24 +179,26 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 
 def _check_beside(location: str, path: Path) -> None:
-    """Raises CompressError unless a file that an ONNX file names is in or below its folder."""
+    """Raises CompressError unless an external data file is in or below the ONNX file's folder."""
     folder = path.parent.resolve()
     with suppress(ValueError):  # a null byte
         place = (folder / location).resolve()
         if place.is_relative_to(folder) and place.is_file():
             return
-    raise CompressError(f"{path} keeps its weights in {location!r}, which is no file beside it")
+    raise CompressError(
+        f"{path} has its weights in {location!r}, which is not a file in the same folder"
+    )
 
 
 def _elements(value: onnx.ValueInfoProto) -> int:
-    """Returns how many elements a value has for one image; unknown dimensions are 1."""
+    """Returns the number of elements of a value for one image; unknown dimensions count as 1."""
     return math.prod(max(1, dim.dim_value) for dim in value.type.tensor_type.shape.dim)
 
 
 def _constants(
     nodes: Iterable[onnx.NodeProto], graph: onnx.GraphProto | None = None
 ) -> Iterator[onnx.TensorProto]:
-    """Yields all tensors that a graph, or a function's nodes, hold."""
+    """Yields all constant tensors of a graph, or of a function's nodes."""
     if graph is not None:
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
@@ -211,15 +213,15 @@ def _constants(
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int, ...]]:
-    """Returns an input's or output's name, type and shape but its first dimension, the batch."""
+    """Returns an input's or output's name, type and shape without the batch dimension."""
     kind = value.type.tensor_type
     return value.name, kind.elem_type, tuple(dim.dim_value for dim in kind.shape.dim[1:])
 
 
 def _use_global_pooling(proto: onnx.ModelProto) -> None:
-    """Writes means over height and width as GlobalAveragePool.
+    """Replaces ReduceMean over height and width by GlobalAveragePool.
 
-    ONNX Runtime has it in int8 and, in float, does it faster than ReduceMean.
+    ONNX Runtime has an int8 kernel for it, and its float kernel is faster.
     """
     graph = proto.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -238,9 +240,9 @@ def _use_global_pooling(proto: onnx.ModelProto) -> None:
 
 
 def _define_contrib_operators(proto: onnx.ModelProto) -> None:
-    """Defines ONNX Runtime's own operators by standard ones, for runtimes that lack them.
+    """Defines ONNX Runtime's own operators as functions, for runtimes that lack them.
 
-    ONNX Runtime prefers its kernel to the definition.
+    ONNX Runtime uses its kernel instead of the function.
     """
     used = {node.op_type for node in proto.graph.node if node.domain == CONTRIB}
     opsets = [onnx.helper.make_opsetid("", OPSET)]
@@ -254,7 +256,7 @@ def _define_contrib_operators(proto: onnx.ModelProto) -> None:
 
 
 def _strip_debug_information(proto: onnx.ModelProto) -> None:
-    """Removes the exporter's notes about Python source lines: bytes, and paths of this machine."""
+    """Removes the exporter's references to Python source lines."""
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -265,7 +267,7 @@ def _strip_debug_information(proto: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the exporter's remarks, which are about its own internals."""
+    """Silences the exporter's log, which is about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

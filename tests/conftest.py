@@ -14,12 +14,13 @@ from sklearn.datasets import load_digits
 
 from compress.architectures.build import Classifier, build
 from compress.architectures.spec import ModelSpec
-from compress.checkpoint import Checkpoint, write_checkpoint
+from compress.checkpoint import Checkpoint, Product, write_checkpoint
 from compress.cli.main import main
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.data.splits import Split
 from compress.log import warn_once
+from compress.teacher.result import TeacherResult
 
 STUDENT = {"width": 0.25, "depths": [1, 1, 1]}
 RUN_SETTINGS = (
@@ -91,7 +92,12 @@ def saved(folder: Path, spec: ModelSpec, data: Data, *, seed: int = 0) -> Checkp
     """A checkpoint of a `settled` network."""
     folder.mkdir()
     model = settled(spec, data.train, seed=seed)
-    return write_checkpoint(folder, model.state_dict(), stage="teacher", spec=spec, lineage=())
+    return write_checkpoint(
+        folder,
+        Product(model=model, spec=spec, result=TeacherResult()),
+        stage="teacher",
+        lineage=(),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def test_each_card_goes_through_all_stages(card: str, tmp_path: Path) -> None:
     _, distill, *_, export = report["stages"]
     gave_way = any("cannot meet the budget" in remark for remark in report["remarks"])
     assert gave_way or export["parameters"] < distill["parameters"]
-    for parity in export["details"]["parity"].values():
+    for parity in export["result"]["parity"].values():
         assert parity["top1_agreement"] > 99
 
 

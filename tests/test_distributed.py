@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compress.measure.results import read_stage_report
+from compress.run.lookup import read_stage_report
 
 TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 TEACHER = (

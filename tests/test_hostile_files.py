@@ -27,9 +27,9 @@ from compress.data.load import Data
 from compress.errors import CheckpointError, CompressError
 from compress.files import MAX_BYTES, file_digest, parse_json, read_text, write_json
 from compress.int8.restore import load_model
-from compress.measure.results import read_stage_report
 from compress.onnx_file import export_onnx, read_facts
 from compress.run.evaluate import bench_files, evaluate_file, predict_images
+from compress.run.lookup import read_stage_report
 from compress.run.recipe import load_card, load_recipe
 from compress.run.report import write_run_report
 from tests.conftest import saved, settled, student_spec
@@ -118,7 +118,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_a_lineage_names_no_data(checkpoint: Checkpoint) -> None:
-    with pytest.raises(CheckpointError, match="does not say how it was made"):
+    with pytest.raises(CheckpointError, match="has an empty lineage"):
         _ = load_checkpoint(checkpoint.folder).key
 
 
@@ -231,15 +231,15 @@ def test_a_setting_on_the_command_line_has_64_bits() -> None:
         ("0-teacher", {"top1": 1e300}),
         ("0-teacher", {"latency_ms_p50": -1}),
         ("1-distill", {"top1_ci95": [0, 1]}),
-        ("1-distill", {"details": {"alone": {}}}),
-        ("1-distill", {"details": {"alone": None}}),
-        ("1-distill", {"details": {"findings": 5}}),
-        ("2-prune", {"details": {"iterations": [{}]}}),
-        ("2-prune", {"details": {"iterations": "x"}}),
+        ("1-distill", {"result": {"alone": {}}}),
+        ("1-distill", {"result": None}),
+        ("1-distill", {"findings": 5}),
+        ("2-prune", {"result": {"iterations": [{}]}}),
+        ("2-prune", {"result": {"iterations": "x"}}),
         ("3-quantize", {"host": {**dict.fromkeys(("cpu", "system", "python"), ""), "cores": 1}}),
         ("4-export", {"file": "../../../etc/passwd"}),
         ("4-export", {"stage": "teacher"}),
-        ("4-export", {"details": {"parity": {"a": 1}}}),
+        ("4-export", {"result": {"parity": {"a": 1}}}),
     ],
 )
 def test_a_report_that_cannot_be_shown_is_damaged(
@@ -267,7 +267,7 @@ def test_a_report_in_another_encoding_is_damaged(run_copy: Path) -> None:
 def test_a_layer_named_like_a_formula_is_drawn(run_copy: Path) -> None:
     path = run_copy / "2-prune" / REPORT_JSON
     raw = json.loads(path.read_text())
-    raw["details"]["widths"][0]["layer"] = "$\\frac{$"
+    raw["result"]["widths"][0]["layer"] = "$\\frac{$"
     path.write_text(json.dumps(raw))
     write_run_report(run_copy)
 
@@ -393,7 +393,7 @@ def test_logits_that_are_not_finite_are_told(onnx_file: Path) -> None:
             nothing = np.full(tuple(tensor.dims), np.nan, np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(nothing, tensor.name))
     onnx_file.write_bytes(proto.SerializeToString())
-    with pytest.raises(CompressError, match="no finite logit"):
+    with pytest.raises(CompressError, match="not return finite logits"):
         list(predict_images(onnx_file, [onnx_file.parent / "image.png"], 1))
 
 

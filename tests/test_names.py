@@ -24,11 +24,12 @@ from compress.data.config import DataConfig
 from compress.data.load import load_data
 from compress.files import printable, write_text
 from compress.log import say, track, waiting
-from compress.measure.results import read_run_report
 from compress.onnx_file import read_facts
+from compress.prune.result import PruneResult, Width
 from compress.report.html import run_html
 from compress.report.render import run_markdown, stage_markdown
 from compress.report.text import markdown_text
+from compress.run.lookup import read_run_report
 
 FOLDERS = (
     b"[raw]", b"a|b", b"<b>&amp;", "日本語".encode(), "naïve *x*".encode(), b"_x_ `y`", b":smile:",
@@ -229,9 +230,16 @@ def test_any_name_is_shown_as_it_is_while_working(
 
 def test_reports_tell_any_name_as_it_is(run: Path, tmp_path: Path) -> None:
     report = read_run_report(run / "report.json")
-    details = {"findings": NAMES, "table": [{"layer": name, "n": 1} for name in NAMES]}
-    details |= {"taken_from": "/a/[/b]|c\udcff"}
-    stage = dataclasses.replace(report.stages[-1], details=details)
+    result = PruneResult(
+        precision="/a/[/b]|c\udcff",
+        importance="magnitude",
+        unpruned_ms=1.0,
+        iterations=(),
+        widths=tuple(Width(layer=name, before=2, after=1) for name in NAMES),
+        removed_blocks=(),
+        not_pruned={},
+    )
+    stage = dataclasses.replace(report.stages[-1], result=result, findings=NAMES)
     for name in NAMES:
         odd = dataclasses.replace(report, name=name, remarks=NAMES, stages=(stage,))
         write_text(tmp_path / "report.html", run_html(odd, {}))

@@ -1,4 +1,4 @@
-"""What the commands share: errors as one line, settings as options, a sign of life."""
+"""Shared by all commands: one-line errors, settings as options, a spinner during imports."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from compress.errors import CompressError
 from compress.files import cache_folder, printable
 
 OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
-"""What torch says on CPU and GPU."""
+"""Torch's messages on CPU and GPU."""
 INSIST_AFTER_S = 2.0
-"""Seconds after which Ctrl-C is raised again."""
+"""Seconds after which an interrupt is raised again."""
 RUNS = Path("runs")
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
-"""Resolved, since `.` has neither a name nor siblings."""
+"""Resolved, because `.` has neither a name nor siblings."""
 
 
 class UserFault(click.ClickException):
-    """A mistake of the user's: one line, exit code 2."""
+    """A user error: one line, exit code 2."""
 
     exit_code = 2
 
 
 class Bug(click.ClickException):
-    """A fault of ours: one line, exit code 1; the traceback is in a file."""
+    """A bug: one line, exit code 1, and the traceback in a file."""
 
     exit_code = 1
 
 
 class Interrupted(click.ClickException):
-    """Ctrl-C: one line, and the exit code that shells give it."""
+    """Ctrl-C: one line, and the shells' exit code for it."""
 
     exit_code = 130
 
 
 class Program(click.Group):
-    """Turns the errors meant for users into one line each."""
+    """Reports each error on one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; with --debug its errors keep their tracebacks."""
+        """Runs the command; with --debug, errors keep their tracebacks."""
         prepare_process()
         _print_any_name()
         try:
@@ -65,15 +65,15 @@ class Program(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            message = "interrupted; the same command continues where it stopped"
+            message = "interrupted; run the same command again to resume"
             raise Interrupted(message) from None
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            raise _told(error) from None
+            raise _as_click(error) from None
 
     def _invoke_together(self, ctx: click.Context) -> Any:
-        """Runs the command in torchrun's first process; the others help where it trains."""
+        """Runs the command in torchrun's first process; the others join in where it trains."""
         from compress import distributed
 
         with distributed.joined():
@@ -83,26 +83,26 @@ class Program(click.Group):
             try:
                 return distributed.serve()
             except (distributed.LostProcessError, KeyboardInterrupt):
-                ctx.exit(1)  # the first process says why
+                ctx.exit(1)  # the first process reports why
             except Exception as error:
-                told = _told(error)
-                raise type(told)(f"{distributed.process_name()}: {told.message}") from None
+                shown = _as_click(error)
+                raise type(shown)(f"{distributed.process_name()}: {shown.message}") from None
 
 
 def _ended_by_torchrun(_signal: int, _frame: FrameType | None) -> None:
-    """Raises the word that torchrun, which ends all processes when one dies, does not say."""
+    """Reports why: torchrun ends all processes when one dies, and does not say so."""
     from compress.distributed import ENDED
 
     raise CompressError(ENDED)
 
 
 def _has_companions() -> bool:
-    """Returns whether torchrun, or whoever sets its variables, started more than one process."""
+    """Returns whether torchrun, or a launcher like it, started more than one process."""
     return "MASTER_ADDR" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _print_any_name() -> None:
-    """Lets this process print what its terminal's encoding lacks: names that are not UTF-8, too."""
+    """Lets this process print characters that its terminal's encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -110,10 +110,10 @@ def _print_any_name() -> None:
 
 @contextmanager
 def _insistent_interrupts() -> Iterator[None]:
-    """Within, Ctrl-C is raised again and again until it is heard.
+    """Raises KeyboardInterrupt again and again until it gets through.
 
-    Where a library calls back into Python from its own code (a destructor, a hook of autograd),
-    Python prints a KeyboardInterrupt and goes on as if nothing had happened.
+    Inside callbacks from C code (destructors, autograd hooks) Python only prints the exception and
+    carries on.
     """
     if (
         not hasattr(signal, "setitimer")
@@ -137,15 +137,15 @@ def _insistent_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _told(error: Exception) -> click.ClickException:
-    """Returns what the user is told of an error."""
+def _as_click(error: Exception) -> click.ClickException:
+    """Returns an error as a message for the user."""
     if isinstance(error, CompressError):
         return UserFault(_one_line(str(error)))
     if isinstance(error, OSError):
         return UserFault(_one_line(_system_fault(error)))
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
         return UserFault(
-            "out of memory; take smaller batches (--set distill.train.batch_size=32) or smaller "
+            "out of memory; use smaller batches (--set distill.train.batch_size=32) or smaller "
             f"images (--set data.size=128) ({_one_line(str(error))[:200]})"
         )
     return Bug(
@@ -155,20 +155,20 @@ def _told(error: Exception) -> click.ClickException:
 
 
 def _system_fault(error: OSError) -> str:
-    """Returns what the system refused, and what to do about it."""
+    """Describes an error of the operating system, and what to do about it."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
     what = f"{', '.join(names)}: {error.strerror or error}" if names else str(error)
     remedies = {
-        errno.ENOSPC: "; free some space, then run the same command again: it continues",
-        errno.EDQUOT: "; free some space, then run the same command again: it continues",
-        errno.EACCES: "; choose a folder you may write to (--out, COMPRESS_CACHE)",
-        errno.EROFS: "; choose a folder you may write to (--out, COMPRESS_CACHE)",
+        errno.ENOSPC: "; free some space and run the same command again to resume",
+        errno.EDQUOT: "; free some space and run the same command again to resume",
+        errno.EACCES: "; choose a writable folder (--out, COMPRESS_CACHE)",
+        errno.EROFS: "; choose a writable folder (--out, COMPRESS_CACHE)",
     }
     return what + remedies.get(error.errno or 0, "")
 
 
 def _write_traceback(error: Exception) -> Path:
-    """Writes an error's traceback to a file of its own, and returns the file."""
+    """Writes an error's traceback to a new file and returns its path."""
     text = "".join(traceback.format_exception(error))
     try:
         (cache_folder() / "errors").mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def _one_line(text: str) -> str:
 
 
 class StageCommand(click.Command):
-    """A command whose options are its stage's settings, read only when they are needed."""
+    """A command whose options include its stage's settings, imported when needed."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Returns the command's own options and the stage's settings."""
@@ -195,7 +195,7 @@ class StageCommand(click.Command):
         return [*own[:-1], *stage_options(str(self.name)), own[-1]]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options under headings: the command's own, then a group of settings each."""
+        """Writes the options under headings: the command's own, then each group of settings."""
         from compress.cli.options import heading_of
 
         rows: dict[str, list[tuple[str, str]]] = {}
@@ -217,7 +217,7 @@ class StageCommand(click.Command):
 
 
 def starting() -> AbstractContextManager[object]:
-    """Shows that the program is alive while it imports torch, which takes seconds."""
+    """Shows a spinner while torch is imported, which takes seconds."""
     from compress.log import waiting
 
     return waiting("starting")

@@ -1,4 +1,4 @@
-"""The commands that only look: score, compare, list, classify."""
+"""Commands that make no checkpoint: score, compare, list, classify."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from compress.errors import CompressError
 from compress.files import printable
 from compress.trust import trust_option
 
-ONNX_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+MODEL = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path, exists=True))
-@click.option("--data", help="Data set.  [default: the one the checkpoint was made with]")
+@click.argument("model", type=MODEL)
+@click.option("--data", help="Data set.  [default: the checkpoint's]")
 @click.option(
-    "--split", type=click.Choice(["test", "validation"]), default="test", show_default=True
+    "--split",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="Images to score.",
 )
 def evaluate(model: Path, data: str | None, split: str) -> None:
-    """Score MODEL, a checkpoint's folder or an ONNX file, in ONNX Runtime.
+    """Score MODEL in ONNX Runtime: a run, a checkpoint or an ONNX file.
 
     \b
     compress evaluate runs/resnet18-fashion-mnist/3-quantize
@@ -44,14 +48,14 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
 
 @click.command()
 @click.argument("checkpoint", type=FOLDER)
-@click.option("--images", default=1000, show_default=True, help="Validation images to score.")
-@click.option("--calib", default=512, show_default=True, help="Calibration images.")
-@click.option("--remeasure", is_flag=True, help="Time the layers anew, whatever is remembered.")
+@click.option("--images", default=1000, show_default=True, help="Number of validation images.")
+@click.option("--calib", default=512, show_default=True, help="Number of calibration images.")
+@click.option("--remeasure", is_flag=True, help="Ignore cached measurements.")
 @trust_option
 def sensitivity(checkpoint: Path, images: int, calib: int, remeasure: bool) -> None:
-    """Show what each layer of CHECKPOINT (a float one) would lose and gain in int8.
+    """Show the int8 sensitivity of each layer of CHECKPOINT, a float one.
 
-    Writes sensitivity.json and sensitivity.html, with a plot, into the checkpoint's folder.
+    Writes sensitivity.json and sensitivity.html into the checkpoint's folder.
 
     \b
     compress sensitivity runs/resnet18-fashion-mnist/2-prune
@@ -69,19 +73,20 @@ def sensitivity(checkpoint: Path, images: int, calib: int, remeasure: bool) -> N
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=ONNX_FILE, metavar="A.onnx [B.onnx]...")
+@click.argument("paths", nargs=-1, required=True, type=MODEL, metavar="MODEL [MODEL]...")
 @click.option("--threads", default="1", show_default=True, help="Thread counts, e.g. 1,2.")
 @click.option("--batch", default="1", show_default=True, help="Batch sizes, e.g. 1,8.")
 @click.option(
     "--json",
     "json_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the figures to this file.",
+    help="Also write the results to this file.",
 )
-def bench(files: Sequence[Path], threads: str, batch: str, json_path: Path | None) -> None:
+def bench(paths: Sequence[Path], threads: str, batch: str, json_path: Path | None) -> None:
     """Compare the latency of ONNX files in ONNX Runtime on this CPU.
 
-    The files take turns in one process; the first is the reference of the ratios.
+    The files take turns in one process; ratios compare with the first. A run or a checkpoint stands
+    for its ONNX file.
 
     \b
     compress bench float.onnx int8.onnx --threads 1,2 --batch 1,8
@@ -89,7 +94,7 @@ def bench(files: Sequence[Path], threads: str, batch: str, json_path: Path | Non
     from compress.cli.terminal import print_table
     from compress.run.evaluate import bench_files, bench_table
 
-    result = bench_files(files, _counts(threads, "--threads"), _counts(batch, "--batch"))
+    result = bench_files(paths, _counts(threads, "--threads"), _counts(batch, "--batch"))
     print_table(bench_table(result))
     if json_path is not None:
         from compress.files import write_json
@@ -101,7 +106,7 @@ def bench(files: Sequence[Path], threads: str, batch: str, json_path: Path | Non
 @click.command()
 @click.argument("run_folder", metavar="[RUN]", required=False, type=FOLDER)
 def report(run_folder: Path | None) -> None:
-    """Print the table of RUN (default: the newest) and write its report anew.
+    """Print the table of RUN (default: the newest) and rewrite its report.
 
     \b
     compress report runs/resnet18-digits
@@ -130,7 +135,7 @@ def models() -> None:
 @click.command()
 @click.argument("name", required=False)
 def pipelines(name: str | None) -> None:
-    """List the recipes, or all settings of the recipe NAME.
+    """List the recipes, or the settings of the recipe NAME.
 
     \b
     compress pipelines
@@ -146,7 +151,7 @@ def pipelines(name: str | None) -> None:
 
 
 @click.command()
-@click.argument("model", type=ONNX_FILE)
+@click.argument("model", type=MODEL)
 @click.argument(
     "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
 )
@@ -154,7 +159,7 @@ def pipelines(name: str | None) -> None:
     "--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes shown."
 )
 def predict(model: Path, images: Sequence[Path], top: int) -> None:
-    """Classify images with an ONNX file that compress wrote.
+    """Classify images with MODEL: an ONNX file that compress wrote, a checkpoint or a run.
 
     \b
     compress predict runs/resnet18-fashion-mnist/4-export/model-int8.onnx shoe.png
@@ -162,13 +167,13 @@ def predict(model: Path, images: Sequence[Path], top: int) -> None:
     from compress.run.evaluate import predict_images
 
     unreadable = 0
-    for path, answers in predict_images(model, images, top):
-        if isinstance(answers, str):
+    for path, classes in predict_images(model, images, top):
+        if isinstance(classes, str):
             unreadable += 1
-            click.echo(printable(answers), err=True)
+            click.echo(printable(classes), err=True)
             continue
-        said = ", ".join(f"{name} {100 * share:.1f} %" for name, share in answers)
-        click.echo(printable(f"{path}: {said}"))
+        ranking = ", ".join(f"{name} {100 * share:.1f} %" for name, share in classes)
+        click.echo(printable(f"{path}: {ranking}"))
     if unreadable:
         raise CompressError(f"{unreadable} of {len(images)} images could not be read")
 
@@ -176,7 +181,7 @@ def predict(model: Path, images: Sequence[Path], top: int) -> None:
 def _counts(text: str, option: str) -> list[int]:
     counts = text.split(",")
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
-        raise CompressError(f"{option} takes positive whole numbers with commas, got {text!r}")
+        raise CompressError(f"{option} takes positive integers separated by commas, got {text!r}")
     return [int(count) for count in counts]
 
 

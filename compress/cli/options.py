@@ -1,4 +1,4 @@
-"""Command line options of a stage, derived from its config dataclass."""
+"""Command line options of a stage, derived from its config."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from typing import Any
 
 import click
 
-from compress.run.recipe import Recipe
+from compress.run.stages import STAGES, Stage
 from compress.settings import Setting, parse, settings_of
 
-STAGE_OF_COMMAND = {"train": "teacher"}
-"""Commands named otherwise than their stage."""
 HEADINGS = {
-    (): "Settings of the stage",
+    (): "Stage settings",
     ("kd",): "Distillation",
     ("train",): "Training",
 }
-"""In help texts, by where in the stage's config a setting lies."""
+"""Headings of help texts, by the settings' place in the stage's config."""
 OWN_OPTIONS = "Options"
+
+
+def stage_of(command: str) -> Stage:
+    """Returns the stage of a command."""
+    return next(stage for stage in STAGES.values() if stage.command == command)
 
 
 @cache
 def stage_options(command: str) -> tuple[click.Option, ...]:
     """Returns an option for each setting of a command's stage."""
-    settings = list(settings_of(getattr(Recipe, STAGE_OF_COMMAND.get(command, command))))
+    settings = list(settings_of(stage_of(command).config))
     names = [setting.path[-1] for setting in settings]
     assert len(set(names)) == len(names), f"two settings of {command} share a name: {names}"
     return tuple(_option(setting) for setting in settings)
@@ -33,19 +36,19 @@ def stage_options(command: str) -> tuple[click.Option, ...]:
 
 def heading_of(command: str, option: str) -> str:
     """Returns the heading in help texts of a command's option."""
-    for setting in settings_of(getattr(Recipe, STAGE_OF_COMMAND.get(command, command))):
+    for setting in settings_of(stage_of(command).config):
         if setting.path[-1] == option:
             return HEADINGS[setting.path[:-1]]
     return OWN_OPTIONS
 
 
 def stage_config(stage: str, given: Mapping[str, Any]) -> Any:
-    """Returns a stage's config from the options that were given; None counts as not given.
+    """Returns a stage's config from options; None leaves the default.
 
     Raises:
         CompressError: a value is out of range.
     """
-    default = getattr(Recipe, stage)
+    default = STAGES[stage].config
     nested: dict[str, Any] = {}
     for setting in settings_of(default):
         value = given[setting.path[-1]]

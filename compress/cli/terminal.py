@@ -1,4 +1,4 @@
-"""What commands print on standard output."""
+"""Output of the commands."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from compress.measure.results import RunReport
 from compress.report.render import run_table
 
 LOG_WIDTH = 120
-"""Columns where there is no terminal to ask."""
+"""Columns, if there is no terminal."""
 
 
 def print_report(report: RunReport, folder: Path) -> None:
-    """Prints a run's table and where its files are."""
+    """Prints a run's table, remarks and files."""
     print_table(run_table(report))
     click.echo()
     for remark in report.remarks:
@@ -28,7 +28,7 @@ def print_report(report: RunReport, folder: Path) -> None:
 
 
 def print_table(table: object) -> None:
-    """Prints a rich table; a pipe or a log gets plain text of a fixed width."""
+    """Prints a table; as plain text of a fixed width where there is no terminal."""
     console = Console(highlight=False, markup=False, emoji=False)  # names may hold brackets
     if not console.is_terminal:
         console.width = LOG_WIDTH

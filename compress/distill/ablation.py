@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
+from compress.distill.result import Ablation
 from compress.distributed import everywhere
 from compress.kd.context import Context
 from compress.kd.training import KDResult
@@ -23,21 +23,7 @@ from compress.train.schedule import epochs_for
 from compress.train.state import Epoch
 
 
-@dataclass(frozen=True, kw_only=True)
-class Alone:
-    """The student trained on labels only, and what its distillation cost."""
-
-    top1: float
-    """Percent of the test split; ONNX file in ONNX Runtime."""
-    top1_ci95: tuple[float, float]
-    epochs: int
-    seconds: float
-    kd_epochs: int
-    kd_seconds: float
-    """Student's epochs plus stored teacher logits."""
-
-
-def train_alone(spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: Context) -> Alone:
+def train_alone(spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: Context) -> Ablation:
     """Trains a new student with the same seed for as long as the distillation took.
 
     A run of two epochs measures how long an epoch takes without a teacher.
@@ -62,7 +48,7 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: C
     export_onnx(model, spec, path, digest="", stage="distill")
     test = context.data.test
     scores = accuracy(predict_split(path, test), test.labels.numpy())
-    return Alone(
+    return Ablation(
         top1=scores.top1,
         top1_ci95=scores.top1_ci95,
         epochs=epochs,

@@ -10,13 +10,13 @@ from pydantic import Field
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """When the int8 file is good enough to ship."""
+    """Criteria for shipping the int8 file."""
 
     max_drop: Annotated[
         float,
         Field(
             ge=0,
-            description="Points of validation top-1 that int8 may lose before the float file "
-            "ships instead.",
+            description="Largest drop of validation top-1, in points, for which the int8 file "
+            "ships.",
         ),
     ] = 1.0

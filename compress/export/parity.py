@@ -1,4 +1,4 @@
-"""Does the exported file compute what torch computes?"""
+"""Comparison of an exported file with torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from compress.log import track
 from compress.measure.runtime import open_session, run_session
 
 ODD_BATCHES = (1, 2, 7)
-"""Sizes that an export with a frozen batch dimension gets wrong."""
+"""Batch sizes on which an export with a frozen batch dimension fails."""
 BATCH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """Agreement of torch and ONNX Runtime on the same pixels."""
+    """Agreement of torch and ONNX Runtime on the same images."""
 
     top1_agreement: float
     """Percent of images with the same class."""
@@ -30,7 +30,7 @@ class Parity:
     """Largest difference between two logits."""
     n_images: int
     max_difference_by_batch: dict[str, float]
-    """For small odd batches, by size."""
+    """By size, for small batches."""
 
 
 @torch.no_grad()

@@ -1,61 +1,111 @@
-"""Stage export: write the files, check them against torch, and name the one to ship."""
+"""Stage export: copy the float and the int8 file, check them against torch, choose one to ship."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.checkpoint import FLOAT_FILE, INT8_FILE, Checkpoint
+from compress.checkpoint import (
+    FLOAT_FILE,
+    INT8_FILE,
+    MODEL_FILE,
+    Checkpoint,
+    Product,
+    Start,
+    find_origin,
+)
+from compress.errors import CheckpointError
 from compress.export.config import ExportConfig
-from compress.export.parity import check_parity
+from compress.export.parity import Parity, check_parity
+from compress.export.result import ExportResult
+from compress.files import atomic_write
 from compress.int8.restore import load_model
-from compress.kd.context import Context, Product
-from compress.log import say
+from compress.kd.context import Context
+from compress.log import say, warn
 from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.latency import measure_latency
-from compress.onnx_file import export_onnx
+from compress.onnx_file import read_facts
+
+MIN_AGREEMENT = 99.0
+"""Percent of the images; below it torch and the file are reported to differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """Which file to ship, and why."""
+    """The file to ship, and why."""
 
     ship: str
     reason: str
 
 
-def run(
-    checkpoint: Checkpoint, origin: Checkpoint | None, config: ExportConfig, context: Context
-) -> Product:
-    """Writes the float and the int8 file into the context's folder.
+def run(start: Start, config: ExportConfig, context: Context) -> Product:
+    """Copies the float and the int8 file into the context's folder and chooses between them.
 
     Args:
-        checkpoint: of any stage.
-        origin: the float checkpoint that an int8 one was quantized from, if it is still there.
+        start: checkpoint of any stage.
         config: when int8 is good enough.
         context: validation images for the choice, test images for the comparison with torch.
+
+    Raises:
+        CheckpointError: a checkpoint's ONNX file is missing or was changed.
     """
-    sources = {INT8_FILE: checkpoint} if checkpoint.description.quantized else {}
-    float_source = origin if sources else checkpoint
-    if float_source is None:
-        say("  only the int8 file is written: the float checkpoint is not in the same run")
-    if float_source is not None:
-        sources[FLOAT_FILE] = float_source
-    parity, models = {}, {name: load_model(source) for name, source in sources.items()}
+    assert isinstance(start, Checkpoint)
+    sources = _sources(start)
+    models = {name: load_model(source) for name, source in sources.items()}
     for name, source in sources.items():
-        path, model = context.folder / name, models[name]
-        export_onnx(model, source.spec, path, digest=source.digest, stage=source.stage)
-        parity[name] = dataclasses.asdict(check_parity(model, path, context.data.test))
+        _copy(source, context.folder / name)
+    parity = {
+        name: check_parity(model, context.folder / name, context.data.test)
+        for name, model in models.items()
+    }
     verdict = choose(context.folder, sorted(sources), config, context)
     return Product(
         model=models[INT8_FILE if INT8_FILE in models else FLOAT_FILE],
-        spec=checkpoint.spec,
-        shapes=checkpoint.description.shapes,
-        removed=checkpoint.description.removed,
-        quantized=checkpoint.description.quantized,
-        details={"files": sorted(sources), "parity": parity, **dataclasses.asdict(verdict)},
+        spec=start.spec,
+        shapes=start.description.shapes,
+        removed=start.description.removed,
+        quantized=start.description.quantized,
+        result=ExportResult(
+            files=tuple(sorted(sources)), parity=parity, ship=verdict.ship, reason=verdict.reason
+        ),
+        findings=tuple(_disagreements(parity)),
+        onnx_file=verdict.ship,
     )
+
+
+def _sources(start: Checkpoint) -> dict[str, Checkpoint]:
+    """Returns the checkpoint of each file: the int8 one and the float one it was made from."""
+    if start.description.quantized is None:
+        return {FLOAT_FILE: start}
+    origin = find_origin(start)
+    if origin is None:
+        say("  exporting the int8 file only: its float checkpoint is not in the same run")
+        return {INT8_FILE: start}
+    return {INT8_FILE: start, FLOAT_FILE: origin}
+
+
+def _copy(source: Checkpoint, path: Path) -> None:
+    """Copies the ONNX file of a checkpoint, the one that its report is about."""
+    original = source.folder / MODEL_FILE
+    if not original.is_file() or read_facts(original).digest != source.digest:
+        raise CheckpointError(
+            f"{original} is missing or not from this checkpoint; run stage {source.stage} again"
+        )
+    with atomic_write(path) as partial:
+        shutil.copyfile(original, partial)
+
+
+def _disagreements(parity: Mapping[str, Parity]) -> Iterable[str]:
+    for name, found in parity.items():
+        if found.top1_agreement < MIN_AGREEMENT:
+            finding = (
+                f"{name} and torch agree on {found.top1_agreement:.2f} % of the test images only"
+            )
+            warn(f"  {finding}")
+            yield finding
 
 
 def choose(folder: Path, names: list[str], config: ExportConfig, context: Context) -> Verdict:

@@ -1,104 +1,34 @@
-"""What a report says, as plain data with units in the names."""
+"""Reports as plain data, with units in the names."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from compress.cache import Measurements
-from compress.checkpoint import HISTORY, REPORT_JSON
+from compress.checkpoint import HISTORY
 from compress.errors import CompressError
 from compress.files import parse_json, read_text
 from compress.host import Host
 
-T = TypeVar("T")
 Count = Annotated[int, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0, lt=1e12)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AloneDetails:
-    """Of a distillation with its ablation: `Alone`."""
-
-    top1: Percent
-    top1_ci95: tuple[Percent, Percent]
-    epochs: int
-    seconds: float
-    kd_epochs: int
-    kd_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ParityDetails:
-    """Of each exported file: `Parity`."""
-
-    top1_agreement: float
-    max_difference: float
-    n_images: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _CutDetails:
-    """Of each cut of a pruning."""
-
-    measured_ms: Positive
-    predicted_ms: Positive
-    top1_raw: Percent
-    top1_batchnorm: Percent
-    top1_trained: Percent
-
-
-@dataclass(frozen=True, kw_only=True)
-class _WidthDetails:
-    """Of each layer of a pruning."""
-
-    layer: str
-    before: Count
-    after: Count
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Details:
-    """What reports read of a stage's facts; there are others too."""
-
-    reason: str | None = None
-    findings: tuple[str, ...] = ()
-    alone: _AloneDetails | None = None
-    parity: Mapping[str, _ParityDetails] = field(default_factory=dict)
-    precision: str | None = None
-    unpruned_ms: Positive | None = None
-    iterations: tuple[_CutDetails, ...] = ()
-    widths: tuple[_WidthDetails, ...] = ()
-    measurements: tuple[Measurements, ...] = ()
-
-
-def _check_details(details: Mapping[str, Any]) -> Mapping[str, Any]:
-    given = {name: value for name, value in details.items() if value is not None}
-    TypeAdapter(_Details).validate_json(json.dumps(given), strict=True)  # nothing is converted
-    missing = {entry.name for entry in fields(_Details)} & (set(details) - set(given))
-    if details.get("iterations"):
-        missing |= {"precision", "unpruned_ms", "widths"} - set(given)
-    if missing:
-        raise CompressError(f"details lack {', '.join(sorted(missing))}")
-    return details
-
-
-@dataclass(frozen=True, kw_only=True)
 class OperatorSummary:
-    """How much of an optimized graph runs on integers."""
+    """How much of an optimized graph is int8."""
 
     n_int8: Count
     n_float: Count
     n_conversions: Count
     """QuantizeLinear and DequantizeLinear that were not fused away."""
     gates_share: float
-    """Percent of the time in activation functions and gates that are more than a clip."""
+    """Percent of the time spent in activation functions and gates other than clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +37,7 @@ class StageReport:
 
     stage: str
     file: str
-    """Name of the measured ONNX file, beside this report."""
+    """Name of the measured ONNX file, in the folder of this report."""
     parameters: Count
     macs: Count
     """Multiply-accumulates for one image."""
@@ -121,23 +51,27 @@ class StageReport:
     latency_ms_p50: Positive
     latency_ms_p90: Positive
     speedup: Positive
-    """How many times faster than the teacher's file, measured side by side."""
+    """Times faster than the teacher's file, measured in turns."""
     speedup_ci95: tuple[float, float]
     step_speedup_ci95: tuple[float, float] | None = None
-    """How many times faster than the file that the stage started from, side by side; None if that
-    is the teacher's file or this one."""
+    """Times faster than the file that the stage started from, in turns; None if that is the
+    teacher's file or this one."""
     n_runs: int
     operators: OperatorSummary
     batch: int
     threads: int
     seconds: float
-    """The stage took, without measuring; with what was done before it was killed, if it was."""
+    """Duration of the stage without its measurements, including what ran before an interruption."""
     created: str
     """UTC, ISO 8601."""
     digest: str
     parent: str | None
-    details: Annotated[Mapping[str, Any], AfterValidator(_check_details)]
-    """Facts of this kind of stage."""
+    findings: tuple[str, ...]
+    """Problems that the stage reports."""
+    measurements: tuple[Measurements, ...]
+    """Timings that decided its result."""
+    result: Any
+    """The stage's own figures, of the `result` type in the table of stages."""
     host: Host
 
     def __post_init__(self) -> None:
@@ -152,7 +86,7 @@ class StageReport:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """The stages of a run, from the teacher to the file that ships."""
+    """A run, from the teacher to the file that ships."""
 
     name: str
     data: str
@@ -163,26 +97,8 @@ class RunReport:
     remarks: tuple[str, ...]
 
 
-def read_stage_report(folder: Path) -> StageReport:
-    """Reads the report in a stage's folder.
-
-    Raises:
-        CompressError: it is missing or damaged.
-    """
-    return _read(folder / REPORT_JSON, StageReport)
-
-
-def read_run_report(path: Path) -> RunReport:
-    """Reads a run's report file.
-
-    Raises:
-        CompressError: it is missing or damaged.
-    """
-    return _read(path, RunReport)
-
-
 def read_history(folder: Path) -> list[dict[str, Any]] | None:
-    """Reads what a stage's epochs came to, a row each; None if it trained none.
+    """Reads the training history of a stage, a row per epoch; None if it did not train.
 
     Raises:
         CompressError: the file is damaged.
@@ -194,20 +110,13 @@ def read_history(folder: Path) -> list[dict[str, Any]] | None:
         rows = [parse_json(line) for line in read_text(path).splitlines()]
         TypeAdapter(list[_HistoryRow]).validate_python(rows)
     except (OSError, ValueError):
-        raise CompressError(f"{path} is damaged; make the stage anew") from None
+        raise CompressError(f"{path} is damaged; run the stage again") from None
     return rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class _HistoryRow:
-    """What reports read of it."""
+    """The fields that reports read."""
 
     epoch: int
     validation_top1: Percent
-
-
-def _read(path: Path, kind: type[T]) -> T:
-    try:
-        return TypeAdapter(kind).validate_python(parse_json(read_text(path)))
-    except (OSError, ValueError):
-        raise CompressError(f"{path} is missing or damaged; make it anew") from None

@@ -6,30 +6,30 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from torch import nn
 
 from compress.architectures.build import Classifier, build
 from compress.architectures.resize import differing_shapes, remove_blocks
-from compress.checkpoint import Checkpoint
+from compress.checkpoint import Checkpoint, Product, Start
 from compress.distributed import everywhere
 from compress.int8.restore import load_model
-from compress.kd.context import Context, Product
+from compress.kd.context import Context
 from compress.kd.training import train_with_kd
 from compress.log import say, waiting, warn
 from compress.prune.batchnorm import reestimate_batchnorm
 from compress.prune.config import PruneConfig
+from compress.prune.result import IterationResult, PruneResult, Width
 from compress.prune.search import Search, UnmetBudgetError
 from compress.prune.sparse import train_sparse
 from compress.train.evaluate import evaluate
 
 
-def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Product:
+def run(start: Start, config: PruneConfig, context: Context) -> Product:
     """Prunes a network and fine-tunes it.
 
     Args:
-        checkpoint: a float network, the teacher's or the student's.
+        start: checkpoint of a float network.
         config: budgets, criteria and the fine-tuning.
         context: data, seed, folder and the teacher.
 
@@ -37,43 +37,44 @@ def run(checkpoint: Checkpoint, config: PruneConfig, context: Context) -> Produc
         UnmetBudgetError: no pruned network is fast (or small) enough. The default budget is
             relaxed instead, which the report mentions.
     """
-    model = load_model(checkpoint)
+    assert isinstance(start, Checkpoint)
+    model = load_model(start)
     assert isinstance(model, Classifier)
     before = _widths(model)
     if config.sparse_epochs:
         everywhere(train_sparse, model, config, _subfolder(context, "sparse"))
     with TemporaryDirectory() as scratch:
-        search = Search(checkpoint, model, config, context, Path(scratch))
+        search = Search(start, model, config, context, Path(scratch))
         iterations, findings = _prune(model, search, config, context)
     after = _widths(model)
-    original = build(checkpoint.spec).network
+    original = build(start.spec).network
     remove_blocks(original, search.removed)
     return Product(
         model=model,
-        spec=checkpoint.spec,
+        spec=start.spec,
         shapes=differing_shapes(model.network, original),
         removed=search.removed,
-        details={
-            "precision": config.target_precision,
-            "importance": config.importance,
-            "unpruned_ms": search.unpruned.ms,
-            "iterations": iterations,
-            "widths": [
-                {"layer": name, "before": width, "after": after.get(name, 0)}
+        result=PruneResult(
+            precision=config.target_precision,
+            importance=config.importance,
+            unpruned_ms=search.unpruned.ms,
+            iterations=tuple(iterations),
+            widths=tuple(
+                Width(layer=name, before=width, after=after.get(name, 0))
                 for name, width in before.items()
-            ],
-            "removed_blocks": list(search.removed),
-            "not_pruned": dict(search.fixed),
-            "findings": findings,
-        },
+            ),
+            removed_blocks=tuple(search.removed),
+            not_pruned=dict(search.fixed),
+        ),
+        findings=tuple(findings),
     )
 
 
 def _prune(
     model: Classifier, search: Search, config: PruneConfig, context: Context
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Prunes and fine-tunes in place; returns the iterations' facts, and findings."""
-    iterations: list[dict[str, Any]] = []
+) -> tuple[list[IterationResult], list[str]]:
+    """Prunes and fine-tunes in place; returns the iterations, and findings."""
+    iterations: list[IterationResult] = []
     for number in range(1, config.iterations + 1):
         try:
             iteration = search.prune(model, number)
@@ -84,7 +85,9 @@ def _prune(
             warn(f"  {finding}")
             if iterations:  # the last successful iteration had a short recovery only
                 recovery = _recover(model, config, context, config.iterations)
-                iterations[-1]["top1_trained"] = recovery.top1_trained
+                iterations[-1] = dataclasses.replace(
+                    iterations[-1], top1_trained=recovery.top1_trained
+                )
             return iterations, [finding]
         recovery = _recover(model, config, context, number)
         say(
@@ -93,7 +96,9 @@ def _prune(
             f" top-1 {recovery.top1_raw:.2f} % pruned, {recovery.top1_batchnorm:.2f} % with new "
             f"BatchNorm statistics, {recovery.top1_trained:.2f} % fine-tuned"
         )
-        iterations.append({**dataclasses.asdict(iteration), **dataclasses.asdict(recovery)})
+        iterations.append(
+            IterationResult(**dataclasses.asdict(iteration), **dataclasses.asdict(recovery))
+        )
     return iterations, []
 
 

@@ -15,6 +15,7 @@ from compress.int8.layer_profile import LayerCost
 from compress.int8.ptq import Calibration, Plan, Score, score_float, without_corrections
 from compress.log import say
 from compress.quantize.config import QuantizeConfig
+from compress.quantize.result import Attempt
 from compress.quantize.sensitivity import with_float_layers
 
 CORRECTIONS: Mapping[str, str] = {
@@ -29,18 +30,6 @@ MIN_MS = 1e-3
 """Added to the time a layer loses in float, so that none is infinitely better than the others."""
 MAX_FLOAT_FRACTION = 1 / 4
 """Fraction of the layers that may fall back to float."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One quantization that was tried; figures are of validation images, in PyTorch."""
-
-    name: str
-    top1: float
-    """Percent."""
-    drop: float
-    """Points below the float network."""
-    loss: float
 
 
 @dataclass(frozen=True, kw_only=True)

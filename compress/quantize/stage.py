@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from torch import fx
 
-from compress.checkpoint import Checkpoint
+from compress.checkpoint import Checkpoint, Product, Start
 from compress.distributed import everywhere
 from compress.int8.conversion import convert
 from compress.int8.layer_profile import LayerCost
 from compress.int8.saturation import Saturation, find_saturation, reduce_range
-from compress.kd.context import Context, Product
+from compress.kd.context import Context
 from compress.log import say, waiting
 from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.layer_timing import time_layers
 from compress.quantize.ptq_search import Candidate, Trials, better, search
 from compress.quantize.qat import train_quantized
+from compress.quantize.result import QuantizeResult
 from compress.quantize.sensitivity import with_float_layers
 from compress.train.evaluate import evaluate
 
 SATURATION_IMAGES = 256
 
 
-def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Product:
+def run(start: Start, config: QuantizeConfig, context: Context) -> Product:
     """Quantizes a float network.
 
     Args:
-        checkpoint: a float network, from any earlier stage.
+        start: checkpoint of a float network.
         config: method, calibration, and the schedule of QAT.
         context: data, seed, folder, and the teachers for QAT.
     """
-    calibration = calibrate(checkpoint, config, context)
+    assert isinstance(start, Checkpoint)
+    calibration = calibrate(start, config, context)
     plan = fit_to_cpu(plan_of(config), calibration)
     costs: Mapping[str, LayerCost] = {}
     if config.method == "auto":
-        mixed = time_layers(calibration, plan, checkpoint, context)
+        mixed = time_layers(calibration, plan, start, context)
         costs = mixed.costs
         if mixed.is_faster:
             plan = with_float_layers(plan, mixed.float_layers)
@@ -50,21 +50,20 @@ def run(checkpoint: Checkpoint, config: QuantizeConfig, context: Context) -> Pro
     trained = _train(trials, best, config, context)
     best = trained or best
     model = convert(best.model)
-    details: dict[str, Any] = {
-        "method": "qat" if trained else "ptq",
-        "calibration_images": min(config.calib, len(context.data.train)),
-        "attempts": [dataclasses.asdict(attempt) for attempt in trials.attempts],
-        "float_layers": list(best.plan.layout.float_layers),
-        "reduced_layers": sorted(best.plan.reduced_layers),
-        "without_vnni": dataclasses.asdict(_check_saturation(model, config, context)),
-    }
     return Product(
         model=model,
-        spec=checkpoint.spec,
-        shapes=checkpoint.description.shapes,
-        removed=checkpoint.description.removed,
+        spec=start.spec,
+        shapes=start.description.shapes,
+        removed=start.description.removed,
         quantized=best.plan.layout,
-        details=details,
+        result=QuantizeResult(
+            method="qat" if trained else "ptq",
+            calibration_images=min(config.calib, len(context.data.train)),
+            attempts=tuple(trials.attempts),
+            float_layers=best.plan.layout.float_layers,
+            reduced_layers=tuple(sorted(best.plan.reduced_layers)),
+            without_vnni=_check_saturation(model, config, context),
+        ),
     )
 
 

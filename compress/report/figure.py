@@ -1,4 +1,4 @@
-"""Plots as part of a page."""
+"""Plots for HTML pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def figure_html(draw: Callable[[Axes, Any], None], content: Any, caption: str) -
     """Returns an HTML figure with an inline SVG."""
     text = io.StringIO()
     with rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a script that the font lacks, a plot of equal values
+        warnings.simplefilter("ignore")  # missing glyphs, degenerate axes
         figure = Figure(figsize=(8, 4), layout="constrained")
         draw(figure.subplots(), content)
         figure.savefig(text, format="svg")

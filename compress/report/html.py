@@ -1,4 +1,4 @@
-"""The run's report as one self-contained page, with plots."""
+"""Reports as self-contained HTML pages, with plots."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from compress.measure.results import RunReport, StageReport
 from compress.report.figure import figure_html
 from compress.report.pruning import pruning_figures
 from compress.report.render import COLUMNS, conditions, run_rows
+from compress.report.tables import html_table
 from compress.report.text import html_text
 
 STYLE = """
@@ -26,47 +27,42 @@ figcaption, .conditions { color: #555; font-size: .9rem }
 
 
 def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Returns the page.
+    """Returns the page of a run.
 
     Args:
-        report: the run's data.
+        report: the run's report.
         histories: rows of `history.jsonl` by stage, of the stages that trained.
     """
-    head = "".join(f"<th>{html_text(column)}</th>" for column in COLUMNS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>"
-        for row in run_rows(report)
-    )
     figures = [figure_html(_draw_trade, report, "Each stage's file: faster is left, better is up.")]
     if histories:
         caption = (
-            "Accuracy on validation images after each epoch, as PyTorch sees it: how training "
-            "went, not what ships."
+            "Validation accuracy after each epoch, in PyTorch: how training went, not what ships."
         )
         figures.append(figure_html(_draw_training, histories, caption))
     for stage in report.stages:
         figures += pruning_figures(stage)
     remarks = "".join(f"<li>{html_text(remark)}</li>" for remark in report.remarks)
-    return _page(
+    return page(
         report.name,
         f"<p class='ship'><b>Ship <code>{html_text(report.ship)}</code></b><br>"
         f"{html_text(report.verdict)}</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"{html_table(COLUMNS, run_rows(report))}"
         f"<p class='conditions'>{html_text(conditions(report.stages[-1]))}</p>"
         f"{''.join(figures)}<ul>{remarks}</ul>",
     )
 
 
 def figures_html(stage: StageReport) -> str:
-    """Returns a stage's plots as a page of their own; empty if it has none."""
+    """Returns a page with a stage's plots; empty if it has none."""
     figures = pruning_figures(stage)
     if not figures:
         return ""
     below = f"<p class='conditions'>{html_text(conditions(stage))}</p>"
-    return _page(stage.stage, "".join(figures) + below)
+    return page(stage.stage, "".join(figures) + below)
 
 
-def _page(title: str, body: str) -> str:
+def page(title: str, body: str) -> str:
+    """Returns a self-contained HTML page."""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"<title>{html_text(title)}</title><style>{STYLE}</style></head><body>"

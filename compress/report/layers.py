@@ -1,4 +1,4 @@
-"""What each layer's int8 costs and gains: data, table and page."""
+"""The int8 sensitivity of each layer: data, table and page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.cache import Measurements
@@ -15,15 +14,16 @@ from compress.files import printable, write_json, write_text
 from compress.host import Host
 from compress.quantize.sensitivity import Sensitivity
 from compress.report.figure import figure_html
-from compress.report.html import STYLE
-from compress.report.render import measured_text
+from compress.report.html import page
+from compress.report.render import measured_text, plural
+from compress.report.tables import html_table, terminal_table
 from compress.report.text import html_text
 
 LAYERS_JSON, LAYERS_HTML = "sensitivity.json", "sensitivity.html"
 COLUMNS = ("layer", "loss alone", "top-1 alone", "loss regained", "top-1 regained", "ms gained")
 EXPLANATION = (
-    "Alone: the change when only this layer is int8. Regained: what comes back when all layers but "
-    "this one are int8. Gained: float minus int8 time of the layer and what follows it."
+    "Alone: the change when only this layer is int8. Regained: the change back when all layers but "
+    "this one are int8. ms gained: float minus int8 latency of the layer and its activation."
 )
 
 
@@ -40,15 +40,12 @@ class LayersReport:
     host: Host
     rows: tuple[Sensitivity, ...]
     measurements: tuple[Measurements, ...]
-    """What the times are from."""
+    """Timings behind `ms gained`."""
 
 
 def layers_table(report: LayersReport) -> Table:
     """Returns the table for the terminal."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column(COLUMNS[0], overflow="fold")
-    for column in COLUMNS[1:]:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = terminal_table(COLUMNS)
     for row in report.rows:
         table.add_row(*_cells(row))
     return table
@@ -57,22 +54,20 @@ def layers_table(report: LayersReport) -> Table:
 def write_layers_report(folder: Path, report: LayersReport) -> None:
     """Writes `sensitivity.json` and `sensitivity.html`."""
     write_json(folder / LAYERS_JSON, report)
-    head = "".join(f"<th>{html_text(column)}</th>" for column in COLUMNS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in _cells(row)) + "</tr>"
-        for row in report.rows
+    measured = "; ".join(map(measured_text, report.measurements))
+    below = (
+        f"{report.n_images} validation images, simulated in PyTorch; {report.calibration_images} "
+        f"calibration images; latency in ONNX Runtime, {plural(report.threads, 'thread')}, batch "
+        f"1, {report.host.cpu}: {measured}"
     )
-    page = (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Sensitivity</title>"
-        f"<style>{STYLE}</style></head><body><h1>Sensitivity of {len(report.rows)} layers</h1>"
-        f"{figure_html(_draw, report.rows, 'Layers by accuracy and time: upper left pays least.')}"
-        f"<p>{EXPLANATION}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        f"<p class='conditions'>{report.n_images} validation images, simulated in PyTorch; "
-        f"{report.calibration_images} calibration images; times of ONNX Runtime, "
-        f"{report.threads} thread, batch 1, {html_text(report.host.cpu)}: "
-        f"{html_text('; '.join(map(measured_text, report.measurements)))}</p></body></html>\n"
+    body = (
+        figure_html(_draw, report.rows, "Layers by accuracy and time; upper left pays least.")
+        + f"<p>{EXPLANATION}</p>{html_table(COLUMNS, [_cells(row) for row in report.rows])}"
+        + f"<p class='conditions'>{html_text(below)}</p>"
     )
-    write_text(folder / LAYERS_HTML, page)
+    write_text(
+        folder / LAYERS_HTML, page(f"Sensitivity of {plural(len(report.rows), 'layer')}", body)
+    )
 
 
 def _cells(row: Sensitivity) -> tuple[str, ...]:

@@ -1,16 +1,17 @@
-"""From a report's data to the terminal and to Markdown."""
+"""Reports as tables for the terminal and as Markdown."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.cache import Measurements
-from compress.files import printable
+from compress.distill.result import DistillResult
 from compress.host import Host
 from compress.measure.results import OperatorSummary, RunReport, StageReport
+from compress.report.tables import markdown_table, terminal_table
 from compress.report.text import markdown_text
 
 COLUMNS = (
@@ -49,32 +50,24 @@ def _row(stage: StageReport, teacher: StageReport) -> tuple[str, ...]:
 
 def run_table(report: RunReport) -> Table:
     """Returns the run's table for the terminal."""
-    table = Table(
-        title=printable(report.name),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-    )
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    table = terminal_table(COLUMNS, title=report.name, padding=0)
     for row in run_rows(report):
         table.add_row(*row)
     return table
 
 
 def conditions(stage: StageReport) -> str:
-    """Returns one line on how and where a stage was measured."""
+    """Returns how and where a stage was measured, on one line."""
     versions = stage.host.versions
     return (
-        f"ONNX Runtime {versions['onnxruntime']}, {stage.threads} thread"
-        f"{'s' * (stage.threads > 1)}, batch {stage.batch}, {host_text(stage.host)}, "
-        f"{stage.n_images} test images, {stage.created[:10]}"
+        f"ONNX Runtime {versions['onnxruntime']}, {plural(stage.threads, 'thread')}, "
+        f"batch {stage.batch}, {host_text(stage.host)}, {stage.n_images} test images, "
+        f"{stage.created[:10]}"
     )
 
 
 def host_text(host: Host) -> str:
-    """Returns a machine in words."""
+    """Returns a machine's CPU, cores and instruction sets."""
     return f"{host.cpu} ({host.cores} cores, {', '.join(host.isa) or 'no vector extensions known'})"
 
 
@@ -124,40 +117,57 @@ def stage_markdown(report: StageReport) -> str:
         ("top-1", f"{report.top1:.2f} % [{low:.2f}, {high:.2f}] on {report.n_images} images"),
         *balanced,
         ("latency p50 / p90", f"{report.latency_ms_p50:.3f} / {report.latency_ms_p90:.3f} ms"),
-        ("against the teacher", f"{report.speedup:.2f} times faster"),
+        ("times faster than the teacher", f"{report.speedup:.2f}"),
         ("operators", operators_text(report.operators)),
-        ("the stage took", f"{report.seconds:.0f} s"),
+        ("duration", f"{report.seconds:.0f} s"),
     ]
+    if ablation := ablation_text(report):
+        rows.append(("ablation", ablation))
+    if report.findings:
+        rows.append(("findings", markdown_text("; ".join(report.findings))))
+    facts = {
+        **dataclasses.asdict(report.result),
+        "measurements": [dataclasses.asdict(row) for row in report.measurements],
+    }
     tables = []
-    for name, value in report.details.items():
+    for name, value in facts.items():
         title = name.replace("_", " ")
-        if name == "alone":
-            rows.append(("against the student alone", ablation_text(report)))
-        elif isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
             tables += [f"## {title.capitalize()}", "", _records_table(value), ""]
-        else:
+        elif value and name != "alone":
             rows.append((title, markdown_text(_detail(value))))
     lines = [f"# {report.stage}", "", markdown_table(("", ""), rows), "", *tables]
     return "\n".join([*lines, f"Measured with {conditions(report)}.", ""])
 
 
 def ablation_text(stage: StageReport) -> str:
-    """Returns whether the teacher paid, of a distillation with its ablation (`Alone`)."""
-    alone = stage.details["alone"]
-    gain = stage.top1 - alone["top1"]
-    (low, high), (alone_low, alone_high) = stage.top1_ci95, alone["top1_ci95"]
-    verdict = "the teacher paid" if gain > 0 else "the teacher did not pay"
+    """Returns whether distillation helped; empty without --ablation."""
+    if not isinstance(stage.result, DistillResult) or stage.result.alone is None:
+        return ""
+    alone = stage.result.alone
+    gain = stage.top1 - alone.top1
+    (low, high), (alone_low, alone_high) = stage.top1_ci95, alone.top1_ci95
+    verdict = "distillation helped" if gain > 0 else "distillation did not help"
     if low <= alone_high and alone_low <= high:
-        verdict = "whether the teacher paid is within the test's uncertainty"
+        verdict = "distillation made no significant difference"
     return (
-        f"{verdict} ({gain:+.2f} points): with it {stage.top1:.2f} % in "
-        f"{_epochs(alone['kd_epochs'])} and {alone['kd_seconds']:.0f} s, alone "
-        f"{alone['top1']:.2f} % in {_epochs(alone['epochs'])} and {alone['seconds']:.0f} s"
+        f"{verdict} ({gain:+.2f} points): {stage.top1:.2f} % with the teacher, "
+        f"{plural(alone.kd_epochs, 'epoch')} in {alone.kd_seconds:.0f} s; "
+        f"{alone.top1:.2f} % on labels alone, {plural(alone.epochs, 'epoch')} in "
+        f"{alone.seconds:.0f} s"
     )
 
 
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'s' * (count != 1)}"
+def speedup_text(ratio: float) -> str:
+    """Returns a speed ratio for a sentence: `1.8x faster than`, `1.2x slower than`."""
+    if round(ratio, 1) == 1:
+        return "as fast as"
+    return f"{ratio:.1f}x faster than" if ratio > 1 else f"{1 / ratio:.1f}x slower than"
+
+
+def plural(count: int, noun: str) -> str:
+    """Returns a count with its noun: `1 epoch`, `2 epochs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _records_table(records: Sequence[Mapping[str, object]]) -> str:
@@ -170,7 +180,7 @@ def _records_table(records: Sequence[Mapping[str, object]]) -> str:
 
 
 def operators_text(summary: OperatorSummary) -> str:
-    """Returns how much of a graph runs on integers: `21 int8, 1 float, 2 conversions`."""
+    """Returns how much of a graph is int8: `21 int8, 1 float, 2 conversions`."""
     return (
         f"{summary.n_int8} int8, {summary.n_float} float, {summary.n_conversions} conversions "
         "in ONNX Runtime's optimized graph"
@@ -178,7 +188,7 @@ def operators_text(summary: OperatorSummary) -> str:
 
 
 def measured_text(row: Measurements) -> str:
-    """Returns from when measurements are: `layer latencies (measured 2026-11-20, spread 3 %)`."""
+    """Returns when a measurement was made: `layer latencies (measured 2026-11-20, spread 3 %)`."""
     return f"{row.what} (measured {row.measured[:10]}, spread {row.spread_percent:.0f} %)"
 
 
@@ -194,12 +204,6 @@ def _detail(value: object) -> str:
     return str(value)
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table, the first column to the left, the others to the right."""
-    rule = ["---", *["---:"] * (len(columns) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
-
-
 def short(count: int) -> str:
     """Returns a count with a suffix: 11.2 M."""
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -209,7 +213,7 @@ def short(count: int) -> str:
 
 
 def size_text(size_bytes: int) -> str:
-    """Returns a file size in decimal units, as disks are sold: 44.7 MB."""
+    """Returns a file size in decimal units: 44.7 MB."""
     return f"{short(size_bytes)}B" if size_bytes >= 1000 else f"{size_bytes} B"
 
 

@@ -1,4 +1,4 @@
-"""Looking at files that are there: score one, compare some, classify images."""
+"""Using ONNX files: score one, compare the latency of several, classify images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from compress.checkpoint import load_checkpoint
+from compress.checkpoint import is_checkpoint, load_checkpoint
 from compress.data.config import DataConfig
 from compress.data.image import decode_image
 from compress.data.load import load_data
@@ -22,43 +21,51 @@ from compress.host import Host, describe_host
 from compress.log import warn
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
 from compress.measure.latency import ROUNDS, Latency, measure_latency
-from compress.measure.results import read_stage_report
 from compress.measure.runtime import open_session, run_session
 from compress.onnx_file import read_facts, read_onnx
 from compress.report.render import size_text
-from compress.run.single_stage import is_checkpoint
+from compress.report.tables import terminal_table
+from compress.run.lookup import find_onnx
 from compress.settings import parse
+
+BENCH_COLUMNS = (
+    "file", "threads", "batch", "size", "p50 ms", "p90 ms", "images/s", "faster", "95 % CI",
+)  # fmt: skip
 
 
 def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accuracy, str]:
-    """Scores a checkpoint's ONNX file, or any ONNX file that compress wrote.
+    """Scores an ONNX file that compress wrote.
+
+    Args:
+        model: the file, a checkpoint or a run.
+        data: data set; None: the checkpoint's.
+        split: `test` or `validation`.
 
     Returns:
         The file, its score, and the data set's name.
 
     Raises:
-        CompressError: no data set is known, or its classes are not the file's.
+        CompressError: no data set is known, or its classes differ from the file's.
     """
-    folder = model if model.is_dir() else model.parent
-    checkpoint = load_checkpoint(folder) if model.is_dir() or is_checkpoint(folder) else None
-    path = folder / read_stage_report(folder).file if model.is_dir() else model
+    path = find_onnx(model)
+    checkpoint = load_checkpoint(path.parent) if is_checkpoint(path.parent) else None
     facts = read_facts(path)
     if checkpoint is None and split == "validation":
         raise CompressError(
-            f"{path} lies in no checkpoint, so nothing says which images it was trained on; name "
-            "the checkpoint's folder, or score the test split"
+            f"{path} is not in a checkpoint, so its training images are unknown; name the "
+            "checkpoint's folder, or score the test split"
         )
     name, config, seed = data, DataConfig(), 0
-    if checkpoint is not None:  # its own split: of another, images may have been trained on
+    if checkpoint is not None:  # its own split: others may hold its training images
         step = checkpoint.description.step
         name, seed = data or step.data, step.seed
         config = parse(config, step.data_config, section="data")
     if name is None:
-        raise CompressError(f"{path} lies in no checkpoint; name the data set with --data")
+        raise CompressError(f"{path} is not in a checkpoint; name the data set with --data")
     loaded = load_data(name, dataclasses.replace(config, size=facts.preprocess.size), seed=seed)
     if loaded.class_names != facts.class_names:
         raise CompressError(
-            f"{path} knows the classes {', '.join(facts.class_names)}; {loaded.name} has "
+            f"{path} has the classes {', '.join(facts.class_names)}; {loaded.name} has "
             f"{', '.join(loaded.class_names)}"
         )
     chosen = loaded.test if split == "test" else loaded.validation
@@ -68,7 +75,7 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
-    """One file at one setting; its speedup is against the first file."""
+    """One file with one setting; speedups compare with the first file."""
 
     file: str
     size_bytes: int
@@ -77,14 +84,14 @@ class BenchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """A comparison of files, a row for each at each setting."""
+    """A comparison of files, a row for each file and setting."""
 
     host: Host
     rows: tuple[BenchRow, ...]
 
 
 def bench_files(
-    files: Sequence[Path],
+    models: Sequence[Path],
     threads: Sequence[int],
     batches: Sequence[int],
     *,
@@ -93,14 +100,15 @@ def bench_files(
     """Times files against the first, for every pair of thread count and batch size.
 
     Args:
-        files: ONNX files of any origin.
+        models: ONNX files of any origin, checkpoints or runs.
         threads: counts of ONNX Runtime's threads.
-        batches: images a run.
+        batches: batch sizes.
         rounds: turns of each file.
 
     Raises:
-        CompressError: one is no ONNX file, or cannot be run at that batch size.
+        CompressError: one is not an ONNX file, or does not run with that batch size.
     """
+    files = [find_onnx(model) for model in models]
     for path in files:
         read_onnx(path)
     rows = tuple(
@@ -116,10 +124,7 @@ def bench_files(
 
 def bench_table(result: BenchResult) -> Table:
     """Returns the comparison for the terminal."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("file", overflow="fold")
-    for column in ("threads", "batch", "size", "p50 ms", "p90 ms", "images/s", "faster", "95 % CI"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = terminal_table(BENCH_COLUMNS)
     for place, row in enumerate(result.rows):
         latency, rest = row.latency, result.rows[place + 1 :]
         low, high = latency.speedup_ci95
@@ -141,13 +146,14 @@ def bench_table(result: BenchResult) -> Table:
 def predict_images(
     model: Path, images: Sequence[Path], top: int
 ) -> Iterator[tuple[Path, list[tuple[str, float]] | str]]:
-    """Yields each image's most probable classes and their probabilities, or what is wrong.
+    """Yields each image's most probable classes with their probabilities, or an error message.
 
     Raises:
-        CompressError: the file is not one of ours.
+        CompressError: compress did not write the file.
     """
-    facts = read_facts(model)
-    session = open_session(model, threads=1)
+    file = find_onnx(model)
+    facts = read_facts(file)
+    session = open_session(file, threads=1)
     for path in images:
         try:
             decoded = decode_image(path, facts.preprocess.mode)
@@ -160,8 +166,8 @@ def predict_images(
         logits = run_session(session, array[None])[0].astype(np.float64)
         if len(logits) != len(facts.class_names) or not np.isfinite(logits).all():
             raise CompressError(
-                f"{model} returns no finite logit for each of {len(facts.class_names)} classes; "
-                "export it anew"
+                f"{model} does not return finite logits for its {len(facts.class_names)} classes; "
+                "export it again"
             )
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()

@@ -1,9 +1,9 @@
-"""A run's folder on disk: its names, its lock, and replacing a stage without losing anything.
+"""A run's folder on disk: its lock, and the replacement of stages without data loss.
 
-Nothing that this program did not write is ever removed or moved. A stage is written into
-`<stage>.partial` and renamed when it is complete; what it replaces is `<stage>.retired` for the
-moment between two renames. Whatever is killed when, the next run of the same command finds either
-the old or the new stage, whole.
+Files that this program did not write are never removed or moved. A stage is written into
+`<stage>.partial` and renamed when complete; the stage it replaces is `<stage>.retired` between the
+two renames. Whenever the process is killed, the next run of the same command finds either the old
+or the new stage, intact.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from compress.checkpoint import (
     REPORT_HTML,
     REPORT_JSON,
     REPORT_MD,
-    STAGES,
     TENSORS,
 )
 from compress.data.load import Data
@@ -42,11 +41,11 @@ from compress.run.lookup import RUN_FILE, is_run
 from compress.train.state import STATE
 
 LOCK, OWNER = ".lock", ".owner.json"
-"""Held by the process that works on the run, and who that is."""
+"""The lock of the process that works on the run, and its description."""
 STORE = "teacher-logits"
 """Stored teacher logits, shared by the run's stages."""
 WORK_FILE = "work.json"
-"""In a stage's working folder: what it is worked on for, and the seconds so far."""
+"""In a stage's working folder: the stage's key, and the seconds spent so far."""
 STAGE_FILES = frozenset(
     {
         *(TENSORS, DESCRIPTION, MODEL_FILE, FLOAT_FILE, INT8_FILE),
@@ -54,28 +53,23 @@ STAGE_FILES = frozenset(
         *(STATE, WORK_FILE, "probe.onnx", "mixed.onnx"),
     }
 )
-"""All that a stage's folder may hold of ours."""
+"""All files of ours that may be in a stage's folder."""
 STAGE_SUBFOLDERS = re.compile(rf"iteration-\d+|sparse|timed|alone|{STORE}|{MEASURED}")
-"""Folders inside, with files of the same names."""
+"""Its subfolders, with files of the same names."""
 NAMED = 3
 """Foreign files named in a message."""
 
 
-def stage_folder(run: Path, stage: str) -> Path:
-    """Returns the folder of a stage's checkpoint in a run: `0-teacher`, `1-distill`, ..."""
-    return run / f"{STAGES.index(stage)}-{stage}"
-
-
 @contextmanager
 def owned_run(run: Path) -> Iterator[None]:
-    """Makes a run's folder, if it is not there, and keeps other processes out while within.
+    """Creates a run's folder if necessary, and locks it.
 
     Raises:
-        CompressError: another process works on it, or the folder is not a run's.
+        CompressError: another process holds the lock, or the folder is not a run's.
     """
     if run.exists() and not is_run(run) and _content(run):
         raise CompressError(
-            f"{run} is not empty and no run of compress ({_some(_content(run))}); choose another "
+            f"{run} is not empty and not a run folder ({_some(_content(run))}); choose another "
             "folder with --out"
         )
     made = [place for place in (run, *run.parents) if not place.exists()]
@@ -85,20 +79,20 @@ def owned_run(run: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                if _content(run) == {RUN_FILE}:  # a mistake that was found before anything was made
+                if _content(run) == {RUN_FILE}:  # refused before anything was made
                     (run / RUN_FILE).unlink()
     finally:
-        with suppress(OSError):  # not empty: it stays
+        with suppress(OSError):  # not empty
             for place in made:
                 place.rmdir()
 
 
 @contextmanager
 def owned_folder(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing the same checkpoint outside of a run while within.
+    """Locks the folder of a checkpoint outside a run.
 
     Raises:
-        CompressError: another process does.
+        CompressError: another process holds the lock.
     """
     lock = folder.with_name(f".{folder.name}{LOCK}")
     with _locked(folder, lock, folder.with_name(f".{folder.name}{OWNER}")):
@@ -107,19 +101,19 @@ def owned_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(what: Path, lock_file: Path, owner_file: Path) -> Iterator[None]:
-    """Holds a lock that the system releases when the process ends, however it ends."""
+    """Holds a lock that the operating system releases however the process ends."""
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise CompressError(
-            f"{what} is being written by {_owner(owner_file)}; wait for it, or choose another "
-            "folder with --out"
+            f"{what} is in use by {_owner(owner_file)}; wait for it, or choose another folder with "
+            "--out"
         ) from None
     try:
         if owner_file.is_file():
-            say(f"  {what} was left by {_owner(owner_file)}, which did not finish; going on")
+            say(f"  {what} was left unfinished by {_owner(owner_file)}; resuming")
         facts = {"pid": os.getpid(), "host": platform.node(), "since": _now()}
         write_text(owner_file, json.dumps(facts))
         yield
@@ -143,19 +137,19 @@ def _now() -> str:
 
 
 def claim_run(run: Path, *, model: str, pipeline: str, data: Data) -> None:
-    """Notes what a run is of, or makes sure that it is the same as before.
+    """Records a run's model, recipe and data, or checks that they are the recorded ones.
 
-    Two data sets, cards or recipes may share the name that the folder is called after. What was
-    moved or copied and says the same is the same.
+    The folder's name does not tell apart two data sets, cards or recipes of the same name. One that
+    was moved or copied counts as the same.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         model: the card, as the user named it.
-        pipeline: the recipe, likewise.
+        pipeline: the recipe, as the user named it.
         data: the data set.
 
     Raises:
-        CompressError: the folder is another run's.
+        CompressError: the folder belongs to another run.
     """
     facts = {
         "model": _named_file(model),
@@ -170,7 +164,7 @@ def claim_run(run: Path, *, model: str, pipeline: str, data: Data) -> None:
             was = ", ".join(f"the {name} {before[name]['name']}" for name in others)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CompressError(
-                f"{path} is damaged; remove it if {run} is of {model} and {data.name}"
+                f"{path} is damaged; remove it if {run} is a run of {model} on {data.name}"
             ) from None
         if others:
             now = ", ".join(facts[name]["name"] for name in others)
@@ -181,43 +175,43 @@ def claim_run(run: Path, *, model: str, pipeline: str, data: Data) -> None:
 
 
 def _named_file(name: str) -> dict[str, str]:
-    """Returns what tells a card or a recipe from another of the same name."""
-    if not name.endswith(".toml"):  # one that comes with the program
+    """Returns what identifies a card or a recipe."""
+    if not name.endswith(".toml"):  # built in
         return {"name": name, "content": name}
     return {"name": str(Path(name).resolve()), "content": file_digest(Path(name))}
 
 
 def check_target(folder: Path) -> None:
-    """Makes sure that a stage may be written to a folder, before anything runs.
+    """Checks that a stage may be written to a folder.
 
-    A stage whose replacement was cut off between two renames is brought back.
+    Restores a stage whose replacement was interrupted between two renames.
 
     Raises:
-        CompressError: the folder, or a sibling that is needed on the way, holds what is not ours.
+        CompressError: the folder, or a sibling needed on the way, holds files that are not ours.
     """
     partial, retired = partial_folder(folder), _retired(folder)
     for place in (folder, partial, retired):
         if not place.exists() and not place.is_symlink():
             continue
         if place.is_symlink() or not place.is_dir():
-            raise CompressError(f"{place} is no folder; choose another place with --out")
+            raise CompressError(f"{place} is not a folder; choose another one with --out")
         signed = _read_work(place) is not None if place == partial else _is_described(place)
         foreign = _foreign(place) if signed else _content(place)
         if foreign:
             raise CompressError(
-                f"{place} holds what compress did not write ({_some(foreign)}), and would be "
-                "replaced; move that away, or choose another folder with --out"
+                f"{place} would be replaced, but holds files that compress did not write "
+                f"({_some(foreign)}); move them, or choose another folder with --out"
             )
     if retired.is_dir():
         if folder.exists():
             _remove(retired)
         else:
             retired.rename(folder)
-            say(f"  {folder} is back: its replacement was cut off")
+            say(f"  restored {folder}: its replacement was interrupted")
 
 
 def _is_described(folder: Path) -> bool:
-    """Tells whether a folder is a checkpoint, or was one before it was damaged."""
+    """Returns whether a folder is a checkpoint, perhaps a damaged one."""
     try:
         return "lineage" in json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -227,17 +221,17 @@ def _is_described(folder: Path) -> bool:
 
 
 def begin(folder: Path, key: str) -> float:
-    """Makes a stage's working folder, emptied unless it was left by a run with the same key.
+    """Creates a stage's working folder, and empties it unless it was made for the same key.
 
     Returns:
-        Seconds that the stage was worked on before, up to the last file that was written.
+        Seconds already spent on the stage, up to the last file written.
     """
     partial = partial_folder(folder)
     work = partial / WORK_FILE
     before = _read_work(partial)
     if before is None or before[0] != key:
         if partial.is_dir() and _content(partial):
-            say(f"  dropping {partial}: it was begun with other settings, networks or code")
+            say(f"  discarding {partial}: it was begun with other settings, networks or code")
         _remove(partial)
         partial.mkdir(parents=True, exist_ok=True)
         before = (key, 0.0)
@@ -250,7 +244,7 @@ def begin(folder: Path, key: str) -> float:
 
 
 def _read_work(partial: Path) -> tuple[str, float] | None:
-    """Returns a working folder's key and seconds; None if it is none of ours."""
+    """Returns a working folder's key and seconds; None if it is not ours."""
     try:
         raw = json.loads((partial / WORK_FILE).read_text(encoding="utf-8"))
         return str(raw["key"]), float(raw["seconds"])
@@ -259,11 +253,11 @@ def _read_work(partial: Path) -> tuple[str, float] | None:
 
 
 def put_in_place(folder: Path) -> None:
-    """Turns a stage's complete working folder into its checkpoint."""
+    """Renames a stage's complete working folder to its checkpoint's."""
     partial, retired = partial_folder(folder), _retired(folder)
-    for path in partial.rglob(STATE):  # pruning trains in folders of its own
+    for path in partial.rglob(STATE):  # pruning trains in subfolders
         path.unlink()
-    for work in (STORE, MEASURED):  # outside of a run nobody shares the teacher's answers
+    for work in (STORE, MEASURED):  # outside a run no other stage shares the teacher logits
         if (partial / work).is_dir():
             shutil.rmtree(partial / work)
     remove_unfinished(partial)
@@ -279,7 +273,7 @@ def put_in_place(folder: Path) -> None:
 
 
 def partial_folder(folder: Path) -> Path:
-    """Returns where a stage is worked on before it is put in place."""
+    """Returns a stage's working folder."""
     return folder.with_name(f"{folder.name}.partial")
 
 
@@ -288,13 +282,13 @@ def _retired(folder: Path) -> Path:
 
 
 def _content(folder: Path) -> set[str]:
-    """Returns the names in a folder but those that a kill may leave in any."""
+    """Returns the names in a folder, without the ones that a kill may leave behind."""
     names = {path.name for path in folder.iterdir()} - {LOCK, OWNER}
     return {name for name in names if not UNFINISHED.fullmatch(name)}
 
 
 def _foreign(folder: Path) -> list[str]:
-    """Returns what lies in a stage's folder and was not written by this program."""
+    """Returns the files in a stage's folder that this program did not write."""
     return [
         str(path.relative_to(folder))
         for path in sorted(folder.rglob("*"))
@@ -313,12 +307,12 @@ def _is_ours(parts: tuple[str, ...], *, is_folder: bool) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder of ours; should something foreign have come into it, that stays."""
+    """Removes a folder of ours, except for foreign files in it."""
     if not folder.is_dir():
         return
     foreign = set(_foreign(folder))
-    signs = [folder / DESCRIPTION, folder / WORK_FILE]  # last, so that it is ours until it is gone
-    inside = sorted(folder.rglob("*"), reverse=True)  # what is in a folder comes before it
+    signs = [folder / DESCRIPTION, folder / WORK_FILE]  # last: they mark the folder as ours
+    inside = sorted(folder.rglob("*"), reverse=True)  # content before its folder
     for path in [*(path for path in inside if path not in signs), *signs, folder]:
         if str(path.relative_to(folder)) in foreign:
             continue

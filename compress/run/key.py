@@ -1,4 +1,4 @@
-"""What decides a stage's result: its request, the key made of it, and what differs from before."""
+"""Stage keys: all that decides a stage's result, hashed, and what differs from a previous run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,8 @@ from compress.host import library_versions
 from compress.kd.teachers import Teacher
 from compress.measure.config import MeasureConfig
 from compress.run.recipe import ModelCard
+from compress.run.stages import STAGES
 from compress.settings import settings_of
-
-ROLES = {"teacher": "teacher", "distill": "student"}
-"""Which network of the card a stage makes; the others take their input's."""
-TIMED = ("prune", "quantize", "export")
-"""Stages whose result is decided by latency; in the others it is only reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +34,26 @@ class Request:
     stage: str
     config: Any
     folder: Path
-    """Where its checkpoint shall be."""
+    """Its checkpoint's folder."""
     run: Path | None
-    """The run's folder; None for a checkpoint outside of one."""
+    """The run's folder; None outside a run."""
     card: ModelCard | None
-    """Names the networks; only teacher and distill need it."""
+    """Needed by the stages that build a network."""
     parent: Checkpoint | None
     teachers: tuple[Teacher, ...]
-    """Who is learned from; the first is what the result is compared with. For the stage teacher:
-    given ones, of which it takes the first as it is."""
+    """The first is also the baseline of the report. For stage teacher: given ones, the first of
+    which it takes as it is."""
     data: Data
     measure: MeasureConfig
     seed: int
     again: bool = False
-    """Run even if it was done before."""
+    """Run even if it is finished."""
     measured_since: str = ""
-    """What was measured before is not remembered; UTC, ISO 8601."""
+    """Ignore cached measurements older than this; UTC, ISO 8601."""
 
 
 def stage_key(request: Request) -> str:
-    """Hash of all that decides a stage's result."""
+    """Returns the hash of all that decides a stage's result."""
     facts = {
         "stage": request.stage,
         "config": dataclasses.asdict(request.config),
@@ -74,7 +70,7 @@ def stage_key(request: Request) -> str:
 
 
 def lineage_of(request: Request) -> tuple[Step, ...]:
-    """Returns the steps that led to what a stage starts from; none before a new teacher."""
+    """Returns the steps behind a stage's start; none before a new teacher."""
     if request.parent is not None:
         return request.parent.description.lineage
     given = request.teachers[0].checkpoint if request.teachers else None
@@ -82,34 +78,34 @@ def lineage_of(request: Request) -> tuple[Step, ...]:
 
 
 def split_warnings(request: Request) -> list[str]:
-    """Says which teachers may have been trained on this run's validation images.
+    """Names the teachers that may have been trained on this run's validation images.
 
-    On those is decided what is pruned, what is int8 and which file ships; whoever knows them by
-    heart is judged too well.
+    Those images decide what is pruned, what is int8 and which file ships; a network that has seen
+    them scores too high.
     """
     data, warnings = request.data, []
     for teacher in request.teachers:
         if teacher.path.parent == request.run:
-            continue  # it was said when it was taken
+            continue  # reported when it was taken over
         steps = teacher.checkpoint.description.lineage if teacher.checkpoint is not None else ()
         others = [step for step in steps if step.split_fingerprint != data.split_fingerprint]
         if teacher.checkpoint is None:
             warnings.append(
-                f"{teacher.path} does not say which images it was trained on: it may have seen "
-                "this run's validation images, on which decisions are made"
+                f"{teacher.path} does not record its training images; it may have seen this run's "
+                "validation images, which decide what is pruned, quantized and shipped"
             )
         elif others:
             step = others[-1]
             warnings.append(
                 f"{teacher.path} was trained on another split ({step.data}, seed {step.seed}, "
                 f"validation = {step.data_config.get('validation')}): it may have seen this run's "
-                "validation images, on which decisions are made"
+                "validation images, which decide what is pruned, quantized and shipped"
             )
     return warnings
 
 
 def new_step(request: Request, key: str) -> Step:
-    """Returns what a request adds to the lineage."""
+    """Returns a request's step in the lineage."""
     return Step(
         stage=request.stage,
         key=key,
@@ -137,13 +133,13 @@ def changed_settings(config: Any) -> list[str]:
 
 
 def difference(folder: Path, request: Request) -> str:
-    """Says in what a stage's old checkpoint differs from the one asked for."""
+    """Describes how a stage's old checkpoint differs from the requested one."""
     if request.again:
-        return "before"
+        return "earlier"
     try:
         old = load_checkpoint(folder).description.step
     except CheckpointError:
-        return "before and damaged since"
+        return "earlier and damaged since"
     new = new_step(request, "")
     pairs = (
         ("", _flat(old.config), _flat(new.config)),
@@ -173,17 +169,16 @@ def _flat(config: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
 
 
 def _measure(request: Request) -> dict[str, int]:
-    return dataclasses.asdict(request.measure) if request.stage in TIMED else {}
+    return dataclasses.asdict(request.measure) if STAGES[request.stage].timed else {}
 
 
 def _code(stage: str) -> str:
-    """Returns the digest of the code that decides a stage's result, as far as imports tell."""
-    module = "compress.teacher.stage" if stage == "teacher" else f"compress.{stage}.stage"
-    return code_digest(module, Path(__file__).parents[2])
+    """Returns the digest of the code that a stage imports."""
+    return code_digest(STAGES[stage].module, Path(__file__).parents[2])
 
 
 def _environment(request: Request) -> dict[str, str]:
-    """Returns what else decides a stage's numbers, to the last bit."""
+    """Returns what else changes a stage's numbers, to the last bit."""
     card = request.card
     networks = [request.parent.spec.architecture] if request.parent else []
     networks += [card.teacher.architecture, card.student.architecture] if card else []
@@ -198,13 +193,14 @@ def _environment(request: Request) -> dict[str, str]:
 
 
 def _network(card: Mapping[str, Any] | None, request: Request) -> Any:
-    """Returns what a card says about the network that a stage makes, None if it makes none."""
+    """Returns the card's entry for the network that a stage builds; None if it builds none."""
     taken = request.stage == "teacher" and request.teachers
-    return None if card is None or taken else card.get(ROLES.get(request.stage, ""))
+    role = STAGES[request.stage].makes
+    return None if card is None or taken or role is None else card.get(role)
 
 
 def _networks(request: Request) -> Any:
-    """What the card says that decides this stage's result."""
+    """Returns what decides the network that a stage builds; None if it builds none."""
     network = _network(dataclasses.asdict(request.card) if request.card else None, request)
     if network is None:
         return None

@@ -1,4 +1,4 @@
-"""A stage's report: its ONNX file scored and timed, beside the teacher's."""
+"""A stage's report: its ONNX file scored, and timed in turns with the teacher's."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import Checkpoint
+from compress.checkpoint import Checkpoint, Product, Start
 from compress.data.load import Data
 from compress.host import describe_host
-from compress.int8.restore import build_pruned
 from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.config import MeasureConfig
 from compress.measure.cost import count_macs, count_parameters
 from compress.measure.latency import measure_latency
 from compress.measure.profile import profile, summarize
 from compress.measure.results import StageReport
+from compress.run.lookup import read_stage_report
+
+
+def count(product: Product, start: Start) -> dict[str, int]:
+    """Returns the parameters and MACs of a product, as fields of its report.
+
+    Those of an int8 network are its float network's, which the report of its start has.
+    """
+    if product.quantized is not None:
+        assert isinstance(start, Checkpoint)
+        report = read_stage_report(start.folder)
+        return {"parameters": report.parameters, "macs": report.macs}
+    return {
+        "parameters": count_parameters(product.model),
+        "macs": count_macs(product.model, product.spec),
+    }
 
 
 def measure_stage(
@@ -28,43 +43,36 @@ def measure_stage(
     reference: Path | None,
     before: Path | None,
     config: MeasureConfig,
-    seconds: float,
-    details: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> StageReport:
     """Measures a stage's file and returns the stage's report.
 
     Args:
-        checkpoint: the stage's; its network is counted.
+        checkpoint: the stage's checkpoint.
         path: the stage's ONNX file.
-        data: its test split is scored.
+        data: data set whose test split is scored.
         reference: the teacher's ONNX file, run in turns with this one; None for the teacher.
-        before: the ONNX file of the stage that this one started from, if it is another one yet.
-        config: threads and batch of the latency.
-        seconds: the stage took.
-        details: the stage's own facts.
+        before: ONNX file of the stage that this one started from, unless it is one of the others.
+        config: threads and batch size.
+        facts: fields of the report that are not measured here.
     """
-    predicted = predict_split(path, data.test, title="scoring on the test split")
+    predicted = predict_split(path, data.test, title="scoring the test split")
     files = [path] if reference is None else [reference, path]
     latency = measure_latency(files, threads=config.threads, batch=config.batch)[-1]
     step = None
-    if before is not None:  # the teacher's ratios are minutes apart, and machines wander
+    if before is not None:  # ratios to the teacher are minutes apart, and machines drift
         step = measure_latency([before, path], threads=config.threads, batch=config.batch)[-1]
-    description = checkpoint.description
-    network = build_pruned(description)
     return StageReport(
         stage=checkpoint.stage,
         file=path.name,
-        parameters=count_parameters(network),
-        macs=count_macs(network, description.spec),
         size_bytes=path.stat().st_size,
         **dataclasses.asdict(accuracy(predicted, data.test.labels.numpy())),
         **dataclasses.asdict(latency),
         step_speedup_ci95=step.speedup_ci95 if step else None,
         operators=summarize(profile(path, threads=config.threads)),
-        seconds=seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         digest=checkpoint.digest,
-        parent=description.step.parent,
-        details=dict(details),
+        parent=checkpoint.description.step.parent,
         host=describe_host(),
+        **facts,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -14,20 +14,15 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from compress.architectures.spec import WEIGHT_FILES, Activation, Stem
-from compress.checkpoint import STAGES, FileName
 from compress.data.config import DataConfig
-from compress.distill.config import DistillConfig
 from compress.errors import CompressError
-from compress.export.config import ExportConfig
-from compress.files import parse_toml, read_text
+from compress.files import FileName, parse_toml, read_text
 from compress.measure.config import MeasureConfig
-from compress.prune.config import PruneConfig
-from compress.quantize.config import QuantizeConfig
+from compress.run.stages import STAGES
 from compress.settings import nearest, parse, settings_of, shown
-from compress.teacher.config import TeacherConfig
 
 MAX_SEED = 2**63 - 1
-"""Torch takes no larger one."""
+"""The largest that torch takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +36,15 @@ class Network:
     stem: Literal["auto", Stem] = "auto"
     """`auto`: small for images under 64 px."""
     activation: Activation = "own"
-    """`relu`: in place of HardSwish, SiLU and GELU, which cost time on integers."""
+    """`relu` replaces HardSwish, SiLU and GELU, which are slow in int8."""
     weights: FileName = ""
-    """To start from: a weights name of torchvision, or a .safetensors or .pth file, by its path
-    from the card's folder. Only the teacher's are used."""
+    """Initial weights: a torchvision weights name, or a .safetensors or .pth file, relative to the
+    card. Used for the teacher only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """Which network is the teacher, which the student."""
+    """The teacher and the student."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -60,32 +55,40 @@ class ModelCard:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Which stages run, in which order, with which settings."""
+    """Stages to run, with their settings."""
 
     description: str = ""
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = tuple(STAGES)
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     data: DataConfig = field(default=DataConfig())
     measure: MeasureConfig = field(default=MeasureConfig())
-    teacher: TeacherConfig = field(default=TeacherConfig())
-    distill: DistillConfig = field(default=DistillConfig())
-    prune: PruneConfig = field(default=PruneConfig())
-    quantize: QuantizeConfig = field(default=QuantizeConfig())
-    export: ExportConfig = field(default=ExportConfig())
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The config of each stage."""
 
 
 NAMED_PROBLEMS = 8
-"""Of a card, in a message."""
-SECTIONS = ("data", "measure", *STAGES)
+"""Problems of a card named in one message."""
+DEFAULTS = {
+    "data": DataConfig(),
+    "measure": MeasureConfig(),
+    **{name: stage.config for name, stage in STAGES.items()},
+}
+"""The sections of a recipe with their default settings."""
+HEAD = ("description", "stages", "seed")
+
+
+def sections_of(recipe: Recipe) -> dict[str, Any]:
+    """Returns a recipe's settings by section."""
+    return {"data": recipe.data, "measure": recipe.measure, **recipe.settings}
 
 
 def card_names() -> list[str]:
-    """Returns the names of the model cards that come with the program."""
+    """Returns the names of the built-in model cards."""
     return _names(files("compress.models"))
 
 
 def recipe_names() -> list[str]:
-    """Returns the names of the recipes that come with the program."""
+    """Returns the names of the built-in recipes."""
     return _names(files("compress.pipelines"))
 
 
@@ -93,10 +96,10 @@ def load_card(name: str) -> ModelCard:
     """Reads a model card by name, or from a .toml file by path.
 
     Raises:
-        CompressError: there is no such card, or something in it is wrong.
+        CompressError: there is no such card, or it is invalid.
     """
     card = parse_card(_read(name, files("compress.models"), "model"), name)
-    if card.teacher.weights.endswith(WEIGHT_FILES):  # a path beside the card
+    if card.teacher.weights.endswith(WEIGHT_FILES):  # a path relative to the card
         weights = str(Path(name).parent.resolve() / card.teacher.weights)
         if not Path(weights).is_file():
             raise CompressError(f"model {name}: there is no weights file {weights}")
@@ -105,14 +108,14 @@ def load_card(name: str) -> ModelCard:
 
 
 def parse_card(raw: Mapping[str, Any], name: str) -> ModelCard:
-    """Returns what a card's TOML says, or a checkpoint's copy of it.
+    """Validates the content of a card.
 
     Args:
-        raw: the content.
+        raw: the content, from TOML or from a checkpoint.
         name: of the card, for messages.
 
     Raises:
-        CompressError: something in it is wrong.
+        CompressError: it is invalid.
     """
     try:
         return TypeAdapter(ModelCard).validate_python(raw)
@@ -122,7 +125,7 @@ def parse_card(raw: Mapping[str, Any], name: str) -> ModelCard:
 
 
 def _card_problem(problem: ErrorDetails) -> str:
-    """Returns what is wrong in a card, in words."""
+    """Describes a problem of a card."""
     *section, key = (str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
         kind = Network if section else ModelCard
@@ -132,7 +135,7 @@ def _card_problem(problem: ErrorDetails) -> str:
 
 
 def check_stages(recipe: Recipe, first: str | None, last: str | None) -> None:
-    """Raises CompressError unless the stages to begin and end with are the recipe's, in order."""
+    """Raises CompressError unless `first` and `last` are stages of the recipe, in order."""
     for stage in (first, last):
         if stage is not None and stage not in recipe.stages:
             raise CompressError(
@@ -147,78 +150,89 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = 
 
     Args:
         name: of the recipe.
-        overrides: `section.key=value`, applied on top.
-        seed: instead of the recipe's.
+        overrides: settings to replace, as `section.key=value`.
+        seed: random seed; None: the recipe's.
 
     Raises:
         CompressError: there is no such recipe, or a setting is unknown or out of range.
     """
     raw = _read(name, files("compress.pipelines"), "recipe")
-    unknown = set(raw) - {field.name for field in dataclasses.fields(Recipe)}
-    if unknown:
-        bad = sorted(unknown)[0]
-        raise CompressError(f"recipe {name} has no section {bad!r}; {nearest(bad, SECTIONS)}")
-    stages = raw.get("stages", list(STAGES))
-    known = isinstance(stages, list) and stages == [stage for stage in STAGES if stage in stages]
-    if not known or "teacher" not in stages:
+    if unknown := sorted(set(raw) - {*HEAD, *DEFAULTS}):
         raise CompressError(
-            f"recipe {name}: stages must be some of {', '.join(STAGES)}, in this order and with "
-            f"teacher, got {shown(stages)}"
+            f"recipe {name} has no section {unknown[0]!r}; {nearest(unknown[0], DEFAULTS)}"
         )
-    for section in SECTIONS:
+    stages = _check_order(raw.get("stages", list(STAGES)), name)
+    sections = {}
+    for section, default in DEFAULTS.items():
         if not isinstance(given := raw.get(section, {}), Mapping):
             raise CompressError(
                 f"recipe {name}: {section} is a table of settings, got {shown(given)}"
             )
-    sections = {
-        section: parse(getattr(Recipe, section), raw.get(section, {}), section=section)
-        for section in SECTIONS
-    }
-    head = {key: value for key, value in raw.items() if key not in SECTIONS}
+        sections[section] = parse(default, given, section=section)
+    for override in overrides:
+        section, parsed = _override(sections, stages, override)
+        sections[section] = parsed
+    head = {key: value for key, value in raw.items() if key in HEAD}
     if seed is not None:
         head["seed"] = seed
+    data, measure = sections.pop("data"), sections.pop("measure")
     try:
-        recipe = TypeAdapter(Recipe).validate_python({**head, **sections, "stages": stages})
+        return TypeAdapter(Recipe).validate_python(
+            {**head, "stages": stages, "data": data, "measure": measure, "settings": sections}
+        )
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise CompressError(
             f"recipe {name}: {key}: {problem['msg']}, got {shown(problem['input'])}"
         ) from None
-    for override in overrides:
-        recipe = _override(recipe, override)
-    return recipe
 
 
 def recipe_settings(recipe: Recipe) -> list[tuple[str, str]]:
-    """Returns every setting as `--set` takes it, with the recipe's value, and its explanation."""
+    """Returns every setting in the form of `--set`, with the recipe's value, and its help."""
     return [
         (
             f"{section}.{setting.name}={setting.default}",
             f"{setting.help}  [{setting.allowed}]",
         )
-        for section in SECTIONS
-        for setting in settings_of(getattr(recipe, section))
+        for section, config in sections_of(recipe).items()
+        for setting in settings_of(config)
     ]
 
 
-def _override(recipe: Recipe, override: str) -> Recipe:
+def _check_order(stages: Any, name: str) -> list[str]:
+    """Returns a recipe's stages.
+
+    Raises:
+        CompressError: they are not stages, or not in order, or the first one is missing.
+    """
+    first = next(iter(STAGES))
+    in_order = isinstance(stages, list) and stages == [one for one in STAGES if one in stages]
+    if not in_order or first not in stages:
+        raise CompressError(
+            f"recipe {name}: stages must be some of {', '.join(STAGES)}, in this order and with "
+            f"{first}, got {shown(stages)}"
+        )
+    return list(stages)
+
+
+def _override(sections: Mapping[str, Any], stages: Sequence[str], override: str) -> tuple[str, Any]:
+    """Returns the section that `section.key=value` names, and its settings with it."""
     dotted, equals, value = override.partition("=")
     section, *path = dotted.strip().split(".")
     if not equals or not path:
         raise CompressError(f"--set takes section.key=value, got {override!r}")
-    if section not in SECTIONS:
-        raise CompressError(f"--set: no section {section!r}; {nearest(section, SECTIONS)}")
-    if section in STAGES and section not in recipe.stages:
+    if section not in sections:
+        raise CompressError(f"--set: no section {section!r}; {nearest(section, sections)}")
+    if section in STAGES and section not in stages:
         raise CompressError(
             f"--set {override}: the recipe has no stage {section!r}; its stages: "
-            f"{', '.join(recipe.stages)}"
+            f"{', '.join(stages)}"
         )
     given: Any = value.strip()
     for part in reversed(path):
         given = {part: given}
-    parsed = parse(getattr(recipe, section), given, section=section)
-    return dataclasses.replace(recipe, **{section: parsed})
+    return section, parse(sections[section], given, section=section)
 
 
 def _names(folder: Traversable) -> list[str]:
@@ -235,8 +249,7 @@ def _read(name: str, folder: Traversable, kind: str) -> Mapping[str, Any]:
         source = Path(name)
         if not source.is_file():
             raise CompressError(
-                f"there is no file {name}; a {kind} that comes with the program is named without "
-                ".toml"
+                f"there is no file {name}; built-in {kind}s are named without .toml"
             )
     if not source.is_file():
         raise CompressError(f"unknown {kind} {name!r}; {nearest(name, _names(folder))}")

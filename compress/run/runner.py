@@ -1,9 +1,10 @@
-"""Runs stages in order: skips what is done, resumes what was cut off, measures what came out."""
+"""Runs stages in order: skips finished ones, resumes interrupted ones, measures the results."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,25 @@ from compress.checkpoint import (
     REPORT_HTML,
     REPORT_JSON,
     REPORT_MD,
-    STAGES,
     Checkpoint,
+    NewNetwork,
+    Start,
     load_checkpoint,
-    require_stage,
     write_checkpoint,
 )
 from compress.data.load import Data, load_data
-from compress.distill import stage as distill_stage
-from compress.errors import CheckpointError, CompressError
-from compress.export import stage as export_stage
+from compress.errors import CompressError
 from compress.files import write_json, write_text
-from compress.kd.context import Context, Product
+from compress.kd.context import Context
 from compress.kd.teachers import Teacher, check_teacher, checkpoint_teacher
 from compress.log import say, warn
 from compress.measure.config import MeasureConfig
-from compress.measure.results import RunReport, StageReport, read_stage_report
+from compress.measure.results import RunReport, StageReport
 from compress.onnx_file import export_onnx
-from compress.prune import stage as prune_stage
-from compress.quantize import stage as quantize_stage
 from compress.report.html import figures_html
-from compress.report.render import ablation_text, stage_markdown
-from compress.run.folder import (
-    STORE,
-    begin,
-    check_target,
-    partial_folder,
-    put_in_place,
-    stage_folder,
-)
+from compress.report.render import ablation_text, speedup_text, stage_markdown
+from compress.run.folder import STORE, begin, check_target, partial_folder, put_in_place
 from compress.run.key import (
-    TIMED,
     Request,
     changed_settings,
     difference,
@@ -55,10 +44,11 @@ from compress.run.key import (
     split_warnings,
     stage_key,
 )
-from compress.run.measuring import measure_stage
+from compress.run.lookup import read_stage_report
+from compress.run.measuring import count, measure_stage
 from compress.run.recipe import ModelCard, Network, Recipe
 from compress.run.report import write_run_report
-from compress.teacher import stage as teacher_stage
+from compress.run.stages import STAGES, require_stage, stage_folder
 
 
 def run_recipe(
@@ -78,39 +68,39 @@ def run_recipe(
         card: teacher and student.
         recipe: stages and settings.
         data: the loaded data set.
-        folder: the run's; finished stages in it are taken over if nothing they depend on changed.
-        teachers: trained ones, instead of the card's; the first becomes the run's teacher.
-        first: run this stage and those after it even if they are done.
+        folder: the run's folder; finished stages in it are reused if nothing they depend on
+            changed.
+        teachers: trained teachers instead of the card's; the first becomes the run's teacher.
+        first: run this stage and those after it even if they are finished.
         last: stop after this stage.
-        remeasure: remember nothing that was measured before, and run stages anew that latency
-            decides.
+        remeasure: ignore cached measurements, and rerun the stages that latency decides.
 
     Raises:
         CompressError: a teacher does not fit the data, the card's student cannot be built, or a
-            stage's folder holds what is not ours.
+            stage's folder holds files that are not ours.
     """
     for stage in recipe.stages:
         check_target(stage_folder(folder, stage))
     for teacher in teachers:
         check_teacher(teacher, data)
-    if "distill" in recipe.stages:
-        build(model_spec(card.student, data))  # what is wrong is told now, not after the teacher
+    if any(STAGES[stage].makes == "student" for stage in recipe.stages):
+        build(model_spec(card.student, data))  # fail now, not after the teacher was trained
     parent = None
     again = False
     since = now() if remeasure else ""
     for stage in recipe.stages:
-        again = again or stage == first or (remeasure and stage in TIMED)
+        again = again or stage == first or (remeasure and STAGES[stage].timed)
         given = stage == "teacher" and bool(teachers)
         parent = run_stage(
             Request(
                 stage=stage,
-                config=getattr(recipe, stage),
+                config=recipe.settings[stage],
                 folder=stage_folder(folder, stage),
                 run=folder,
                 card=card,
                 parent=parent,
                 teachers=teachers,
-                data=_as_seen_by(teachers[0], data, recipe.seed) if given else data,
+                data=_resized_for(teachers[0], data, recipe.seed) if given else data,
                 measure=recipe.measure,
                 seed=recipe.seed,
                 again=again,
@@ -129,42 +119,30 @@ def run_stage(request: Request) -> Checkpoint:
     """Runs one stage, measures its result and puts its checkpoint in place.
 
     Everything is written into `<folder>.partial` and moved when complete: a checkpoint folder
-    that exists is finished, and a cut-off one is continued if it was made for the same key.
+    that exists is finished, and an interrupted stage is resumed if its key is the same.
     """
     folder, key = request.folder, stage_key(request)
     check_target(folder)
-    done = _done_before(request, key)
-    if done is not None:
+    if (done := _done_before(request, key)) is not None:
         return done
+    start = _start_of(request)
     _announce(request)
     warnings = split_warnings(request)
     for warning in warnings:
         warn(f"  warning: {warning}")
     earlier = begin(folder, key)
-    partial = partial_folder(folder)
-    context = Context(
-        data=request.data,
-        measure=request.measure,
-        seed=request.seed,
-        folder=partial,
-        store=(request.run or partial) / STORE,
-        teachers=request.teachers,
-    )
     started = time.perf_counter()
+    partial = partial_folder(folder)
     with measuring_for(partial, since=request.measured_since) as measurements:
-        product = _run(request, context)
+        product = STAGES[request.stage].run(start, request.config, _context(request, partial))
     seconds = earlier + time.perf_counter() - started
     checkpoint = write_checkpoint(
         partial,
-        product.model.state_dict(),
+        product,
         stage=request.stage,
-        spec=product.spec,
-        shapes=dict(product.shapes),
-        removed=product.removed,
-        quantized=product.quantized,
         lineage=(*lineage_of(request), new_step(request, key)),
     )
-    if "ship" not in product.details:  # the export stage has written its own files
+    if product.onnx_file is None:
         export_onnx(
             product.model,
             product.spec,
@@ -172,31 +150,69 @@ def run_stage(request: Request) -> Checkpoint:
             digest=checkpoint.digest,
             stage=request.stage,
         )
-    details = dict(product.details)
-    if findings := [*warnings, *details.get("findings", ())]:
-        details["findings"] = findings
-    if rows := measurements():
-        details["measurements"] = [dataclasses.asdict(row) for row in rows]
-    _measure(checkpoint, request, seconds, details)
+    facts = {
+        **count(product, start),
+        "seconds": seconds,
+        "findings": (*warnings, *product.findings),
+        "measurements": tuple(measurements()),
+        "result": product.result,
+    }
+    _measure(checkpoint, request, partial / (product.onnx_file or MODEL_FILE), facts)
     put_in_place(folder)
     return load_checkpoint(folder)
+
+
+def _start_of(request: Request) -> Start:
+    """Returns what a stage starts from.
+
+    Raises:
+        CheckpointError: its checkpoint is of a stage that it cannot follow.
+    """
+    stage, card, parent = STAGES[request.stage], request.card, request.parent
+    if parent is not None:
+        require_stage(parent.stage, stage, parent.folder)
+    if stage.makes == "teacher" and request.teachers:
+        given = request.teachers[0].checkpoint
+        assert given is not None, "read_teachers refuses an ONNX file in the first place"
+        return given
+    if stage.makes is None:
+        assert parent is not None
+        return parent
+    assert card is not None
+    network: Network = getattr(card, stage.makes)
+    return NewNetwork(spec=model_spec(network, request.data), weights=network.weights)
+
+
+def _context(request: Request, folder: Path) -> Context:
+    return Context(
+        data=request.data,
+        measure=request.measure,
+        seed=request.seed,
+        folder=folder,
+        store=(request.run or folder) / STORE,
+        teachers=request.teachers,
+    )
 
 
 def _done_before(request: Request, key: str) -> Checkpoint | None:
     """Returns the stage's checkpoint if it was made for the same key, measured as asked."""
     folder = request.folder
-    done = None if request.again else _finished(folder, key)
-    if done is None and not request.again and _finished(partial_folder(folder), key):
-        put_in_place(folder)  # killed in the last moment
+    if request.again:
+        return None
+    done = _finished(folder, key)
+    if done is None and _finished(partial_folder(folder), key):
+        put_in_place(folder)  # killed at the last moment
         done = load_checkpoint(folder)
     if done is None:
         return None
     report = read_stage_report(folder)
-    say(f"{request.stage}: done before, top-1 {report.top1:.2f} %", style="bold")
+    say(f"{request.stage}: already done, top-1 {report.top1:.2f} %", style="bold")
     if _measured_otherwise(report, request.measure):
         wanted = request.measure
         say(f"  measuring again: threads {wanted.threads}, batch {wanted.batch}")
-        _measure(done, request, report.seconds, report.details)
+        kept = ("parameters", "macs", "seconds", "findings", "measurements", "result")
+        facts = {name: getattr(report, name) for name in kept}
+        _measure(done, request, folder / report.file, facts)
     return done
 
 
@@ -225,53 +241,12 @@ def model_spec(network: Network, data: Data) -> ModelSpec:
     )
 
 
-def _as_seen_by(teacher: Teacher, data: Data, seed: int) -> Data:
-    """Returns the data set in the teacher's image size."""
+def _resized_for(teacher: Teacher, data: Data, seed: int) -> Data:
+    """Returns the data set at the teacher's image size."""
     size = teacher.preprocess.size
     if size == data.preprocess.size:
         return data
     return load_data(data.name, dataclasses.replace(data.config, size=size), seed=seed)
-
-
-def find_origin(checkpoint: Checkpoint) -> Checkpoint | None:
-    """Returns the checkpoint that one was made from, if it still lies in the same run."""
-    wanted = checkpoint.description.step.parent
-    for stage in STAGES:
-        folder = stage_folder(checkpoint.folder.parent, stage)
-        if folder.is_dir() and folder != checkpoint.folder:
-            try:
-                other = load_checkpoint(folder)
-            except CheckpointError:
-                continue  # a damaged neighbor is not the one looked for
-            if other.digest == wanted:
-                return other
-    return None
-
-
-def _run(request: Request, context: Context) -> Product:
-    """Hands the request to its stage."""
-    stage, card, parent, config = request.stage, request.card, request.parent, request.config
-    if stage == "teacher":
-        if request.teachers:
-            return teacher_stage.take(request.teachers[0])
-        assert card is not None
-        spec = model_spec(card.teacher, request.data)
-        return teacher_stage.run(spec, card.teacher.weights, config, context)
-    assert parent is not None
-    if stage == "distill":
-        assert card is not None
-        require_stage(parent, ("teacher",), wanted_by=stage)
-        return distill_stage.run(model_spec(card.student, request.data), config, context)
-    if stage == "prune":
-        require_stage(parent, ("teacher", "distill", "prune"), wanted_by=stage)
-        return prune_stage.run(parent, config, context)
-    if stage == "quantize":
-        require_stage(parent, ("teacher", "distill", "prune"), wanted_by=stage)
-        return quantize_stage.run(parent, config, context)
-    assert stage == "export", stage
-    require_stage(parent, ("teacher", "distill", "prune", "quantize"), wanted_by=stage)
-    origin = find_origin(parent) if parent.description.quantized else None
-    return export_stage.run(parent, origin, config, context)
 
 
 def _finished(folder: Path, key: str) -> Checkpoint | None:
@@ -287,7 +262,9 @@ def _finished(folder: Path, key: str) -> Checkpoint | None:
     return checkpoint if checkpoint.key == key else None
 
 
-def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: Any) -> None:
+def _measure(
+    checkpoint: Checkpoint, request: Request, path: Path, facts: Mapping[str, Any]
+) -> None:
     """Measures a stage's ONNX file and writes the stage's report."""
     folder, parent = checkpoint.folder, request.parent
     reference = before = None
@@ -297,22 +274,21 @@ def _measure(checkpoint: Checkpoint, request: Request, seconds: float, details: 
         before = parent.folder / MODEL_FILE
     report = measure_stage(
         checkpoint,
-        folder / details.get("ship", MODEL_FILE),
+        path,
         request.data,
         reference=reference,
         before=before,
         config=request.measure,
-        seconds=seconds,
-        details=details,
+        facts=facts,
     )
     write_json(folder / REPORT_JSON, report)
     if figures := figures_html(report):
         write_text(folder / REPORT_HTML, figures)
     write_text(folder / REPORT_MD, stage_markdown(report))
-    faster = f", {report.speedup:.1f}x faster than the teacher" if reference else ""
-    say(f"  top-1 {report.top1:.2f} %, {report.latency_ms_p50:.3f} ms{faster}")
-    if "alone" in details:
-        say(f"  {ablation_text(report)}")
+    speed = f", {speedup_text(report.speedup)} the teacher" if reference else ""
+    say(f"  top-1 {report.top1:.2f} %, {report.latency_ms_p50:.3f} ms{speed}")
+    if ablation := ablation_text(report):
+        say(f"  {ablation}")
 
 
 def _measured_otherwise(report: StageReport, config: MeasureConfig) -> bool:

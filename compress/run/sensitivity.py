@@ -1,4 +1,4 @@
-"""What each layer of a float checkpoint would lose and gain in int8."""
+"""The int8 sensitivity of each layer of a float checkpoint."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def analyze_layers(
     """Measures each layer of a float checkpoint and writes the report into its folder.
 
     Args:
-        folder: of the checkpoint.
-        config: how it would be quantized.
-        images: validation images to score.
-        remeasure: remember nothing that was measured before.
+        folder: the checkpoint.
+        config: quantization settings.
+        images: number of validation images to score.
+        remeasure: ignore cached measurements.
 
     Raises:
         CompressError: the checkpoint is quantized already.
     """
     checkpoint = load_checkpoint(folder)
     if checkpoint.description.quantized is not None:
-        raise CompressError(f"{folder} is quantized already; name the float checkpoint before it")
+        raise CompressError(f"{folder} is already quantized; name a float checkpoint")
     data, measure = data_of(checkpoint), measure_of(folder)
     since = now() if remeasure else ""
     with TemporaryDirectory() as scratch, measuring_for(Path(scratch), since=since) as measurements:

@@ -1,4 +1,4 @@
-"""What the commands do that are not a whole run: one stage, a score, a comparison, a picture."""
+"""Running one stage on a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from compress.cache import now
-from compress.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
+from compress.checkpoint import Checkpoint, find_origin, is_checkpoint, load_checkpoint
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.errors import CompressError
 from compress.kd.teachers import read_teachers
 from compress.log import say, warn
 from compress.measure.config import MeasureConfig
-from compress.measure.results import read_stage_report
-from compress.run.folder import check_target, owned_folder, owned_run, stage_folder
+from compress.run.folder import check_target, owned_folder, owned_run
 from compress.run.key import Request
-from compress.run.lookup import is_run, newest_stage_before
+from compress.run.lookup import is_run, newest_stage_before, read_stage_report
 from compress.run.recipe import parse_card
 from compress.run.report import write_run_report
-from compress.run.runner import find_origin, run_stage
+from compress.run.runner import run_stage
+from compress.run.stages import STAGES, require_stage, stage_folder
 from compress.settings import parse
 
 RUNS = Path("runs")
@@ -38,32 +38,33 @@ def run_single_stage(
     """Runs one stage on a checkpoint.
 
     Args:
-        stage: its name.
-        config: its settings.
-        source: the checkpoint to start from; None takes the newest run's stage before.
-        out: folder of the result; None puts it beside the source.
-        teachers: see `read_teachers`; none takes the teacher of the source's run.
-        remeasure: run it anew, and remember nothing that was measured before.
+        stage: name of the stage.
+        config: settings of the stage.
+        source: checkpoint to start from; None: the previous stage of the newest run.
+        out: folder of the result; None: next to the source.
+        teachers: see `read_teachers`; empty: the teacher of the source's run.
+        remeasure: run even if finished, and ignore cached measurements.
 
     Raises:
-        CompressError: the source or the teacher cannot be found or is of the wrong stage, or the
-            folder of the result holds what is not ours.
+        CompressError: the source or the teacher is missing or of the wrong stage, or the folder of
+            the result holds files that are not ours.
     """
     if source is None:
         source = newest_stage_before(stage, RUNS)
         say(f"from {source}")
     parent = load_checkpoint(source)
+    require_stage(parent.stage, STAGES[stage], source)
     before = parent.description.step.parent
     in_run = source == stage_folder(source.parent, parent.stage)
     if in_run and before is not None and find_origin(parent) is None:
         warn(
-            f"warning: {source} was made from an earlier version of the stage before "
-            "it; run that stage again first"
+            f"warning: {source} was made from an earlier version of the previous stage; rerun "
+            "it first"
         )
     if not teachers:
         teachers = [str(stage_folder(source.parent, "teacher"))]
         if not is_checkpoint(Path(teachers[0])):
-            raise CompressError(f"there is no teacher in {teachers[0]}; name one with --teacher")
+            raise CompressError(f"no teacher in {teachers[0]}; name one with --teacher")
     folder = out or stage_folder(source.parent, stage)
     run = folder.parent if is_run(folder.parent) else None
     if run is not None and folder != stage_folder(run, stage):
@@ -74,7 +75,7 @@ def run_single_stage(
         for taken in (source, *(teacher.path for teacher in given)):
             if taken.resolve() == folder.resolve():
                 raise CompressError(
-                    f"{folder} is what the stage starts from and would be replaced; choose another "
+                    f"{folder} is an input of this stage and would be replaced; choose another "
                     "folder with --out"
                 )
         cards = [step.card for step in parent.description.lineage if step.card is not None]
@@ -100,18 +101,13 @@ def run_single_stage(
 
 
 def measure_of(folder: Path) -> MeasureConfig:
-    """Returns the yardstick's settings that a stage was measured with."""
+    """Returns the settings that a stage was measured with."""
     report = read_stage_report(folder)
     return MeasureConfig(threads=report.threads, batch=report.batch)
 
 
 def data_of(checkpoint: Checkpoint) -> Data:
-    """Loads the data set that a checkpoint was made with."""
+    """Loads a checkpoint's data set."""
     step = checkpoint.description.step
     config = parse(DataConfig(), step.data_config, section="data")
     return load_data(step.data, config, seed=step.seed)
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Tells whether a folder is a checkpoint's, whole or not."""
-    return (folder / DESCRIPTION).is_file()

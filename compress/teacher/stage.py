@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 from compress.architectures.build import build
-from compress.architectures.spec import ModelSpec
 from compress.architectures.weights import load_weights
+from compress.checkpoint import Checkpoint, Product, Start
 from compress.distributed import everywhere
 from compress.errors import CompressError
 from compress.int8.restore import load_model
-from compress.kd.context import Context, Product
-from compress.kd.teachers import Teacher
+from compress.kd.context import Context
 from compress.log import warn
 from compress.teacher.config import TeacherConfig
+from compress.teacher.result import TeacherResult
 from compress.train.diagnosis import diagnose
 from compress.train.epoch import label_loss
 from compress.train.loop import train
@@ -24,29 +24,30 @@ UNTRAINED = (
 )
 
 
-def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) -> Product:
-    """Builds and trains the teacher.
+def run(start: Start, config: TeacherConfig, context: Context) -> Product:
+    """Trains the teacher, or returns a trained one as it is.
 
     Args:
-        spec: network to train.
-        weights: see `load_weights`; empty for random initialization.
+        start: network to train, or a checkpoint of any stage.
         config: settings of the stage.
         context: data, seed and folder.
 
     Raises:
         CompressError: the weights do not fit the network and there is no training.
     """
+    if isinstance(start, Checkpoint):
+        return _take(start)
     torch.manual_seed(context.seed)
-    model = build(spec)
-    left_out = load_weights(model.network, spec.architecture, weights)
+    model = build(start.spec)
+    left_out = load_weights(model.network, start.spec.architecture, start.weights)
     if left_out and not config.train.epochs:
         raise CompressError(
-            f"{weights} does not fit the network ({', '.join(left_out)}) and there is no training; "
-            "set the stem in the card to that of the weights, use data with the same number of "
-            "classes and channels, or set teacher.train.epochs"
+            f"{start.weights} does not fit the network ({', '.join(left_out)}) and there is no "
+            "training; set the stem in the card to that of the weights, use data with the same "
+            "number of classes and channels, or set teacher.train.epochs"
         )
     if left_out:
-        warn(f"  initialized at random, not from {weights}: {', '.join(left_out)}")
+        warn(f"  initialized at random, not from {start.weights}: {', '.join(left_out)}")
     history = everywhere(
         train,
         model,
@@ -57,24 +58,23 @@ def run(spec: ModelSpec, weights: str, config: TeacherConfig, context: Context) 
         folder=context.folder,
         title="teacher",
     )
-    findings = [str(finding) for finding in diagnose(history, len(spec.class_names), "teacher")]
-    if not history and not weights:
+    classes = len(start.spec.class_names)
+    findings = [str(finding) for finding in diagnose(history, classes, "teacher")]
+    if not history and not start.weights:
         findings.append(UNTRAINED)
     for finding in findings:
         warn(f"  {finding}")
-    details = {"epochs": len(history), "findings": findings}
-    return Product(model=model, spec=spec, details=details)
+    result = TeacherResult(epochs=len(history))
+    return Product(model=model, spec=start.spec, result=result, findings=tuple(findings))
 
 
-def take(teacher: Teacher) -> Product:
-    """Returns the checkpoint of a trained teacher, of any stage, unchanged."""
-    assert teacher.checkpoint is not None
-    description = teacher.checkpoint.description
+def _take(checkpoint: Checkpoint) -> Product:
+    description = checkpoint.description
     return Product(
-        model=load_model(teacher.checkpoint),
+        model=load_model(checkpoint),
         spec=description.spec,
         shapes=description.shapes,
         removed=description.removed,
         quantized=description.quantized,
-        details={"taken_from": str(teacher.path)},
+        result=TeacherResult(taken_from=str(checkpoint.folder)),
     )

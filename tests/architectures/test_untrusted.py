@@ -9,16 +9,18 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from torch import nn
 from torchvision import models
 
 from compress.architectures.build import build
 from compress.architectures.sources import TIMM_FLOOR, torchvision_names
 from compress.architectures.spec import ModelSpec
 from compress.architectures.weights import load_weights
-from compress.checkpoint import load_checkpoint, write_checkpoint
+from compress.checkpoint import Product, load_checkpoint, write_checkpoint
 from compress.cli.main import main
 from compress.data.load import Data
 from compress.int8.restore import load_model
+from compress.teacher.result import TeacherResult
 from tests.conftest import student_spec, torchvision_spec
 
 ROOT = Path(__file__).parents[2]
@@ -271,7 +273,8 @@ def test_a_checkpoint_runs_nothing(hub: Path, tmp_path: Path, marker: Path, digi
             class_names=digits.class_names,
             preprocess=digits.preprocess,
         )
-        write_checkpoint(tmp_path, {"a": torch.zeros(1)}, stage="teacher", spec=spec, lineage=())
+        product = Product(model=nn.Linear(1, 1), spec=spec, result=TeacherResult())
+        write_checkpoint(tmp_path, product, stage="teacher", lineage=())
         with pytest.raises(ValueError, match=f"does not take the argument '{argument}'"):
             load_model(load_checkpoint(tmp_path))
         assert not marker.exists()

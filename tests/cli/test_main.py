@@ -171,7 +171,7 @@ def test_qat_trains_and_converts(run_copy: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     report = json.loads((out / "report.json").read_text())
-    assert report["details"]["method"] == "qat"
+    assert report["result"]["method"] == "qat"
     assert report["top1"] > 90
 
 
@@ -194,8 +194,8 @@ def test_calibration_takes_what_there_is(run_copy: Path, tmp_path: Path) -> None
     command = ["quantize", "--calib", "100000", "--method", "ptq", "--in", run_copy / "2-prune"]
     result = call(*command, "--out", out)
     assert result.exit_code == 0, result.output
-    details = json.loads((out / "report.json").read_text())["details"]
-    assert details["calibration_images"] == 1322  # all of the digits' training images
+    result = json.loads((out / "report.json").read_text())["result"]
+    assert result["calibration_images"] == 1322  # all of the digits' training images
 
 
 @pytest.mark.parametrize(

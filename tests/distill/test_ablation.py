@@ -54,11 +54,11 @@ def test_the_report_says_whether_distillation_helped(run_copy: Path) -> None:
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     (_, report) = json.loads((run_copy / "report.json").read_text())["stages"][:2]
-    alone = report["details"]["alone"]
+    alone = report["result"]["alone"]
     assert alone["top1"] > 80
     assert alone["epochs"] > alone["kd_epochs"] / 2
-    assert f"alone {alone['top1']:.2f} %" in result.output
+    assert f"{alone['top1']:.2f} % on labels alone" in result.output
     assert not list(run_copy.rglob("training.pt"))
-    line = f"with it {report['top1']:.2f} % in {alone['kd_epochs']} epochs"
+    line = f"{report['top1']:.2f} % with the teacher, {alone['kd_epochs']} epochs in"
     assert line in (run_copy / "1-distill" / "report.md").read_text()
     assert result.output.count(line) == 2  # when the stage ends, and below the run's table

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from compress.checkpoint import NewNetwork, Product
 from compress.data.load import Data
 from compress.distill.config import DistillConfig
+from compress.distill.result import DistillResult
 from compress.distill.stage import run
 from compress.kd.config import KDConfig
-from compress.kd.context import Context, Product
+from compress.kd.context import Context
 from compress.kd.teachers import checkpoint_teacher
 from compress.measure.config import MeasureConfig
 from compress.train.config import TrainConfig
@@ -32,7 +34,7 @@ def distilled(data: Data, folder: Path, seed: int) -> Product:
         store=folder / "store",
         teachers=(checkpoint_teacher(teacher, weight=2.5),),
     )
-    return run(student_spec(data), CONFIG, context)
+    return run(NewNetwork(spec=student_spec(data)), CONFIG, context)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +45,15 @@ def product(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Product:
 def test_the_product_is_the_trained_student(digits: Data, product: Product) -> None:
     assert product.spec == student_spec(digits)
     assert product.model.training is False
-    assert product.details["epochs"] == 1
-    assert product.details["loss"] == (
+    result = product.result
+    assert isinstance(result, DistillResult)
+    assert result.epochs == 1
+    assert result.loss == (
         "0.25 dist (temperature 4) + 0.75 labels; stored teacher logits, 1 view per image"
     )
-    (teacher,) = product.details["teachers"]
+    (teacher,) = result.teachers
     assert teacher.endswith("teacher (weight 2.5)")
-    assert "alone" not in product.details
+    assert result.alone is None
 
 
 def test_the_seed_decides_initialization_and_training(

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import fx
 
-from compress.checkpoint import Checkpoint, QuantizedLayout, load_checkpoint, write_checkpoint
+from compress.checkpoint import (
+    Checkpoint,
+    Product,
+    QuantizedLayout,
+    load_checkpoint,
+    write_checkpoint,
+)
 from compress.data.load import Data
 from compress.errors import CheckpointError
 from compress.int8.conversion import convert
@@ -26,10 +32,8 @@ def saved_int8(
     folder.mkdir()
     write_checkpoint(
         folder,
-        network.state_dict(),
+        Product(model=network, spec=student_spec(data), quantized=layout, result=None),
         stage="quantize",
-        spec=student_spec(data),
-        quantized=layout,
         lineage=(),
     )
     return load_checkpoint(folder)

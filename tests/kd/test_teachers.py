@@ -99,7 +99,7 @@ def test_a_run_with_several_teachers(finished_run: Path, tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     teacher, student = json.loads((tmp_path / "run" / "report.json").read_text())["stages"]
     assert load_checkpoint(tmp_path / "run" / "0-teacher").digest == load_checkpoint(small).digest
-    assert teacher["details"]["taken_from"] == str(small)
+    assert teacher["result"]["taken_from"] == str(small)
     assert student["parameters"] < teacher["parameters"]  # wider, but two blocks fewer
     assert student["top1"] > 90
     assert (

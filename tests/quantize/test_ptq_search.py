@@ -11,7 +11,6 @@ from compress.int8.layer_profile import LayerCost
 from compress.int8.ptq import Score
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.ptq_search import (
-    Attempt,
     Candidate,
     Trials,
     _fall_back_to_float,
@@ -19,6 +18,7 @@ from compress.quantize.ptq_search import (
     better,
     search,
 )
+from compress.quantize.result import Attempt
 from compress.train.evaluate import evaluate
 from tests.int8.helpers import PLAN, trained_student
 

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 
 from compress.cli.main import main
 from compress.data.load import Data
-from compress.measure.results import read_stage_report
 from compress.quantize import stage
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.ptq_search import Trials
+from compress.run.lookup import read_stage_report
 from tests.int8.helpers import PLAN, trained_student
 from tests.quantize.helpers import context_for
 
@@ -27,20 +27,20 @@ def quantize(run: Path, *options: str) -> Path:
 
 def test_the_report_lists_the_attempts(run_copy: Path) -> None:
     report = read_stage_report(quantize(run_copy, "--reduce-range", "--max-drop", "100"))
-    details = report.details
-    assert details["method"] == "ptq"
-    assert details["attempts"][0]["name"] == "mse ranges"
-    assert details["calibration_images"] == 256
-    assert details["without_vnni"]["layers"] == []
-    assert details["without_vnni"]["top1"] == details["without_vnni"]["top1_saturated"]
+    result = report.result
+    assert result.method == "ptq"
+    assert result.attempts[0].name == "mse ranges"
+    assert result.calibration_images == 256
+    assert result.without_vnni.layers == ()
+    assert result.without_vnni.top1 == result.without_vnni.top1_saturated
 
 
 def test_what_qat_trains_is_what_ships(run_copy: Path) -> None:
     out = quantize(run_copy, "--method", "qat", "--epochs", "1", "--min-steps", "30")
     report = read_stage_report(out)
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    assert report.details["method"] == "qat"
-    assert report.details["attempts"][-1]["drop"] < 3.0
+    assert report.result.method == "qat"
+    assert report.result.attempts[-1].drop < 3.0
     result = CliRunner().invoke(main, ["evaluate", str(out), "--split", "validation"])
     scored = float(result.output.split("top-1 ")[1].split()[0])
     assert abs(scored - history[-1]["validation_top1"]) <= 1.0  # one image in 116
@@ -48,10 +48,10 @@ def test_what_qat_trains_is_what_ships(run_copy: Path) -> None:
 
 def test_reduced_range_keeps_its_layers_when_trained(run_copy: Path) -> None:
     options = ("--reduce-range", "--method", "qat", "--epochs", "1", "--min-steps", "5")
-    details = read_stage_report(quantize(run_copy, *options)).details
-    assert details["method"] == "qat"
-    assert details["reduced_layers"]
-    assert not set(details["without_vnni"]["layers"]) & set(details["reduced_layers"])
+    result = read_stage_report(quantize(run_copy, *options)).result
+    assert result.method == "qat"
+    assert result.reduced_layers
+    assert not set(result.without_vnni.layers) & set(result.reduced_layers)
 
 
 DECISIONS: list[tuple[Literal["auto", "ptq", "qat"], float, float, bool, bool]] = [

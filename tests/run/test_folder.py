@@ -146,7 +146,7 @@ def test_a_report_is_written_into_runs_only(run_copy: Path) -> None:
     (home / "report.md").write_text("my thesis")
     result = call("report", home)
     assert result.exit_code == 2
-    assert "is no run of compress" in result.output
+    assert "is not a run folder" in result.output
     assert (home / "report.md").read_text() == "my thesis"
 
 

@@ -10,18 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 import compress
 from compress.architectures.code_digest import code_digest
-from compress.checkpoint import DESCRIPTION, load_checkpoint, write_checkpoint
+from compress.checkpoint import DESCRIPTION, Product, load_checkpoint, write_checkpoint
 from compress.cli.main import main
 from compress.data.load import Data
 from compress.errors import CheckpointError
 from compress.measure.config import MeasureConfig
-from compress.measure.results import read_stage_report
 from compress.run.key import Request, stage_key
+from compress.run.lookup import read_stage_report
 from compress.run.recipe import load_card
 from compress.teacher.config import TeacherConfig
+from compress.teacher.result import TeacherResult
 from tests.conftest import saved, student_spec
 
 PACKAGE = Path(compress.__file__).parent
@@ -49,12 +51,12 @@ def test_the_same_tensors_used_otherwise_are_another_network(
     """Stored teacher logits and finished stages are found by this digest."""
     first = saved(tmp_path / "first", student_spec(digits), digits)
     spec = dataclasses.replace(first.spec, **{field: value})  # type: ignore[arg-type]
-    tensors = {"weight": torch.zeros(3)}
+    model = nn.BatchNorm2d(3)
     digests = set()
     for name, one in (("teacher", first.spec), ("distill", spec), ("prune", first.spec)):
         (tmp_path / name).mkdir()
-        facts = {"stage": name, "spec": one, "lineage": ()}
-        written = write_checkpoint(tmp_path / name, tensors, **facts)
+        product = Product(model=model, spec=one, result=TeacherResult())
+        written = write_checkpoint(tmp_path / name, product, stage=name, lineage=())
         assert load_checkpoint(tmp_path / name).digest == written.digest
         digests.add(written.digest)
     assert len(digests) == 2  # which stage made it does not matter
@@ -215,7 +217,7 @@ def test_a_file_alone_has_no_validation_split(other_split: Path, tmp_path: Path)
     file = shutil.copy(other_split / "model.onnx", tmp_path)
     result = call("evaluate", file, "--split", "validation", "--data", "digits")
     assert result.exit_code == 2
-    assert "which images it was trained on" in result.output
+    assert "its training images are unknown" in result.output
     assert call("evaluate", file, "--data", "digits").exit_code == 0
 
 
@@ -229,7 +231,7 @@ def test_a_teacher_that_may_have_seen_the_validation_images_is_told(
     said = "was trained on another split (digits, seed 3, validation = 0.2)"
     assert said in " ".join(result.output.split())
     assert said in (out / "report.md").read_text()
-    (finding,) = read_stage_report(out / "0-teacher").details["findings"]
+    (finding,) = read_stage_report(out / "0-teacher").findings
     assert said in finding
     same = call(*command[:-1], tmp_path / "same", "--teacher", out / "0-teacher")
     assert said in " ".join(same.output.split()), "it is handed on with what it was taken from"

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from compress.prune.config import PruneConfig
 from compress.run.recipe import (
-    Recipe,
     card_names,
     check_stages,
     load_card,
@@ -24,9 +24,9 @@ def test_each_recipe_reads(name: str) -> None:
 
 def test_overrides_lie_on_top_of_the_recipe() -> None:
     recipe = load_recipe("default", ["prune.macs_ratio=0.25", "prune.train.epochs=1"])
-    assert recipe.prune.macs_ratio == 0.25
-    assert recipe.prune.train.epochs == 1
-    assert recipe.prune.train.lr == Recipe.prune.train.lr
+    assert recipe.settings["prune"].macs_ratio == 0.25
+    assert recipe.settings["prune"].train.epochs == 1
+    assert recipe.settings["prune"].train.lr == PruneConfig().train.lr
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from compress.checkpoint import STAGES, load_checkpoint
+from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
-from compress.measure.results import read_stage_report
-from compress.run.folder import WORK_FILE, begin, stage_folder
+from compress.run.folder import WORK_FILE, begin
+from compress.run.lookup import read_stage_report
+from compress.run.stages import STAGES, stage_folder
 from tests.conftest import RUN_SETTINGS
 
 # Golden results of the run in conftest.py: least top-1 in percent, most bytes, most parameters.
@@ -45,9 +46,9 @@ def test_the_file_to_ship_is_small_fast_and_equals_torch(finished_run: Path) -> 
     export = read_stage_report(finished_run / "4-export")
     assert export.speedup > 5
     assert teacher.size_bytes > 25 * export.size_bytes
-    for parity in export.details["parity"].values():
-        assert parity["top1_agreement"] >= 99.7  # one of 359 images
-    assert export.details["ship"] in export.details["files"]
+    for parity in export.result.parity.values():
+        assert parity.top1_agreement >= 99.7  # one of 359 images
+    assert export.result.ship in export.result.files
 
 
 def test_the_reports_are_written_for_machines_and_people(finished_run: Path) -> None:

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from compress.architectures.build import build
-from compress.checkpoint import load_checkpoint
+from compress.checkpoint import NewNetwork, Product, load_checkpoint
 from compress.data.load import Data
 from compress.errors import CompressError
 from compress.int8.restore import load_model
-from compress.kd.context import Context, Product
-from compress.kd.teachers import checkpoint_teacher
+from compress.kd.context import Context
 from compress.measure.config import MeasureConfig
 from compress.teacher.config import TeacherConfig
-from compress.teacher.stage import UNTRAINED, run, take
+from compress.teacher.result import TeacherResult
+from compress.teacher.stage import UNTRAINED, run
 from compress.train.config import TrainConfig
 from tests.conftest import student_spec
 
@@ -38,12 +38,12 @@ def same(first: Product, second: Product) -> bool:
 
 def test_the_seed_decides_the_weights(context: Context, tmp_path: Path) -> None:
     spec = student_spec(context.data)
-    first = run(spec, "", ZERO_EPOCHS, context)
+    first = run(NewNetwork(spec=spec), ZERO_EPOCHS, context)
     torch.manual_seed(99)
-    assert same(first, run(spec, "", ZERO_EPOCHS, context)) is True
-    trained = run(spec, "", ONE_EPOCH, context)
+    assert same(first, run(NewNetwork(spec=spec), ZERO_EPOCHS, context)) is True
+    trained = run(NewNetwork(spec=spec), ONE_EPOCH, context)
     assert same(first, trained) is False
-    assert trained.details == {"epochs": 1, "findings": []}
+    assert (trained.result, trained.findings) == (TeacherResult(epochs=1), ())
     assert (tmp_path / "history.jsonl").is_file()
 
 
@@ -52,17 +52,17 @@ def test_zero_epochs_take_weights_as_they_are(context: Context, tmp_path: Path) 
     torch.manual_seed(7)
     network = build(spec).network
     torch.save(network.state_dict(), tmp_path / "ours.pth")
-    product = run(spec, str(tmp_path / "ours.pth"), ZERO_EPOCHS, context)
+    product = run(NewNetwork(spec=spec, weights=str(tmp_path / "ours.pth")), ZERO_EPOCHS, context)
     taken = product.model.network.state_dict()  # type: ignore[union-attr]
     torch.testing.assert_close(taken, network.state_dict(), rtol=0, atol=0)
-    assert product.details == {"epochs": 0, "findings": []}
+    assert (product.result, product.findings) == (TeacherResult(epochs=0), ())
 
 
 def test_random_weights_without_training_are_reported(
     context: Context, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    product = run(student_spec(context.data), "", ZERO_EPOCHS, context)
-    assert product.details["findings"] == [UNTRAINED]
+    product = run(NewNetwork(spec=student_spec(context.data)), ZERO_EPOCHS, context)
+    assert product.findings == (UNTRAINED,)
     assert UNTRAINED in capsys.readouterr().err
 
 
@@ -75,17 +75,17 @@ def test_weights_of_another_shape_need_training(
     state[last] = torch.zeros(7)
     torch.save(state, weights)
     with pytest.raises(CompressError, match="does not fit the network .* set teacher.train.epochs"):
-        run(spec, str(weights), ZERO_EPOCHS, context)
-    run(spec, str(weights), ONE_EPOCH, context)
+        run(NewNetwork(spec=spec, weights=str(weights)), ZERO_EPOCHS, context)
+    run(NewNetwork(spec=spec, weights=str(weights)), ONE_EPOCH, context)
     assert f"initialized at random, not from {weights}: {last}" in capsys.readouterr().err
 
 
-def test_a_trained_teacher_is_taken_unchanged(finished_run: Path) -> None:
+def test_a_trained_teacher_is_taken_unchanged(finished_run: Path, context: Context) -> None:
     checkpoint = load_checkpoint(finished_run / "2-prune")
-    product = take(checkpoint_teacher(checkpoint))
+    product = run(checkpoint, ONE_EPOCH, context)
     expected = load_model(checkpoint).state_dict()
     torch.testing.assert_close(product.model.state_dict(), expected, rtol=0, atol=0)
     assert product.spec == checkpoint.spec
     assert product.shapes == checkpoint.description.shapes
     assert product.removed == checkpoint.description.removed
-    assert product.details == {"taken_from": str(finished_run / "2-prune")}
+    assert product.result == TeacherResult(taken_from=str(finished_run / "2-prune"))

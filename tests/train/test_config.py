@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from compress.run.recipe import Recipe
 from compress.settings import parse
+from compress.teacher.config import TeacherConfig
 from compress.train.config import MUON, TrainConfig
 
 
@@ -63,4 +63,4 @@ def test_defaults_with_muon() -> None:
 )
 def test_values_out_of_range_are_refused(setting: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"teacher.train.{setting}"):
-        parse(Recipe.teacher, {"train": {setting: value}}, section="teacher")
+        parse(TeacherConfig(), {"train": {setting: value}}, section="teacher")

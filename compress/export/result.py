@@ -1,0 +1,19 @@
+"""The figures of stage export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compress.export.parity import Parity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """The exported files, and which one to ship."""
+
+    files: tuple[str, ...]
+    parity: Mapping[str, Parity]
+    """By file."""
+    ship: str
+    reason: str

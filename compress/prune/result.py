@@ -1,0 +1,48 @@
+"""The figures of stage prune."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compress.measure.results import Count, Percent, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterationResult:
+    """One iteration: target, measured outcome, and validation top-1 in PyTorch."""
+
+    target_ms: float
+    predicted_ms: Positive
+    measured_ms: Positive
+    size_bytes: Count
+    macs: Count
+    tries: Count
+    top1_raw: Percent
+    top1_batchnorm: Percent
+    """With re-estimated BatchNorm statistics."""
+    top1_trained: Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Width:
+    """Output channels of one layer."""
+
+    layer: str
+    before: Count
+    after: Count
+    """0: the layer was removed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """What was pruned, and its effect on latency and accuracy."""
+
+    precision: str
+    importance: str
+    unpruned_ms: Positive
+    iterations: tuple[IterationResult, ...]
+    widths: tuple[Width, ...]
+    removed_blocks: tuple[str, ...]
+    not_pruned: Mapping[str, str]
+    """Layers that kept their channels, and why."""

@@ -1,0 +1,33 @@
+"""The figures of stage quantize."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compress.int8.saturation import Saturation
+from compress.measure.results import Count, Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One way of quantizing that was tried; validation figures, in PyTorch."""
+
+    name: str
+    top1: Percent
+    drop: float
+    """Points below the float network."""
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeResult:
+    """How the network was quantized."""
+
+    method: str
+    """`ptq` or `qat`."""
+    calibration_images: Count
+    attempts: tuple[Attempt, ...]
+    float_layers: tuple[str, ...]
+    reduced_layers: tuple[str, ...]
+    """Layers with 7-bit weights."""
+    without_vnni: Saturation

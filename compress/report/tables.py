@@ -1,0 +1,43 @@
+"""Tables for the terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from compress.files import printable
+from compress.report.text import html_text
+
+Rows = Sequence[Sequence[str]]
+
+
+def terminal_table(columns: Sequence[str], *, title: str | None = None, padding: int = 1) -> Table:
+    """Returns an empty table for the terminal: the first column to the left, the others right."""
+    table = Table(
+        title=title and printable(title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, padding, 0, 0),
+        show_edge=False,
+    )
+    table.add_column(columns[0], overflow="fold")
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def markdown_table(columns: Sequence[str], rows: Rows) -> str:
+    """Returns a Markdown table: the first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
+
+
+def html_table(columns: Sequence[str], rows: Rows) -> str:
+    """Returns an HTML table of plain text."""
+    head = "".join(f"<th>{html_text(column)}</th>" for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
