@@ -158,7 +158,7 @@ def test_a_run_may_lie_anywhere(photos: Path, run: Path, tmp_path: Path) -> None
     for _ in range(2):
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, result.output
-    assert "teacher: done before" in result.stderr
+    assert "teacher: already done" in result.stderr
     assert printable(str(out)) in result.stdout
     for command in (["evaluate", str(out / "0-teacher")], ["report", str(out)]):
         result = CliRunner().invoke(main, command)

@@ -88,4 +88,4 @@ def test_too_little_memory_says_what_to_make_smaller() -> None:
 def test_ctrl_c_has_the_exit_code_of_shells() -> None:
     result = fail_with(KeyboardInterrupt())
     assert result.exit_code == 130
-    assert result.output == "Error: interrupted; the same command continues where it stopped\n"
+    assert result.output == "Error: interrupted; run the same command again to resume\n"

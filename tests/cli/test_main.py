@@ -122,7 +122,7 @@ def test_a_second_run_skips_everything(run_copy: Path) -> None:
     before = (run_copy / "4-export" / "checkpoint.json").stat().st_mtime_ns
     result = call("run", "resnet18", "--data", "digits", "--out", run_copy, *settings)
     assert result.exit_code == 0, result.output
-    assert result.output.count("done before") == 5
+    assert result.output.count("already done") == 5
     assert (run_copy / "4-export" / "checkpoint.json").stat().st_mtime_ns == before
 
 

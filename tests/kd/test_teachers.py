@@ -106,9 +106,9 @@ def test_a_run_with_several_teachers(finished_run: Path, tmp_path: Path) -> None
         len(list((tmp_path / "run" / "teacher-logits").glob("*.npy"))) == 2
     )  # one of each teacher
     again = CliRunner().invoke(main, command)
-    assert "distill: done before" in again.output
+    assert "distill: already done" in again.output
     other = [part.replace("=0.5", "=0.7") for part in command]
-    assert "distill: done before" not in CliRunner().invoke(main, other).output
+    assert "distill: already done" not in CliRunner().invoke(main, other).output
 
 
 def test_a_teacher_of_another_size_keeps_its_size_in_the_report(

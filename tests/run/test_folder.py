@@ -120,7 +120,7 @@ def test_a_checkpoint_may_be_named_from_inside(
     monkeypatch.chdir(run_copy / "3-quantize")
     result = call("export", "--in", ".")
     assert result.exit_code == 0, result.output
-    assert "export: done before" in result.output
+    assert "export: already done" in result.output
     assert not (run_copy / "3-quantize" / "4-export").exists()
 
 
@@ -185,7 +185,7 @@ def test_two_data_sets_of_the_same_name_do_not_share_a_run(
     (tmp_path / "a/photos").rename(tmp_path / "moved")  # the same images elsewhere are the same set
     moved = call(*common, "--out", run, "--data", f"imagefolder:{tmp_path}/moved")
     assert moved.exit_code == 0, moved.output
-    assert "done before" in moved.output
+    assert "already done" in moved.output
 
 
 def test_a_replacement_cut_off_between_two_renames_is_undone(run_copy: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_replacement_cut_off_between_two_renames_is_undone(run_copy: Path) -> 
     ]
     result = call(*command)
     assert result.exit_code == 0, result.output
-    assert "quantize: done before" in result.output
+    assert "quantize: already done" in result.output
     assert load_checkpoint(folder).digest == digest
     assert not (run_copy / "3-quantize.retired").exists()
 
@@ -269,7 +269,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None
     _, errors = first.communicate()
     assert first.returncode == 130
     assert errors.strip().splitlines()[-1] == (
-        "Error: interrupted; the same command continues where it stopped"
+        "Error: interrupted; run the same command again to resume"
     )
     assert "Traceback" not in errors
 

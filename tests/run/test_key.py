@@ -74,7 +74,7 @@ def test_a_card_with_another_activation_ships_another_network(tmp_path: Path) ->
         )
         result = call(*command)
         assert result.exit_code == 0, result.output
-        assert "done before" not in result.output
+        assert "already done" not in result.output
         assert load_checkpoint(out / "3-quantize").spec.activation == activation
     assert "made with network.activation = own" in " ".join(result.output.split())
 
@@ -97,14 +97,14 @@ def test_other_code_of_the_users_makes_the_stages_anew(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    assert "done before" not in run()
-    assert run().count("done before") == 2
+    assert "already done" not in run()
+    assert run().count("already done") == 2
     (tmp_path / "nets" / "layers.py").write_text("from torch.nn import Hardtanh as Act\n")
     export = [sys.executable, "-m", "compress", "export", "--in", "run/3-quantize", "--trust"]
     refused = subprocess.run(export, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert refused.returncode == 2, refused.stderr
     assert "nets.net:make has changed since" in refused.stderr
-    assert "done before" not in run()
+    assert "already done" not in run()
 
 
 def test_an_edited_description_is_refused(run_copy: Path) -> None:

@@ -80,8 +80,8 @@ def test_a_run_killed_at_any_time_ends_as_an_undisturbed_one(
         assert not (run / "report.json").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "teacher: done before" in done.stderr
-    assert "quantize: done before" in done.stderr
+    assert "teacher: already done" in done.stderr
+    assert "quantize: already done" in done.stderr
     for stage in STAGES:
         killed = load_checkpoint(stage_folder(run, stage))
         undisturbed = load_checkpoint(stage_folder(finished_run, stage))
@@ -112,7 +112,7 @@ def test_a_stage_killed_in_its_last_moment_is_not_run_again(run_copy: Path) -> N
     command = ["run", "resnet18", "--data", "digits", "--out", str(run_copy), *settings]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
-    assert "quantize: done before" in result.output
+    assert "quantize: already done" in result.output
     assert load_checkpoint(folder).digest == digest
 
 
@@ -136,7 +136,7 @@ def test_other_settings_of_a_stage_redo_it_and_what_follows(run_copy: Path) -> N
     command = ["run", "resnet18", "--data", "digits", "--out", str(run_copy), *settings]
     result = CliRunner().invoke(main, [*command, "--set", "quantize.calib=64"])
     assert result.exit_code == 0, result.output
-    assert result.output.count("done before") == 3
+    assert result.output.count("already done") == 3
     assert "quantize: calib = 64" in result.output
     assert "3-quantize, made with calib = 512" in result.output
     assert "4-export, made from another input" in result.output
