@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from compress.files import atomic_write
-from compress.measure.results import RunReport, read_run_report
+from compress.measure.results import RunReport
 from compress.report.render import size_text
+from compress.run.lookup import read_run_report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench/results/resnet18-fashion-mnist.json"

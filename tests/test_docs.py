@@ -26,8 +26,9 @@ from bench import (
 )
 from bench.results_file import read_results
 from compress.cli.main import main
-from compress.measure.results import read_run_report
-from compress.report.render import COLUMNS, conditions, markdown_table, run_rows, size_text
+from compress.report.render import COLUMNS, conditions, run_rows, size_text
+from compress.report.tables import markdown_table
+from compress.run.lookup import read_run_report
 from compress.run.recipe import (
     card_names,
     load_card,

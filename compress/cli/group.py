@@ -210,10 +210,9 @@ class StageCommand(click.Command):
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Names the stage's page."""
-        from compress.cli.options import STAGE_OF_COMMAND
+        from compress.cli.options import stage_of
 
-        stage = STAGE_OF_COMMAND.get(str(self.name), self.name)
-        formatter.write(f"\nHow it works: docs/{stage}.md\n")
+        formatter.write(f"\nHow it works: docs/{stage_of(str(self.name)).name}.md\n")
 
 
 def starting() -> AbstractContextManager[object]:
