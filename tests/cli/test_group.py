@@ -39,7 +39,7 @@ def fail_with(error: BaseException) -> Result:
         ),
         (
             PermissionError(errno.EROFS, os.strerror(errno.EROFS), "run"),
-            "Error: run: Read-only file system; choose a folder you may write to (--out, "
+            "Error: run: Read-only file system; choose a writable folder (--out, "
             "COMPRESS_CACHE)",
         ),
     ],
@@ -82,7 +82,7 @@ def test_too_little_memory_says_what_to_make_smaller() -> None:
         torch.empty(2**60, dtype=torch.uint8)
     result = fail_with(caught.value)
     assert result.exit_code == 2
-    assert result.output.startswith("Error: out of memory; take smaller batches (--set ")
+    assert result.output.startswith("Error: out of memory; use smaller batches (--set ")
 
 
 def test_ctrl_c_has_the_exit_code_of_shells() -> None:
