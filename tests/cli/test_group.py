@@ -34,13 +34,12 @@ def fail_with(error: BaseException) -> Result:
         (CheckpointError("x is damaged; make it anew"), "Error: x is damaged; make it anew"),
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/model.onnx"),
-            "Error: run/model.onnx: No space left on device; free some space, then run the same "
-            "command again: it continues",
+            "Error: run/model.onnx: No space left on device; free some space and run the same "
+            "command again to resume",
         ),
         (
             PermissionError(errno.EROFS, os.strerror(errno.EROFS), "run"),
-            "Error: run: Read-only file system; choose a writable folder (--out, "
-            "COMPRESS_CACHE)",
+            "Error: run: Read-only file system; choose a writable folder (--out, COMPRESS_CACHE)",
         ),
     ],
 )
