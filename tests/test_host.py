@@ -1,10 +1,10 @@
-"""CPU quotas, in trees as the kernel shows them to a process."""
+"""CPU quotas, in trees as the kernel shows them to a process; and this machine."""
 
 from pathlib import Path
 
 import pytest
 
-from compress.host import UNLIMITED, cpu_quota
+from compress.host import UNLIMITED, allowed_cores, cpu_quota, describe_host
 
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNTS = """\
@@ -64,3 +64,10 @@ def test_version_1_also_from_inside_a_container(
 
 def test_without_proc_there_is_no_limit(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) == UNLIMITED
+
+
+def test_the_host_is_described() -> None:
+    host = describe_host()
+    assert host.cpu
+    assert 1 <= host.cores == allowed_cores()
+    assert set(host.versions) >= {"torch", "onnxruntime"}

@@ -130,10 +130,13 @@ def test_a_class_without_test_images_is_told(
     assert "test/ has no image of: green; its top-1 does not cover" in capsys.readouterr().err
 
 
-def test_many_unreadable_images_are_an_error(photos: Path) -> None:
-    for path in (photos / "train" / "blue").iterdir():
+def test_more_than_a_tenth_of_unreadable_images_is_an_error(photos: Path) -> None:
+    paths = sorted((photos / "train" / "blue").iterdir())
+    for path in paths[:6]:
         path.write_bytes(b"not an image")
-    with pytest.raises(DataError, match="20 of 60 images .* cannot be read"):
+    assert len(read_folders(photos).unreadable) == 6
+    paths[6].write_bytes(b"not an image")
+    with pytest.raises(DataError, match="7 of 60 images .* cannot be read"):
         read_folders(photos)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -110,6 +111,27 @@ def test_a_step_that_saves_nothing_is_passed_over() -> None:
     )
     choice = Allocator(problem(), [stairs]).choose()
     assert set(choice.widths.values()) <= {32, 64}
+
+
+def test_savings_beyond_the_limit_count_for_nothing() -> None:
+    """Layer a saves ten times as much, for twice the importance; one unit is enough."""
+    groups = tuple(
+        dataclasses.replace(group, uses=(Use(layer=layer, writes=True, count=1),))
+        for group, layer in zip(GROUPS, "ab", strict=True)
+    )
+    scores = torch.full((64,), 100.0)
+    scores[:16] = 0.1
+    given = Problem(
+        groups=groups,
+        scores={"one": 2 * scores, "two": scores},
+        unpruned={"a": (3, 64), "b": (3, 64)},
+        candidates={"one": (48, 64), "two": (48, 64)},
+    )
+    price = {"a": 10, "b": 1}
+    budget = Budget(
+        name="ms", cost=lambda layer, _, outs: price[layer] * outs / 16, constant=0.0, limit=43
+    )
+    assert Allocator(given, [budget]).choose().widths == {"one": 64, "two": 48}
 
 
 def test_the_least_is_told_when_the_budget_is_too_small() -> None:

@@ -66,22 +66,6 @@ def test_a_pruned_network_runs_ships_and_is_rebuilt_exactly(name: str, tmp_path:
     export_onnx(quantized, spec, tmp_path / "int8.onnx", digest="", stage="quantize")
 
 
-def test_a_network_that_cannot_be_traced_says_so() -> None:
-    spec = ModelSpec(
-        architecture="swin_t", stem="small", class_names=("a", "b"), preprocess=GREY_32
-    )
-    found = find_groups(build(spec).network.eval(), torch.zeros(1, 3, 32, 32))
-    assert not found.groups
-    assert "shifted windows" in found.fixed["SwinTransformer"]
-
-
-def test_what_must_stay_is_named_with_its_reason(digits: Data) -> None:
-    found = find_groups(
-        build(torchvision_spec("resnet18", digits)).network.eval(), torch.zeros(1, 1, 16, 16)
-    )
-    assert found.fixed == {"fc": "its outputs are the classes"}
-
-
 def test_dead_channels_go_first(digits: Data) -> None:
     """Every second channel inside the block is dead in all tensors it takes part in."""
     model = settled(student_spec(digits, width=0.5, depths=[1]), digits.train)

@@ -1,19 +1,20 @@
 """Sets that are odd in size or content, as they are read; and one that is trained on."""
 
-import shutil
+import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from compress.cli.main import main
 from compress.data.config import DataConfig
-from compress.data.copies import copied_files
-from compress.data.load import Data, load_data
-from compress.errors import DataError
-from compress.log import warn_once
+from compress.data.load import Data, as_numpy, calibration_order, load_data
+from compress.data.splits import TensorSplit
+from compress.errors import CompressError, DataError
 
 
 def write_set(root: Path, counts: dict[str, dict[str, int]]) -> Path:
@@ -78,37 +79,6 @@ def test_images_of_any_size_and_empty_files(
     assert batch.images.shape[1:] == (3, 16, 16)
 
 
-def test_copies_in_two_splits_are_counted_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    six = {"a": 6, "b": 6}
-    root = write_set(tmp_path, {"train": six, "val": six, "test": six})
-    load(root)
-    assert "byte for byte" not in capsys.readouterr().err
-    shutil.copy(root / "train/a/0.bmp", root / "test/a/copy.bmp")
-    shutil.copy(root / "train/a/0.bmp", root / "test/b/copy.bmp")
-    shutil.copy(root / "val/a/1.bmp", root / "test/a/other.bmp")
-    shutil.copy(root / "val/a/2.bmp", root / "train/b/other.bmp")
-    for _ in range(2):  # counted, then from the cache
-        warn_once.cache_clear()
-        load(root)
-        told = " ".join(capsys.readouterr().err.split())
-        assert "2 of 15 test images also in the training split, byte for byte" in told
-        assert "1 of 15 test images also in the validation split" in told
-        assert "1 of 12 validation images also in the training split" in told
-
-
-def test_files_that_begin_or_end_alike_are_no_copies(tmp_path: Path) -> None:
-    first, second, third = (tmp_path / name for name in ("a", "b", "c"))
-    first.write_bytes(b"x" + bytes(9000))
-    second.write_bytes(b"y" + bytes(9000))
-    third.write_bytes(bytes(9000) + b"x")
-    splits = {"training": ["a"], "validation": ["b"], "test": ["c"]}
-    assert set(copied_files(tmp_path, splits).values()) == {0}
-    third.write_bytes(first.read_bytes())
-    assert copied_files(tmp_path, splits)["training", "test"] == 1
-
-
 def test_a_set_whose_classes_differ_in_size_is_scored_by_class_too(tmp_path: Path) -> None:
     counts = {"train": {"a": 40, "b": 2}, "val": {"a": 9, "b": 1}, "test": {"a": 9, "b": 1}}
     root = write_set(tmp_path / "set", counts)
@@ -124,3 +94,53 @@ def test_a_set_whose_classes_differ_in_size_is_scored_by_class_too(tmp_path: Pat
     assert "balanced top-1" in (run / "0-teacher" / "report.md").read_text()
     result = CliRunner().invoke(main, ["evaluate", str(run / "0-teacher")])
     assert "balanced (mean over classes)" in result.output
+
+
+def test_folders_are_resized_as_imagenet_models_are_scored(tmp_path: Path) -> None:
+    two = {"a": 2, "b": 2}
+    root = write_set(tmp_path, {"train": two, "val": two, "test": two})
+    preprocess = load_data(f"imagefolder:{root}", DataConfig(), seed=0).preprocess
+    assert (preprocess.size, preprocess.resize, preprocess.channels) == (224, 256, 3)
+    assert preprocess.mean == (0.485, 0.456, 0.406)
+    assert preprocess.std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(("flip", "flipped"), [("auto", False), ("on", True), ("off", False)])
+def test_digits_are_mirrored_only_on_demand(
+    flip: Literal["auto", "on", "off"], flipped: bool
+) -> None:
+    data = load_data("digits", DataConfig(flip=flip), seed=0)
+    assert isinstance(data.train, TensorSplit)
+    assert data.train.flip == flipped
+    assert (data.preprocess.size, len(data.class_names)) == (16, 10)
+    assert (len(data.test), len(data.train) + len(data.validation)) == (359, 1438)
+
+
+def test_fingerprints_change_with_what_they_cover() -> None:
+    base = load_data("digits", DataConfig(), seed=0)
+    threads = load_data("digits", DataConfig(threads=3), seed=0)
+    shifted = load_data("digits", DataConfig(shift=2), seed=0)
+    other = load_data("digits", DataConfig(), seed=1)
+    assert threads.fingerprint == base.fingerprint
+    assert len({one.fingerprint for one in (base, shifted, other)}) == 3
+    assert shifted.split_fingerprint == base.split_fingerprint
+    assert len({base.split_fingerprint, other.split_fingerprint}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("digit", "did you mean digits?"), (".", "did you mean imagefolder:.?")],
+)
+def test_an_unknown_data_set_is_explained(name: str, hint: str) -> None:
+    with pytest.raises(CompressError, match=re.escape(hint)):
+        load_data(name, DataConfig(), seed=0)
+
+
+def test_calibration_images_are_drawn_by_seed() -> None:
+    data = load_data("digits", DataConfig(), seed=0)
+    order = calibration_order(data.train, 5, seed=3)
+    drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(3))
+    assert order.tolist() == drawn[:5].tolist()
+    assert len(calibration_order(data.test, 10_000, seed=0)) == 359
+    array = as_numpy(data.test.images[:, :, ::2])  # type: ignore[attr-defined]
+    assert (array.flags.c_contiguous, array.shape) == (True, (359, 1, 8, 16))
