@@ -32,6 +32,14 @@ def adaround(model: fx.GraphModule, images: Tensor) -> None:
 
 
 def _learn_rounding(layer: Layer, quantized_input: Tensor, float_output: Tensor) -> None:
+    scale = per_channel(layer.weight_scale, layer.weight).detach()
+    below = torch.floor(layer.weight / scale)
+    up = (_learn_up(layer, quantized_input, float_output) >= 0.5).float()
+    layer.weight.copy_(torch.clamp(below + up, -layer.qmax, layer.qmax) * scale)
+
+
+def _learn_up(layer: Layer, quantized_input: Tensor, float_output: Tensor) -> Tensor:
+    """Returns what to add to each weight's lower level: close to 0 or 1 where it is decided."""
     scale, bias = per_channel(layer.weight_scale, layer.weight).detach(), layer.bias.detach()
     below = torch.floor(layer.weight / scale)
     fraction = (layer.weight / scale - below).clamp(0.001, 0.999)
@@ -53,8 +61,7 @@ def _learn_rounding(layer: Layer, quantized_input: Tensor, float_output: Tensor)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    up = (_stretched_sigmoid(raw) >= 0.5).float()
-    layer.weight.copy_(torch.clamp(below + up, -layer.qmax, layer.qmax) * scale)
+    return _stretched_sigmoid(raw).detach().clamp(0, 1)
 
 
 def _stretched_sigmoid(raw: Tensor) -> Tensor:

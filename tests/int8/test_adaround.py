@@ -1,11 +1,14 @@
 import dataclasses
 
+import pytest
 import torch
 
+import compress.int8.adaround
 from compress.data.load import Data
+from compress.int8.adaround import _learn_up, _undecided
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of
-from compress.int8.layer import QMAX_WEIGHT_REDUCED, per_channel
+from compress.int8.layer import QMAX_WEIGHT_REDUCED, Layer, per_channel
 from tests.int8.helpers import coarse_plan, output_errors, trained_student
 
 
@@ -28,3 +31,27 @@ def test_learned_roundings_come_closer_to_float_and_are_up_or_down(digits: Data)
     before = output_errors(convert(nearest), model, digits).pow(2).mean()
     after = output_errors(convert(learned), model, digits).pow(2).mean()
     assert after < 0.8 * before
+
+
+def test_the_regularization_decides_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = Layer.linear(torch.randn(16, 24), None)
+    layer.quantize("input")
+    inputs = torch.randn(256, 24)
+    with torch.no_grad():
+        outputs = layer.operation(inputs, layer.weight, layer.bias)
+
+        def undecided() -> float:
+            up = _learn_up(layer, inputs, outputs)
+            return float(((up > 0.05) & (up < 0.95)).float().mean())
+
+        regularized = undecided()
+        monkeypatch.setattr(compress.int8.adaround, "REGULARIZATION", 0.0)
+        assert regularized < 0.7 * undecided()
+
+
+@pytest.mark.parametrize(("progress", "exponent"), [(0.2, 20.0), (0.6, 11.0), (1.0, 2.0)])
+def test_the_regularization_sharpens_linearly(progress: float, exponent: float) -> None:
+    up = torch.tensor([0.0, 0.5, 0.8, 1.0])
+    expected = (0 + 1 + (1 - 0.6**exponent) + 0) / 4
+    assert float(_undecided(up, progress)) == pytest.approx(expected, abs=1e-6)
