@@ -1,4 +1,4 @@
-r"""Does the teacher earn its place? The same student alone and with each loss, at equal cost.
+r"""Does distillation help? The same student without a teacher and with each loss, at equal cost.
 
     make pipeline MODEL=resnet18 && python -m bench.distill_losses
     python -m bench.distill_losses --variants "KD;alone" --seeds 1
@@ -7,9 +7,9 @@ r"""Does the teacher earn its place? The same student alone and with each loss, 
         --teacher runs/shufflenet_v2-fashion-mnist/0-teacher
 
 Every variant trains the student of the card anew, with the same seeds and schedule: once for equal
-epochs, and once for equal time on the clock, where the teacher's answers count. What is stored
-costs nothing more in later epochs; live answers (hints) cost a teacher's pass at every step.
-Answers to the same views are asked for once, and every variant that uses them pays their seconds.
+epochs, and once for equal wall time, which includes teacher logits. Stored logits cost nothing in
+later epochs; a live teacher (hints) costs a forward pass per step. Logits of the same views are
+computed once, and every variant that uses them is charged their time.
 Writes bench/results/distill_CARD_EPOCHS_epochs.json, where results of other variants stay, and a
 page.
 """
@@ -74,10 +74,10 @@ COLUMNS = (
     *("top-1 %, equal time", "seeds"),
 )
 INTRODUCTION = """\
-The student of the card, trained anew with the same seeds and schedule; several teachers answer
-together. KD is what `compress distill` does by default. *Equal time*: as many epochs as fit
-into the time that KD takes for its epochs and for asking the teacher; the teacher's own
-training is not counted. *top-1* on the test split, float file in ONNX Runtime: mean and
+The card's student, trained from scratch with the same seeds and schedule; several teachers form
+an ensemble. KD is the default of `compress distill`. *Equal time*: as many epochs as fit into the
+time that KD takes for its epochs and the teacher logits; training the teacher does not count.
+*top-1* on the test split, float file in ONNX Runtime: mean and
 standard deviation over the seeds."""
 
 
@@ -87,7 +87,7 @@ class Trained:
 
     epochs: int
     seconds: float
-    """Epochs of the student, and the teacher's answers."""
+    """Student's epochs plus stored teacher logits."""
     top1: float
 
 
@@ -123,7 +123,7 @@ def results_file(card: str, epochs: int) -> Path:
 def train_and_score(
     student: Network, kd: KDConfig | None, epochs: int, context: Context
 ) -> Trained:
-    """Trains a new student with KD or alone, and scores its file."""
+    """Trains a new student with or without KD and scores its ONNX file."""
     spec = model_spec(student, context.data)
     schedule = dataclasses.replace(DistillConfig().train, epochs=epochs)
     torch.manual_seed(context.seed)
@@ -248,8 +248,8 @@ def main(card: str, folders: tuple[Path, ...], variants: str, epochs: int, seeds
         teachers=tuple(checkpoint_teacher(teacher) for teacher in teachers),
     )
 
-    with tempfile.TemporaryDirectory() as answers:
-        context = dataclasses.replace(context, store=Path(answers))
+    with tempfile.TemporaryDirectory() as store:
+        context = dataclasses.replace(context, store=Path(store))
         scores: dict[str, tuple[list[Trained], list[Trained]]] = {}
         for seed in range(seeds):  # outermost: what is compared is trained near in time
             inside = dataclasses.replace(context, seed=seed)

@@ -283,7 +283,7 @@ def main(folder: Path, variants: str, target: float, epochs: int, seeds: int) ->
             seed=0,
             measure=measure_of(folder),
             folder=Path(scratch),
-            store=Path(scratch) / "answers",
+            store=Path(scratch) / "teacher-logits",
             teachers=(checkpoint_teacher(checkpoint),),
         )
         pace = Path(scratch) / "pace.onnx"

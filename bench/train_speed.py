@@ -3,8 +3,8 @@
     make pipeline MODEL=resnet18 && python -m bench.train_speed
 
 Both train the same network on the same images, in turns; the bare loop has no augmentation, no
-progress bar, no checks and no checkpoint. For distillation the teacher's answers are read from
-memory or asked live, in both. The bare loop runs twice: with freed memory kept, as `compress` has
+progress bar, no checks and no checkpoint. For distillation both read stored teacher logits or run
+the teacher live. The bare loop runs twice: with freed memory kept, as `compress` has
 it, and as PyTorch runs by itself. Writes bench/results/train_speed.json and a page. With --neighbor
 see bench/neighbor.py.
 """
@@ -159,16 +159,18 @@ def compare(training: str, data: Data, teacher: TeacherModel, rounds: int) -> Ro
     card = load_card(PLAIN if training == "plain CNN" else CARD)
     spec = model_spec(card.teacher if training == "teacher" else card.student, data)
     loss = label_loss(0.0)
-    soft: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda *_: torch.zeros(())  # noqa: E731
+
+    def soft(logits: Tensor, images: Tensor, index: Tensor) -> Tensor:
+        if stored is None:
+            return torch.zeros(())
+        teacher_logits = stored.rows(index, 0) if stored.views else teacher.forward(images)
+        return knowledge_distillation(logits, teacher_logits, temperature=kd.temperature)
+
+    kd, stored = KDConfig(n_views=int("stored" in training)), None
     if "," in training:
-        kd = KDConfig(n_views=int("stored" in training))
         with tempfile.TemporaryDirectory() as store:
             stored = stored_logits([teacher], few, views_to_store(kd, seed=0), store=Path(store))
         loss = distillation_loss([teacher], stored, kd, TrainConfig())
-
-        def soft(logits: Tensor, images: Tensor, index: Tensor) -> Tensor:
-            teacher_logits = stored.rows(index, 0) if stored.views else teacher.forward(images)
-            return knowledge_distillation(logits, teacher_logits, temperature=kd.temperature)
 
     turns = []
     for _ in range(1 + rounds):  # the first builds the kernels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from compress import distributed
 from compress.data.load import Data
-from compress.data.splits import View
+from compress.data.splits import View, batch_count
 from compress.errors import CompressError
 from compress.kd.config import KDConfig, check_kd
 from compress.kd.context import Context
@@ -150,7 +149,7 @@ def teacher_confusion(
     classes, size = len(data.class_names), evaluation_batch(split)
     counts = torch.zeros(classes, classes, dtype=torch.int64)
     own = torch.arange(len(split))[distributed.rank() :: distributed.processes()]
-    total = math.ceil(len(own) / size)
+    total = batch_count(len(own), size)
     batches = split.batches(size, order=own)
     for batch in progress_bar(batches, "scoring the teacher", total=total, on_event=on_event):
         logits = ensemble_logits(teachers, batch.images.to(device).float())

@@ -20,7 +20,7 @@ from compress.kd.losses import (
     standardized,
 )
 from compress.kd.stored_logits import stored_logits
-from compress.kd.teachers import TeacherModel
+from compress.kd.teachers import TeacherModel, read_teachers
 from compress.kd.training import (
     distillation_loss,
     ensemble_logits,
@@ -177,8 +177,6 @@ def test_a_penalty_changes_the_gradient_but_not_the_loss(
 
 
 def test_hints_need_a_checkpoint_as_first_teacher(finished_run: Path, digits: Data) -> None:
-    from compress.kd.teachers import read_teachers
-
     teachers = read_teachers(
         [str(finished_run / "1-distill"), str(finished_run / "1-distill" / "model.onnx")]
     )

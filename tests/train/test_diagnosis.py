@@ -16,6 +16,7 @@ from compress.run.recipe import Recipe
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
 from compress.train.epoch import label_loss
+from compress.train.evaluate import evaluate
 from compress.train.loop import train
 from compress.train.state import Epoch
 from tests.conftest import student_spec
@@ -91,8 +92,6 @@ def test_patience_stops_and_keeps_the_best(digits: Data, tmp_path: Path) -> None
     best = min(row.validation_loss for row in history)
     assert len(history) < 30
     assert history[-3].validation_loss == best
-    from compress.train.evaluate import evaluate
-
     loss, _ = evaluate(model, digits.validation)
     assert loss == pytest.approx(best, rel=1e-5)
 
