@@ -90,7 +90,7 @@ def train_with_kd(
         hinted or model,
         data,
         schedule,
-        loss=_total_loss(distillation_loss(teachers, stored, kd, schedule), hinted, kd, penalty),
+        loss=total_loss(distillation_loss(teachers, stored, kd, schedule), hinted, kd, penalty),
         seed=context.seed,
         folder=context.folder,
         title=title or stage,
@@ -123,7 +123,7 @@ def _with_hints(model: nn.Module, teacher: TeacherModel, kd: KDConfig, data: Dat
     return HintedStudent(model, teacher.model, kd.hints, kd.hint_loss, images)
 
 
-def _total_loss(
+def total_loss(
     distillation: Loss, hinted: HintedStudent | None, kd: KDConfig, penalty: Penalty | None
 ) -> Loss:
     """Adds hint loss and penalty to the distillation loss."""

@@ -1,7 +1,9 @@
 """Teacher logits on disk."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,13 +43,30 @@ def test_logits_are_computed_once(
     assert again.seconds == first.seconds > 0
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def shorten(path: Path) -> None:
+    np.save(path, np.load(path)[:-1])
+
+
+def widen(path: Path) -> None:
+    np.save(path, np.load(path).astype(np.float32))
+
+
+@pytest.mark.parametrize("damage", [cut, shorten, widen])
 def test_damaged_logits_are_recomputed(
-    digits: Data, tmp_path: Path, teachers: list[TeacherModel], capsys: pytest.CaptureFixture[str]
+    digits: Data,
+    tmp_path: Path,
+    teachers: list[TeacherModel],
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
 ) -> None:
     index, store = torch.arange(50), tmp_path / "store"
     before = stored_logits(teachers, digits, [None], store=store).rows(index, 0)
     for path in store.glob("*.npy"):
-        path.write_bytes(path.read_bytes()[:-1000])
+        damage(path)
     after = stored_logits(teachers, digits, [None], store=store).rows(index, 0)
     assert torch.equal(before, after)
     assert capsys.readouterr().err.count("recomputing the teacher logits") == 2

@@ -13,6 +13,7 @@ from compress.data.splits import TensorSplit, View
 from compress.errors import CompressError
 from compress.kd.config import KDConfig, SoftLoss
 from compress.kd.context import Context
+from compress.kd.features import HintedStudent
 from compress.kd.losses import (
     decoupled_distillation,
     knowledge_distillation,
@@ -26,6 +27,7 @@ from compress.kd.training import (
     ensemble_logits,
     soft_loss,
     teacher_confusion,
+    total_loss,
     train_with_kd,
     views_to_store,
 )
@@ -174,6 +176,35 @@ def test_a_penalty_changes_the_gradient_but_not_the_loss(
         losses.append(result.history[0].loss)
     assert norms[1] < 0.99 * norms[0]
     assert losses[1] < losses[0] + 1
+
+
+def test_hints_and_penalty_join_the_loss(digits: Data) -> None:
+    student, teacher = build(student_spec(digits)), build(student_spec(digits))
+    batch = first_batch(digits, View(seed=0, number=0))
+    hinted = HintedStudent(student, teacher, "blocks.0:blocks.0", "attention", batch.images)
+    logits = hinted(batch.images)
+    teacher(batch.images)
+    weight = torch.tensor(5.0, requires_grad=True)
+    loss = total_loss(
+        lambda _logits, _batch: torch.tensor(2.0),
+        hinted,
+        KDConfig(n_views=0, hint_weight=3.0),
+        lambda _batch: 7 * weight,
+    )
+    value = loss(logits, batch)
+    assert value.item() == pytest.approx(2 + 3 * hinted.hint_loss().item())
+    value.backward()
+    assert weight.grad == 7
+
+
+def test_stored_views_are_cycled(
+    digits: Data, tmp_path: Path, teachers: list[TeacherModel]
+) -> None:
+    """Without, the second epoch would look for logits of a second view."""
+    kd = KDConfig(n_views=1, fresh_views=False)
+    model = build(student_spec(digits))
+    result = train_with_kd(model, kd, SHORT, context(digits, tmp_path, teachers), "distill")
+    assert [row.epoch for row in result.history] == [1, 2]
 
 
 def test_hints_need_a_checkpoint_as_first_teacher(finished_run: Path, digits: Data) -> None:
