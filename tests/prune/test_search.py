@@ -57,10 +57,17 @@ def test_a_macs_budget_is_met_closely(checkpoint: Checkpoint, context: Context) 
     assert pruning.removed == ()
 
 
+@pytest.mark.parametrize(("macs_ratio", "min_channels_ratio"), [(0.01, 0.1), (0.9, 1.0)])
 def test_a_budget_out_of_reach_leaves_the_model_unchanged(
-    checkpoint: Checkpoint, context: Context
+    checkpoint: Checkpoint, context: Context, macs_ratio: float, min_channels_ratio: float
 ) -> None:
-    config = PruneConfig(latency_ratio=1, macs_ratio=0.01, iterations=1, remove_blocks=False)
+    config = PruneConfig(
+        latency_ratio=1,
+        macs_ratio=macs_ratio,
+        min_channels_ratio=min_channels_ratio,
+        iterations=1,
+        remove_blocks=False,
+    )
     model = loaded(checkpoint)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     pruning = search(checkpoint, context, config)
@@ -68,7 +75,7 @@ def test_a_budget_out_of_reach_leaves_the_model_unchanged(
         UnmetBudgetError, match=r"the best candidate has MACs .* \(target"
     ) as caught:
         pruning.prune(model, 1)
-    assert f"(target {0.01 * pruning.unpruned.macs:.4g})" in str(caught.value)
+    assert f"(target {macs_ratio * pruning.unpruned.macs:.4g})" in str(caught.value)
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(value.equal(after[name]) for name, value in before.items())
