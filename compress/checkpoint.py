@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from compress.architectures.spec import ModelSpec
 from compress.errors import CheckpointError
 from compress.files import (
-    FileName,
     atomic_write,
     file_digest,
     parse_json,
@@ -31,6 +30,7 @@ from compress.files import (
     to_json,
     write_json,
 )
+from compress.settings import FileName
 
 FORMAT = 5
 TENSORS, DESCRIPTION = "model.safetensors", "checkpoint.json"

@@ -15,10 +15,9 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import platformdirs
-from pydantic import PlainValidator
 
 from compress.errors import CompressError
 
@@ -34,16 +33,6 @@ MAX_DEPTH = 32
 """Deepest nesting; Python's parsers and pydantic recurse."""
 MAX_INTEGER = 2**63 - 1
 """Largest int64 of torch, NumPy and TOML."""
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be text")
-    return value
-
-
-FileName = Annotated[str, PlainValidator(_text)]
-"""May hold bytes that are not UTF-8, as Python's file names do; pydantic's own str may not."""
 
 
 def cache_folder() -> Path:

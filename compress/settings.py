@@ -12,15 +12,25 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from compress.errors import CompressError
 from compress.files import check_plain
 
 T = TypeVar("T")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be text")
+    return value
+
+
+FileName = Annotated[str, PlainValidator(_text)]
+"""May hold bytes that are not UTF-8, as Python's file names do; pydantic's own str may not."""
 SHOWN = 80
 """Most characters of an invalid value to show in a message."""
 

@@ -38,14 +38,14 @@ def newest_run(runs: Path) -> Path:
     Raises:
         CompressError: there is none.
     """
-    made = {
-        path.parent.parent: path.stat().st_mtime
+    made = [
+        path
         for stage in STAGES
         for path in runs.glob(f"*/{stage_folder(Path(), stage)}/{DESCRIPTION}")
-    }
+    ]
     if not made:
         raise CompressError(f"no run under {runs}/; start one with `compress run resnet18`")
-    return max(made, key=lambda run: made[run])
+    return max(made, key=lambda path: path.stat().st_mtime).parent.parent
 
 
 def newest_stage_before(stage: str, runs: Path) -> Path:

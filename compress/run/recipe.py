@@ -16,10 +16,10 @@ from pydantic_core import ErrorDetails
 from compress.architectures.spec import WEIGHT_FILES, Activation, Stem
 from compress.data.config import DataConfig
 from compress.errors import CompressError
-from compress.files import FileName, parse_toml, read_text
+from compress.files import parse_toml, read_text
 from compress.measure.config import MeasureConfig
 from compress.run.stages import STAGES
-from compress.settings import nearest, parse, settings_of, shown
+from compress.settings import FileName, nearest, parse, settings_of, shown
 
 MAX_SEED = 2**63 - 1
 """The largest that torch takes."""
