@@ -34,6 +34,7 @@ def distilled(data: Data, folder: Path, seed: int) -> Product:
         store=folder / "store",
         teachers=(checkpoint_teacher(teacher, weight=2.5),),
     )
+    torch.seed()  # earlier random draws must not matter
     return run(NewNetwork(spec=student_spec(data)), CONFIG, context)
 
 
