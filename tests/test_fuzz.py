@@ -12,7 +12,7 @@ from bench import fuzz as fuzzing
 from bench.fuzz import Case, Target, fuzz, targets
 from compress.errors import CompressError
 
-CASES = 32
+CASES = 16
 """Of each target; the slow ones have a quarter."""
 SLOW = ("int8", "report")
 NAMES = (

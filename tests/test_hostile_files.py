@@ -32,14 +32,23 @@ from compress.run.evaluate import bench_files, evaluate_file, predict_images
 from compress.run.lookup import read_stage_report
 from compress.run.recipe import load_card, load_recipe
 from compress.run.report import write_run_report
-from tests.conftest import saved, settled, student_spec
+from tests.conftest import saved, student_spec
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
+@pytest.fixture(scope="module")
+def untouched(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with its ONNX file, to be copied."""
+    folder, spec = tmp_path_factory.mktemp("untouched") / "checkpoint", student_spec(digits)
+    model = load_model(saved(folder, spec, digits))
+    export_onnx(model, spec, folder / MODEL_FILE, digest="", stage="distill")
+    return folder
+
+
 @pytest.fixture
-def checkpoint(digits: Data, tmp_path: Path) -> Checkpoint:
-    return saved(tmp_path / "checkpoint", student_spec(digits), digits)
+def checkpoint(untouched: Path, tmp_path: Path) -> Checkpoint:
+    return load_checkpoint(shutil.copytree(untouched, tmp_path / "checkpoint"))
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -273,14 +282,12 @@ def test_a_layer_named_like_a_formula_is_drawn(run_copy: Path) -> None:
 
 
 @pytest.fixture
-def onnx_file(digits: Data, tmp_path: Path) -> Path:
+def onnx_file(untouched: Path, tmp_path: Path) -> Path:
+    """A file alone, without the checkpoint that it was exported from."""
     folder = tmp_path / "onnx"
     folder.mkdir()
-    path = folder / MODEL_FILE
-    spec = student_spec(digits)
-    export_onnx(settled(spec, digits.train), spec, path, digest="", stage="distill")
     Image.new("L", (20, 20), 128).save(folder / "image.png")
-    return path
+    return Path(shutil.copy(untouched / MODEL_FILE, folder))
 
 
 def _elsewhere(place: str) -> Callable[[onnx.ModelProto], object]:

@@ -126,7 +126,8 @@ def test_text_files_are_read_and_written_in_utf_8() -> None:
 
 def test_the_wheel_installs_and_runs_from_another_folder(tmp_path: Path) -> None:
     """The wheel that users install, without its dependencies: those come from this environment."""
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
+    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", str(ROOT)]
+    build += ["--outdir", str(tmp_path)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
@@ -134,9 +135,9 @@ def test_the_wheel_installs_and_runs_from_another_folder(tmp_path: Path) -> None
     assert "compress/models/resnet18.toml" in names
     assert "compress/pipelines/default.toml" in names
     environment = tmp_path / "environment"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)
     python = str(environment / "bin" / "python")
-    install = [python, "-m", "pip", "install", "--no-deps", "--no-index", str(wheel)]
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     (site,) = (environment / "lib").glob("python*/site-packages")
     # Lends the dependencies, but behind the wheel: an editable install of this checkout stays out.

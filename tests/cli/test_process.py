@@ -82,8 +82,9 @@ print(host.allowed_cores(), torch.get_num_threads())
 
 
 @LINUX_ONLY
-@pytest.mark.parametrize("limit", ["mask", "0.3", "1.0"])
-@pytest.mark.parametrize("users_own", [None, 2])
+@pytest.mark.parametrize(
+    ("limit", "users_own"), [("mask", None), ("0.3", None), ("1.0", None), ("0.3", 2)]
+)
 def test_there_are_no_more_threads_than_cores_that_may_be_used(
     limit: str, users_own: int | None
 ) -> None:

@@ -86,7 +86,7 @@ def test_files_are_taken_from_the_next_source_and_kept(
         "Maintainer: nobody <nobody@example.org>\nDescription: test\n"
     )
     deb = tmp_path / "dataset.deb"
-    subprocess.run(["dpkg-deb", "-b", package, deb], check=True, capture_output=True)
+    subprocess.run(["dpkg-deb", "-Znone", "-b", package, deb], check=True, capture_output=True)
     real_run = fashion_mnist._run
 
     def run(command: tuple[str, ...], folder: str) -> None:

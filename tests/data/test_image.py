@@ -5,6 +5,7 @@ import random
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +318,7 @@ def test_a_shortage_of_ours_is_not_the_files_fault(tmp_path: Path) -> None:
     assert caught.value.errno == errno.EMFILE
 
 
+@cache
 def samples() -> dict[str, bytes]:
     """Returns small files of every format, with what makes their parsers work."""
     noise = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)

@@ -52,16 +52,16 @@ def test_a_class_that_is_tested_and_not_trained_is_refused(tmp_path: Path) -> No
         load(root)
 
 
-def test_two_thousand_classes_are_listed_in_few_words(
+def test_hundreds_of_classes_are_listed_in_few_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    classes = {f"class-{number:04}": 2 for number in range(2000)}
+    classes = {f"class-{number:04}": 2 for number in range(300)}
     root = write_set(tmp_path, {"train": classes, "test": {"class-0000": 1}})
     data = load(root)
-    assert (len(data.class_names), len(data.train), len(data.validation)) == (2000, 2000, 2000)
+    assert (len(data.class_names), len(data.train), len(data.validation)) == (300, 300, 300)
     told = capsys.readouterr().err
     assert "test/ has no image of: class-0001, class-0002" in told
-    assert "and 1994 more" in told
+    assert "and 294 more" in told
     assert len(told) < 1000
 
 

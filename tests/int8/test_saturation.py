@@ -22,7 +22,7 @@ from compress.int8.saturation import (
 )
 from compress.onnx_file import export_onnx
 from tests.conftest import student_spec
-from tests.int8.helpers import briefly_trained, calibration, run_file
+from tests.int8.helpers import run_file, trained_student
 
 ZERO_POINT = 200
 """So large that padding saturates too."""
@@ -107,8 +107,7 @@ def test_seven_bits_never_saturate() -> None:
 
 
 def test_saturating_layers_are_found_and_fixed_by_reduced_range(digits: Data) -> None:
-    model = briefly_trained(student_spec(digits), digits)
-    found = calibration(model, digits)
+    _, found = trained_student()
     order = stratified_sample(digits.validation.labels, 100, seed=0)
     batch = next(iter(digits.validation.batches(100, order=order)))
     network = convert(found.quantize(PLAN))
@@ -127,8 +126,8 @@ def test_saturating_layers_are_found_and_fixed_by_reduced_range(digits: Data) ->
 
 def test_the_file_computes_what_is_claimed_of_this_cpu(digits: Data, tmp_path: Path) -> None:
     """Exact sums with VNNI, emulated ones without: the CPU itself is the reference."""
-    spec = student_spec(digits)
-    network = convert(calibration(briefly_trained(spec, digits), digits).quantize(PLAN))
+    spec, (_, found) = student_spec(digits), trained_student()
+    network = convert(found.quantize(PLAN))
     path = tmp_path / "int8.onnx"
     export_onnx(network, spec, path, digest="", stage="quantize")
     images = next(iter(digits.validation.batches(100))).images
