@@ -12,17 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors",),
+    ("errors", "host", "trust"),
     ("files",),
-    ("log",),
-    ("host", "settings", "trust"),
+    ("log", "settings"),
     ("cache", "distributed"),
     ("data",),
     ("architectures",),
-    ("checkpoint",),
-    ("onnx_file",),
-    ("measure",),
-    ("train",),
+    ("checkpoint", "onnx_file"),
+    ("measure", "train"),
     ("int8",),
     ("kd",),
     ("teacher", "distill", "prune", "quantize", "export"),
@@ -33,7 +30,7 @@ FLOORS = (
 """From the ground up. A room imports from lower floors only, so rooms of one floor, the stages too,
 know nothing of each other."""
 TOP_MODULES = 10
-LATE_IMPORTS = {"cli", "checkpoint"}
+LATE_IMPORTS = {"cli"}
 """Rooms in which a function may import: torch takes seconds, and help texts must answer at once."""
 
 
