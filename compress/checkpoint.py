@@ -108,7 +108,7 @@ class Description:
             CheckpointError: the lineage is empty.
         """
         if not self.lineage:
-            raise CheckpointError("the checkpoint has an empty lineage; use one that a stage made")
+            raise CheckpointError("the checkpoint has an empty lineage; use one written by a stage")
         return self.lineage[-1]
 
 
@@ -216,7 +216,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / DESCRIPTION
     if not folder.exists():
-        raise CheckpointError(f"{folder} is not a checkpoint: there is no such folder")
+        raise CheckpointError(f"{folder} is not a checkpoint: the folder does not exist")
     if not path.is_file():
         stages = sorted(found.parent.name for found in folder.glob(f"[0-9]-*/{DESCRIPTION}"))
         hint = f"; it is a run, name one of its stages: {', '.join(stages)}" if stages else ""
@@ -230,8 +230,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         other, description = False, None
     if other:
         raise CheckpointError(
-            f"{folder} has checkpoint format {found}, this program reads {FORMAT}; run the stage "
-            "again"
+            f"{folder} has checkpoint format {found}, but this program reads {FORMAT}; run "
+            "the stage again"
         )
     if description is None or description.checksum != _checksum(raw):
         raise CheckpointError(f"{path} is damaged or was edited; run the stage again")

@@ -40,8 +40,8 @@ LOST = re.compile("gloo|nccl|closed by peer|reset by peer|broken pipe", re.IGNOR
 """Matches torch's messages when another process is gone."""
 
 ENDED = (
-    "another process of the job ended, or torchrun was stopped; the same command continues after "
-    "the last finished epoch"
+    "another process of the job ended, or torchrun was stopped; run the same command again to "
+    "resume after the last finished epoch"
 )
 _together = False
 """Whether all processes are inside a call of `everywhere`."""

@@ -141,7 +141,7 @@ def read_text(path: Path) -> str:
     if not path.is_file():  # devices and pipes have no end
         raise CompressError("it is not a file")
     if path.stat().st_size > MAX_BYTES:
-        raise CompressError(f"it has more than {MAX_BYTES // 2**20} MiB")
+        raise CompressError(f"it is larger than {MAX_BYTES // 2**20} MiB")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -197,12 +197,12 @@ def check_plain(value: object) -> None:
                 raise CompressError("an integer has more than 64 bits")
             elif not isinstance(item, str | int | float | None):
                 raise CompressError(
-                    f"{item!s:.40} is not text, a number, a list or a table; quote it"
+                    f"{item!s:.40} is not a string, number, list, or table; quote it"
                 )
         if not below:
             return
         level = below
-    raise CompressError(f"it nests more than {MAX_DEPTH} levels deep")
+    raise CompressError(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
 def readable_name(raw: bytes) -> str:

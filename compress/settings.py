@@ -168,7 +168,7 @@ def _check_names(
             _check_names(value, known, section, path)
         elif below:
             raise CompressError(
-                f"{section}.{'.'.join(path)} is a table of settings, got {shown(value)}"
+                f"{section}.{'.'.join(path)} must be a table of settings, got {shown(value)}"
             )
         else:
             full = ".".join(_whole(path, value))

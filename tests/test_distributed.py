@@ -132,7 +132,7 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     os.kill(_process_of_rank(job.pid, 1), signal.SIGKILL)
     said = " ".join(finish(job, code=1).split())
     assert "another process of the job ended" in said
-    assert "the same command continues" in said
+    assert "run the same command again" in said
     assert not (run / "0-teacher").exists()
     again = finish(start([*TEACHER, "--out", str(run)]))
     assert "resuming after epoch" in again

@@ -62,7 +62,7 @@ def test_digest_and_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (float("inf"), "inf is not finite"),
         ({"a": [2**63]}, "an integer has more than 64 bits"),
-        ([object], "is not text, a number, a list or a table; quote it"),
+        ([object], "is not a string, number, list, or table; quote it"),
     ],
 )
 def test_what_json_cannot_represent_is_refused(value: object, message: str) -> None:
@@ -76,7 +76,7 @@ def test_nesting_is_limited() -> None:
     for _ in range(31):
         value = [value]
     check_plain(value)
-    with pytest.raises(CompressError, match="nests more than 32 levels deep"):
+    with pytest.raises(CompressError, match="is nested more than 32 levels deep"):
         check_plain([[value]])
 
 
@@ -86,7 +86,7 @@ def test_text_is_parsed_or_explained(tmp_path: Path) -> None:
     assert to_json({"a": 1}) == '{\n  "a": 1\n}\n'
     with pytest.raises(CompressError, match="^it is not JSON: "):
         parse_json("{")
-    with pytest.raises(CompressError, match="is not text, a number, a list or a table"):
+    with pytest.raises(CompressError, match="is not a string, number, list, or table"):
         parse_toml("a = 2020-01-01")
     with pytest.raises(CompressError, match="^it is not a file$"):
         read_text(tmp_path)

@@ -35,7 +35,7 @@ def test_text_from_the_command_line_is_converted() -> None:
         ({"inner": {"count": 0}}, "outer.inner.count must be an integer >= 1, got 0"),
         ({"inner": {"count": "x"}}, "outer.inner.count must be an integer >= 1, got 'x'"),
         ({"mode": "c"}, "outer.mode must be one of a, b, got 'c'"),
-        ({"inner": 3}, "outer.inner is a table of settings, got 3"),
+        ({"inner": 3}, "outer.inner must be a table of settings, got 3"),
         (
             {"inner": {"shar": 1}},
             "outer has no setting 'inner.shar'; did you mean inner.share?",

@@ -181,7 +181,7 @@ def try_forward(model: Classifier, spec: ModelSpec) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise CompressError(
-            f"{spec.architecture} cannot take {preprocess.size} px images ({reason}); "
+            f"{spec.architecture} does not accept {preprocess.size} px images ({reason}); "
             "choose another size, such as --set data.size=224"
         ) from None
     finally:

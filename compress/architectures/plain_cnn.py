@@ -39,7 +39,7 @@ class PlainCNN(nn.Module):
         if not widths or side < 1:
             raise CompressError(
                 f"a plain CNN with {len(widths)} convolutions, each halving the side, does not fit "
-                f"{size} px images; give 1 to {size.bit_length() - 1} widths"
+                f"{size} px images; use 1 to {size.bit_length() - 1} widths"
             )
         layers: list[nn.Module] = []
         for before, width in zip((channels, *widths), widths, strict=False):

@@ -139,7 +139,7 @@ def _factory(reference: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise CompressError(
-            f"cannot import the network {reference!r}: {error}; write package.module:factory, "
+            f"cannot import the network {reference!r}: {error}; use package.module:factory, "
             "importable from the working folder"
         ) from None
     except Exception as error:
@@ -194,7 +194,7 @@ def _call(
         if spec.arguments:
             given = shown(dict(spec.arguments))
         allowed = f"its arguments: {taken}" if taken else str(error)
-        raise CompressError(f"{spec.architecture} does not take {given}; {allowed}") from None
+        raise CompressError(f"{spec.architecture} does not accept {given}; {allowed}") from None
     except MemoryError:
         raise
     except Exception as error:
@@ -220,14 +220,14 @@ def _check_arguments(spec: ModelSpec, refused: set[str]) -> None:
     for name, value in spec.arguments.items():
         if name in refused or (not trusted and name.startswith(CHOOSE_WEIGHTS)):
             raise CompressError(
-                f"{spec.architecture} does not take the argument {name!r} from a card; remove it: "
-                "weights are set by the card's `weights`, and classes, channels and size follow "
-                "from the data"
+                f"{spec.architecture} does not accept the argument {name!r} from a card; remove "
+                "it: weights are set by the card's `weights`, and classes, channels, and size "
+                "follow from the data"
             )
         if not _is_plain(value):
             raise CompressError(
-                f"{spec.architecture}: the argument {name} must be a number, text, true, false or "
-                f"a list of these, got {shown(value)}"
+                f"{spec.architecture}: the argument {name} must be a number, string, boolean, or "
+                f"list of these, got {shown(value)}"
             )
 
 

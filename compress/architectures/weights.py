@@ -53,7 +53,7 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or foreign:
         raise CompressError(
-            f"{weights} has the weights of another network: missing {_some(missing)}; unexpected "
+            f"{weights} belongs to a different network: missing {_some(missing)}; unexpected "
             f"{_some(foreign)}"
         )
     fitting = {name: value for name, value in given.items() if value.shape == own[name].shape}
@@ -85,7 +85,7 @@ def _some(names: list[str]) -> str:
 
 def _read_file(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
-        raise CompressError(f"there is no weights file {path}")
+        raise CompressError(f"there is no weights file at {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -1,4 +1,4 @@
-"""Commands that make no checkpoint: score, compare, list, classify."""
+"""Commands that do not create checkpoints: score, compare, list, classify."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MODEL = click.Path(path_type=Path, exists=True)
     type=click.Choice(["test", "validation"]),
     default="test",
     show_default=True,
-    help="Images to score.",
+    help="Split to score.",
 )
 def evaluate(model: Path, data: str | None, split: str) -> None:
-    """Score MODEL in ONNX Runtime: a run, a checkpoint or an ONNX file.
+    """Score MODEL (a run, a checkpoint, or an ONNX file) in ONNX Runtime.
 
     \b
     compress evaluate runs/resnet18-fashion-mnist/3-quantize
@@ -53,9 +53,9 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
 @click.option("--remeasure", is_flag=True, help="Ignore cached measurements.")
 @trust_option
 def sensitivity(checkpoint: Path, images: int, calib: int, remeasure: bool) -> None:
-    """Show the int8 sensitivity of each layer of CHECKPOINT, a float one.
+    """Show the int8 sensitivity of each layer of a float CHECKPOINT.
 
-    Writes sensitivity.json and sensitivity.html into the checkpoint's folder.
+    Writes sensitivity.json and sensitivity.html to the checkpoint's folder.
 
     \b
     compress sensitivity runs/resnet18-fashion-mnist/2-prune
@@ -85,8 +85,8 @@ def sensitivity(checkpoint: Path, images: int, calib: int, remeasure: bool) -> N
 def bench(paths: Sequence[Path], threads: str, batch: str, json_path: Path | None) -> None:
     """Compare the latency of ONNX files in ONNX Runtime on this CPU.
 
-    The files take turns in one process; ratios compare with the first. A run or a checkpoint stands
-    for its ONNX file.
+    The files take turns in one process; ratios are relative to the first. For a run or a
+    checkpoint, its ONNX file is measured.
 
     \b
     compress bench float.onnx int8.onnx --threads 1,2 --batch 1,8
@@ -106,7 +106,7 @@ def bench(paths: Sequence[Path], threads: str, batch: str, json_path: Path | Non
 @click.command()
 @click.argument("run_folder", metavar="[RUN]", required=False, type=FOLDER)
 def report(run_folder: Path | None) -> None:
-    """Print the table of RUN (default: the newest) and rewrite its report.
+    """Print the table of RUN (default: the newest run) and rewrite its report.
 
     \b
     compress report runs/resnet18-digits
@@ -135,7 +135,7 @@ def models() -> None:
 @click.command()
 @click.argument("name", required=False)
 def pipelines(name: str | None) -> None:
-    """List the recipes, or the settings of the recipe NAME.
+    """List the recipes, or the settings of recipe NAME.
 
     \b
     compress pipelines
@@ -156,10 +156,10 @@ def pipelines(name: str | None) -> None:
     "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
 )
 @click.option(
-    "--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes shown."
+    "--top", default=3, show_default=True, type=click.IntRange(min=1), help="Number of classes."
 )
 def predict(model: Path, images: Sequence[Path], top: int) -> None:
-    """Classify images with MODEL: an ONNX file that compress wrote, a checkpoint or a run.
+    """Classify images with MODEL (a run, a checkpoint, or an ONNX file written by compress).
 
     \b
     compress predict runs/resnet18-fashion-mnist/4-export/model-int8.onnx shoe.png
@@ -181,7 +181,7 @@ def predict(model: Path, images: Sequence[Path], top: int) -> None:
 def _counts(text: str, option: str) -> list[int]:
     counts = text.split(",")
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
-        raise CompressError(f"{option} takes positive integers separated by commas, got {text!r}")
+        raise CompressError(f"{option} must be positive integers separated by commas, got {text!r}")
     return [int(count) for count in counts]
 
 

@@ -1,4 +1,4 @@
-"""The `compress` command, and its commands that make checkpoints: parse, call, print.
+"""The `compress` command and its subcommands that create checkpoints: parse, call, print.
 
 `compress --help` must be fast, so torch is imported by the commands that need it.
 """
@@ -22,13 +22,13 @@ data_option = click.option(
     "--data",
     default=DEFAULT_DATA,
     show_default=True,
-    help="Data set: fashion-mnist, digits or imagefolder:PATH.",
+    help="Data set: fashion-mnist, digits, or imagefolder:PATH.",
 )
 run_out_option = click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
 remeasure_option = click.option(
     "--remeasure",
     is_flag=True,
-    help="Ignore cached measurements and rerun the stages that latency decides.",
+    help="Ignore cached measurements and rerun the stages that depend on latency.",
 )
 
 
@@ -41,9 +41,9 @@ def main(debug: bool) -> None:
     """Turn an image classifier into a small, fast ONNX file, and prove every step.
 
     \b
-    All stages, from a trained teacher to the file that ships:
+    All stages, from training the teacher to choosing the file to ship:
         compress run resnet18
-    One stage, on the newest run:
+    One stage of the newest run:
         compress quantize --calib 512
     """
 
@@ -64,11 +64,11 @@ def main(debug: bool) -> None:
     "teachers",
     multiple=True,
     metavar="PATH[=WEIGHT]",
-    help="Trained teacher instead of the card's: a checkpoint folder or, after the first, an ONNX "
-    "file; repeatable.",
+    help="Trained teacher to use instead of the card's: a checkpoint folder or, after the first, "
+    "an ONNX file; repeatable.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Random seed.")
-@click.option("--from", "first", metavar="STAGE", help="Rerun this stage and the later ones.")
+@click.option("--from", "first", metavar="STAGE", help="Rerun this stage and all later ones.")
 @click.option("--until", "last", metavar="STAGE", help="Stop after this stage.")
 @run_out_option
 @remeasure_option
@@ -85,7 +85,7 @@ def run(
     out: Path | None,
     remeasure: bool,
 ) -> None:
-    """Run all stages of a recipe for MODEL, the name or file of a model card.
+    """Run all stages of a recipe for MODEL (the name or file of a model card).
 
     Finished stages are skipped; an interrupted one is resumed.
 
@@ -165,15 +165,15 @@ def _stage_command(stage: Stage) -> None:
         help="Checkpoint to start from.  [default: the previous stage of the newest run]",
     )
     @click.option(
-        "--out", type=FOLDER, help="Folder of the new checkpoint.  [default: next to the old one]"
+        "--out", type=FOLDER, help="Folder for the new checkpoint.  [default: next to the old one]"
     )
     @click.option(
         "--teacher",
         "teachers",
         multiple=True,
         metavar="PATH[=WEIGHT]",
-        help="Teacher checkpoint, also the baseline of the report; repeatable, further ones may be "
-        "ONNX files.  [default: the teacher of the same run]",
+        help="Teacher checkpoint, also the baseline of the report; repeatable (further ones may be "
+        "ONNX files).  [default: the teacher of the same run]",
     )
     @remeasure_option
     @trust_option

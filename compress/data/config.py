@@ -1,4 +1,4 @@
-"""Settings of the data."""
+"""Data settings."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ class DataConfig:
 
     validation: Annotated[
         float,
-        Field(gt=0, lt=0.5, description="Share of the training images held out for validation."),
+        Field(gt=0, lt=0.5, description="Fraction of the training images held out for validation."),
     ] = 0.08
     size: Annotated[
         int,
         Field(
             ge=0,
             le=MAX_SIDE,
-            description="Image side in pixels; 0: the data set's own (folders: 224).",
+            description="Image side in pixels; 0 uses the data set's own (224 for folders).",
         ),
     ] = 0
     flip: Annotated[
         Literal["auto", "on", "off"],
-        Field(description="Random horizontal flips; auto: off for digits."),
+        Field(description="Random horizontal flips; auto turns them off for digits."),
     ] = "auto"
     shift: Annotated[
-        int, Field(ge=0, description="Largest random shift in pixels (data sets in memory).")
+        int, Field(ge=0, description="Maximum random shift in pixels (in-memory data sets only).")
     ] = 1
     min_scale: Annotated[
         float,
         Field(
-            gt=0, le=1, description="Smallest share of the area kept by a random crop (folders)."
+            gt=0,
+            le=1,
+            description="Minimum fraction of the area kept by a random crop (folders only).",
         ),
     ] = 0.35
     threads: Annotated[
         int,
-        Field(ge=0, description="Image decoding threads (folders); 0: one per core."),
+        Field(ge=0, description="Image decoding threads (folders only); 0 uses one per core."),
     ] = 0

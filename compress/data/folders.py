@@ -76,7 +76,7 @@ def read_folders(root: Path) -> Folders:
     """
     layout = f"expected {root}/train/CLASS/IMAGE, and the same in {root}/val or {root}/test"
     if not root.is_dir():
-        raise DataError(f"there is no folder {root}; {layout}")
+        raise DataError(f"folder {root} does not exist; {layout}")
     splits = [name for name in ("train", "val", "test") if (root / name).is_dir()]
     if "train" not in splits or len(splits) == 1:
         found = sorted(path.name for path in root.iterdir() if path.is_dir())
@@ -86,7 +86,8 @@ def read_folders(root: Path) -> Folders:
     )
     if len(class_names) < 2:
         raise DataError(
-            f"{root}/train has {count_of(len(class_names), 'class folder')}; two are needed"
+            f"{root}/train has {count_of(len(class_names), 'class folder')}; at least two are "
+            "needed"
         )
     content = hashlib.sha256()
     listed = {split: _list_split(root, split, class_names, content) for split in splits}
@@ -104,10 +105,10 @@ def read_folders(root: Path) -> Folders:
         missing = _missing(class_names, one)
         if split == "train" and missing:
             raise DataError(
-                f"{root}/train has no readable image of: {missing}; add some or remove the folder"
+                f"{root}/train has no readable images of: {missing}; add some or remove the folder"
             )
         if not one.names:
-            raise DataError(f"{root / split} has no readable image")
+            raise DataError(f"{root / split} has no readable images")
     return Folders(
         root=root,
         class_names=class_names,
@@ -164,7 +165,7 @@ def _list_split(
     for folder in sorted(folders, key=_class_name):
         if _class_name(folder) not in label_of:
             raise DataError(
-                f"{root / split / folder} is a class that train/ does not have; add training "
+                f"{root / split / folder} is a class that is missing from train/; add training "
                 "images of it, or move it elsewhere"
             )
         found = sorted(_images_below(root, f"{split}/{folder}", known))

@@ -137,10 +137,10 @@ def _content(path: Path) -> bytes:
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):  # devices and pipes have no end
-            raise DataError(f"{path} is not a file; give an image file")
+            raise DataError(f"{path} is not a file; use an image file")
         if facts.st_size > MAX_BYTES:
             limit = f"{MAX_BYTES / 2**30:.0f} GB"
-            raise DataError(f"{path} has more than {limit}, too much for an image; shrink it")
+            raise DataError(f"{path} is larger than {limit}, too large for an image; shrink it")
         content = path.read_bytes()
     except OSError as error:
         if error.errno in OUR_SHORTAGE:

@@ -1,4 +1,4 @@
-"""Settings of stage distill."""
+"""Settings of the distill stage."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class DistillConfig:
     ablation: Annotated[
         bool,
         Field(
-            description="Also train the student without a teacher for the same time, and report "
-            "whether distillation helped."
+            description="Also train the student without a teacher for the same amount of time and "
+            "report whether distillation helped."
         ),
     ] = False
 

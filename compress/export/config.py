@@ -1,4 +1,4 @@
-"""Settings of stage export."""
+"""Settings of the export stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ExportConfig:
         float,
         Field(
             ge=0,
-            description="Largest drop of validation top-1, in points, for which the int8 file "
-            "ships.",
+            description="Maximum drop in validation top-1, in percentage points, for the int8 file "
+            "to ship.",
         ),
     ] = 1.0

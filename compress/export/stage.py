@@ -102,7 +102,7 @@ def _disagreements(parity: Mapping[str, Parity]) -> Iterable[str]:
     for name, found in parity.items():
         if found.top1_agreement < MIN_AGREEMENT:
             finding = (
-                f"{name} and torch agree on {found.top1_agreement:.2f} % of the test images only"
+                f"{name} and torch agree on only {found.top1_agreement:.2f} % of the test images"
             )
             warn(f"  {finding}")
             yield finding
@@ -149,6 +149,7 @@ def judge(drop: float, max_drop: float, speedup_ci95: tuple[float, float]) -> Ve
         return Verdict(ship=FLOAT_FILE, reason="int8 is slower on this machine")
     if speedup_ci95[0] <= 1:
         return Verdict(
-            ship=INT8_FILE, reason="int8 is smaller, though no faster beyond noise on this machine"
+            ship=INT8_FILE,
+            reason="int8 is smaller, but not significantly faster on this machine",
         )
-    return Verdict(ship=INT8_FILE, reason="int8 pays")
+    return Verdict(ship=INT8_FILE, reason="int8 pays off")

@@ -8,4 +8,4 @@ Observer = Literal["minmax", "average", "percentile", "entropy", "mse"]
 """How the range of an activation is chosen."""
 OBSERVERS: tuple[Observer, ...] = get_args(Observer)
 WeightScale = Literal["max", "mse"]
-"""How weight scales are chosen: from the largest magnitude, or for the least squared error."""
+"""How weight scales are chosen: by the largest magnitude or by the smallest squared error."""

@@ -81,8 +81,8 @@ def _check_tensors(
         given, wanted = _describe(tensors.get(name)), _describe(expected.get(name))
         if given != wanted:
             raise CheckpointError(
-                f"the tensors in {folder} do not fit its network: {name} is {given} there, "
-                f"{wanted} in the network"
+                f"the tensors in {folder} do not match its network: {name} is {given} there, "
+                f"but {wanted} in the network"
             )
 
 

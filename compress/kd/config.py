@@ -21,8 +21,8 @@ class KDConfig:
     soft_loss: Annotated[
         SoftLoss,
         Field(
-            description="Loss against the teacher logits: Hinton's KL divergence (kd), the same on "
-            "standardized logits, decoupled (dkd), or relational (dist)."
+            description="Loss on the teacher logits: KL divergence (kd), KL divergence of "
+            "standardized logits (standardized), decoupled (dkd), or relational (dist)."
         ),
     ] = "kd"
     alpha: Annotated[
@@ -32,35 +32,35 @@ class KDConfig:
         ),
     ] = 0.5
     temperature: Annotated[float, Field(gt=0, description="Distillation temperature.")] = 4.0
-    beta: Annotated[float, Field(ge=0, description="DKD: weight of the non-target classes.")] = 2.0
+    beta: Annotated[float, Field(ge=0, description="Weight of the non-target classes (dkd).")] = 2.0
     n_views: Annotated[
         int,
         Field(
             ge=0,
-            description="Augmented views per image whose teacher logits are computed once and "
-            "stored; 0 runs the teacher in every step.",
+            description="Views per image whose teacher logits are computed once and stored; 0 runs "
+            "the teacher at every step.",
         ),
     ] = 1
     fresh_views: Annotated[
         bool,
         Field(
-            description="Show the student new augmented views in each epoch and use the stored "
-            "logits of the original image (averaged over views if n_views > 1) for all of them; "
-            "when off, cycle through the stored views."
+            description="Show the student new augmented views in each epoch, all with the stored "
+            "logits of the original image (averaged over views if n_views > 1); when off, cycle "
+            "through the stored views."
         ),
     ] = True
     hints: Annotated[
         str,
         Field(
-            description="Pairs of layers STUDENT:TEACHER whose features are matched, separated by "
-            "commas, e.g. blocks.2:layer3; uses the first teacher and needs n_views = 0."
+            description="Comma-separated STUDENT:TEACHER pairs of layers whose features are "
+            "matched, e.g. blocks.2:layer3; uses the first teacher and requires n_views = 0."
         ),
     ] = ""
     hint_loss: Annotated[
         HintLoss,
         Field(
-            description="Match attention maps (attention transfer), or features through a learned "
-            "projection (FitNets)."
+            description="What hints match: attention maps (attention transfer) or features after a "
+            "learned projection (FitNets)."
         ),
     ] = "attention"
     hint_weight: Annotated[float, Field(gt=0, description="Weight of the hint loss.")] = 1.0
@@ -71,17 +71,17 @@ def check_kd(kd: KDConfig, train: TrainConfig) -> None:
     if kd.n_views and kd.hints:
         raise CompressError(
             "hints need the teacher's features, which are not stored; set kd.n_views = 0 "
-            "(--n-views 0) to run the teacher in every step"
+            "(--n-views 0) to run the teacher at every step"
         )
     if kd.n_views and train.mixup:
         raise CompressError(
             "stored teacher logits (n_views > 0) do not match images blended by mixup; set "
-            "kd.n_views = 0 (--n-views 0) to run the teacher in every step"
+            "kd.n_views = 0 (--n-views 0) to run the teacher at every step"
         )
     if kd.n_views and not kd.fresh_views and train.start_size < 1:
         raise CompressError(
             "stored views do not match resized images (start_size < 1); keep kd.fresh_views on, or "
-            "set kd.n_views = 0 to run the teacher in every step"
+            "set kd.n_views = 0 to run the teacher at every step"
         )
 
 

@@ -73,7 +73,7 @@ def read_teachers(texts: Sequence[str]) -> tuple[Teacher, ...]:
     teachers = tuple(_read_teacher(text) for text in texts)
     if teachers and teachers[0].checkpoint is None:
         raise CompressError(
-            "the first --teacher is the baseline of the report and must be a checkpoint folder; "
+            "the first --teacher is the report's baseline and must be a checkpoint folder; "
             f"{teachers[0].path} is an ONNX file, list it after a checkpoint"
         )
     return teachers

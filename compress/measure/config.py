@@ -1,4 +1,4 @@
-"""Settings of latency measurement."""
+"""Latency measurement settings."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from pydantic import Field
 class MeasureConfig:
     """Latency measurement, the same for all stages of a run."""
 
-    threads: Annotated[int, Field(ge=1, description="ONNX Runtime's intra-op threads.")] = 1
+    threads: Annotated[int, Field(ge=1, description="ONNX Runtime intra-op threads.")] = 1
     batch: Annotated[int, Field(ge=1, description="Batch size.")] = 1

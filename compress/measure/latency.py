@@ -130,7 +130,7 @@ def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[s
         if not put.shape:
             raise CompressError(f"{path}: its input {put.name} has no batch dimension")
         if isinstance(put.shape[0], int) and put.shape[0] != batch:
-            raise CompressError(f"{path} takes only batches of {put.shape[0]}, got {batch}")
+            raise CompressError(f"{path} accepts only batches of {put.shape[0]}, got {batch}")
         shape = [batch, *(size if isinstance(size, int) else 1 for size in put.shape[1:])]
         if not 0 < math.prod(shape) <= batch * MAX_ELEMENTS:
             raise CompressError(f"{path}: cannot time an input of shape {shape}")

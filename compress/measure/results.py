@@ -79,9 +79,9 @@ class StageReport:
             raise CompressError(f"file must be a name in the stage's folder, got {self.file!r}")
         low, high = self.top1_ci95
         if not low <= self.top1 <= high:
-            raise CompressError(f"top1 must lie in its interval, got {self.top1}")
+            raise CompressError(f"top1 must be within its interval, got {self.top1}")
         if "onnxruntime" not in self.host.versions:
-            raise CompressError("the host's versions lack ONNX Runtime's")
+            raise CompressError("the host's versions do not include ONNX Runtime")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,32 +26,43 @@ class PruneConfig:
         Field(
             gt=0,
             le=1,
-            description="Target latency, relative to the unpruned model; 1: no limit. The default "
-            "is relaxed if it cannot be met.",
+            description="Target latency as a fraction of the unpruned model's; 1 means no limit. "
+            "The default is relaxed if it cannot be met.",
         ),
     ] = 0.8
     latency_ms: Annotated[
-        float, Field(ge=0, description="Target latency in milliseconds; 0: no limit.")
+        float, Field(ge=0, description="Target latency in milliseconds; 0 means no limit.")
     ] = 0.0
     macs_ratio: Annotated[
-        float, Field(gt=0, le=1, description="Target multiply-accumulates, relative; 1: no limit.")
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Target multiply-accumulates as a fraction of the unpruned model's; 1 "
+            "means no limit.",
+        ),
     ] = 1.0
     size_ratio: Annotated[
-        float, Field(gt=0, le=1, description="Target file size, relative; 1: no limit.")
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Target file size as a fraction of the unpruned model's; 1 means no limit.",
+        ),
     ] = 1.0
     target_precision: Annotated[
         Precision,
-        Field(description="Precision of the ONNX file whose latency and size are limited."),
+        Field(description="Precision of the ONNX file that the latency and size targets refer to."),
     ] = "int8"
     importance: Annotated[Importance, Field(description="Channel importance criterion.")] = "taylor"
     iterations: Annotated[
-        int, Field(ge=1, description="Pruning iterations, with a short fine-tuning in between.")
+        int, Field(ge=1, description="Pruning iterations, with brief fine-tuning in between.")
     ] = 2
     iteration_epochs: Annotated[
-        int, Field(ge=0, description="Epochs of fine-tuning after each iteration but the last.")
+        int, Field(ge=0, description="Fine-tuning epochs after each iteration except the last.")
     ] = 1
     min_channels_ratio: Annotated[
-        float, Field(gt=0, le=1, description="Smallest share of its channels a layer keeps.")
+        float, Field(gt=0, le=1, description="Minimum fraction of its channels that a layer keeps.")
     ] = 0.1
     remove_blocks: Annotated[bool, Field(description="Allow removing whole residual blocks.")] = (
         True
@@ -60,7 +71,7 @@ class PruneConfig:
         int,
         Field(
             ge=0,
-            description="Epochs of sparsity training before pruning, with a growing penalty on the "
+            description="Epochs of sparse training before pruning, with a growing penalty on the "
             "least important channels.",
         ),
     ] = 0

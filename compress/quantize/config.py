@@ -1,4 +1,4 @@
-"""Settings of stage quantize."""
+"""Settings of the quantize stage."""
 
 from __future__ import annotations
 
@@ -20,36 +20,39 @@ class QuantizeConfig:
         Literal["auto", "ptq", "qat"],
         Field(
             description="ptq: post-training quantization with the corrections you enable; qat: "
-            "the same, then quantization-aware training; auto: ptq, and while the drop exceeds "
-            "max_drop: all corrections, then the most sensitive layers in float, then qat."
+            "the same, then quantization-aware training; auto: ptq, then, while the drop exceeds "
+            "max_drop, all corrections, the most sensitive layers in float, and finally qat."
         ),
     ] = "auto"
     calib: Annotated[
         int,
-        Field(ge=1, description="Number of training images for calibration, at most all of them."),
+        Field(ge=1, description="Maximum number of training images used for calibration."),
     ] = 512
     observer: Annotated[
         Literal[Observer, "auto"],
         Field(
-            description="Observer of activation ranges; auto picks the best on validation images."
+            description="Observer for activation ranges; auto picks the best on validation images."
         ),
     ] = "mse"
     weights: Annotated[
         WeightScale,
-        Field(description="Weight scales: largest magnitude or least squared error."),
+        Field(description="Weight scales: by largest magnitude or smallest squared error."),
     ] = "mse"
     equalization: Annotated[
         bool, Field(description="Cross-layer equalization of channel ranges.")
     ] = False
     bias_correction: Annotated[
-        bool, Field(description="Bias correction; auto tries it in any case.")
+        bool, Field(description="Bias correction; auto always tries it.")
     ] = False
     adaround: Annotated[bool, Field(description="AdaRound: learn how to round each weight.")] = (
         False
     )
     max_drop: Annotated[
         float,
-        Field(ge=0, description="Drop in validation top-1 that auto accepts, in points."),
+        Field(
+            ge=0,
+            description="Maximum drop in validation top-1 that auto accepts, in percentage points.",
+        ),
     ] = 0.3
     reduce_range: Annotated[
         bool,

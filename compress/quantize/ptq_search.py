@@ -63,7 +63,7 @@ class Trials:
         loss, top1 = self.score(model)
         drop = self.float_top1 - top1
         attempt = Attempt(name=name, top1=top1, drop=drop, loss=loss)
-        say(f"  {name}: validation {top1:.2f}% ({0 - drop:+.2f} points, loss {loss:.4f})")
+        say(f"  {name}: validation {top1:.2f} % ({0 - drop:+.2f} points, loss {loss:.4f})")
         self.attempts.append(attempt)
         return Candidate(model=model, plan=plan, attempt=attempt)
 

@@ -13,7 +13,7 @@ from compress.int8.conversion import convert
 from compress.int8.layer_profile import LayerCost
 from compress.int8.saturation import Saturation, find_saturation, reduce_range
 from compress.kd.context import Context
-from compress.log import say, waiting
+from compress.log import count_of, say, waiting
 from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.layer_timing import time_layers
@@ -74,7 +74,8 @@ def _reduce_range(trials: Trials, best: Candidate, context: Context) -> Candidat
         plan = reduce_range(trials.calibration, best.plan, validation, SATURATION_IMAGES)
     if plan == best.plan:
         return best
-    return trials.quantize(f"with 7-bit weights in {len(plan.reduced_layers)} layers", plan)
+    layers = count_of(len(plan.reduced_layers), "layer")
+    return trials.quantize(f"with 7-bit weights in {layers}", plan)
 
 
 def _train(
@@ -99,8 +100,8 @@ def _check_saturation(
     if saturation.layers:
         hint = "" if config.reduce_range else "; --reduce-range prevents it"
         say(
-            f"  {len(saturation.layers)} layers would saturate on CPUs without VNNI: top-1 "
-            f"{saturation.top1_saturated:.2f}% instead of {saturation.top1:.2f}% "
-            f"on {saturation.n_images} images{hint}"
+            f"  {count_of(len(saturation.layers), 'layer')} would saturate on CPUs without VNNI: "
+            f"top-1 {saturation.top1_saturated:.2f} % instead of {saturation.top1:.2f} % on "
+            f"{count_of(saturation.n_images, 'image')}{hint}"
         )
     return saturation

@@ -68,7 +68,8 @@ def conditions(stage: StageReport) -> str:
 
 def host_text(host: Host) -> str:
     """Returns a machine's CPU, cores and instruction sets."""
-    return f"{host.cpu} ({host.cores} cores, {', '.join(host.isa) or 'no vector extensions known'})"
+    isa = ", ".join(host.isa) or "no known vector extensions"
+    return f"{host.cpu} ({plural(host.cores, 'core')}, {isa})"
 
 
 def run_markdown(report: RunReport) -> str:
@@ -80,13 +81,13 @@ def run_markdown(report: RunReport) -> str:
         "",
         markdown_table(COLUMNS, run_rows(report)),
         "",
-        f"Measured on each stage's ONNX file: {conditions(report.stages[-1])}. Top-1 is of the "
+        f"Measured on each stage's ONNX file: {conditions(report.stages[-1])}. Top-1 is on the "
         "test split, with its Wilson interval. The last three columns compare with the teacher: "
-        "points of top-1, bytes on disk, and the median ratio of latencies, both files run in "
+        "points of top-1, bytes on disk, and the median ratio of latencies, with both files taking "
         "turns in the same process.",
         "",
-        "| stage | latency p50 / p90 | times faster [95 % interval] | than the stage before "
-        "| runs timed | stage took |",
+        "| stage | latency p50 / p90 | times faster [95 % interval] | than the previous stage "
+        "| runs timed | duration |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for stage in report.stages:
@@ -182,8 +183,8 @@ def _records_table(records: Sequence[Mapping[str, object]]) -> str:
 def operators_text(summary: OperatorSummary) -> str:
     """Returns how much of a graph is int8: `21 int8, 1 float, 2 conversions`."""
     return (
-        f"{summary.n_int8} int8, {summary.n_float} float, {summary.n_conversions} conversions "
-        "in ONNX Runtime's optimized graph"
+        f"{summary.n_int8} int8, {summary.n_float} float, "
+        f"{plural(summary.n_conversions, 'conversion')} in ONNX Runtime's optimized graph"
     )
 
 

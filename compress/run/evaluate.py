@@ -52,8 +52,8 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
     facts = read_facts(path)
     if checkpoint is None and split == "validation":
         raise CompressError(
-            f"{path} is not in a checkpoint, so its training images are unknown; name the "
-            "checkpoint's folder, or score the test split"
+            f"{path} is not in a checkpoint, so its training images are unknown; specify "
+            "the checkpoint's folder or score the test split"
         )
     name, config, seed = data, DataConfig(), 0
     if checkpoint is not None:  # its own split: others may hold its training images
@@ -61,7 +61,7 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
         name, seed = data or step.data, step.seed
         config = parse(config, step.data_config, section="data")
     if name is None:
-        raise CompressError(f"{path} is not in a checkpoint; name the data set with --data")
+        raise CompressError(f"{path} is not in a checkpoint; specify the data set with --data")
     loaded = load_data(name, dataclasses.replace(config, size=facts.preprocess.size), seed=seed)
     if loaded.class_names != facts.class_names:
         raise CompressError(

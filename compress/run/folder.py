@@ -69,7 +69,7 @@ def owned_run(run: Path) -> Iterator[None]:
     """
     if run.exists() and not is_run(run) and _content(run):
         raise CompressError(
-            f"{run} is not empty and not a run folder ({_some(_content(run))}); choose another "
+            f"{run} is neither empty nor a run folder ({_some(_content(run))}); choose another "
             "folder with --out"
         )
     made = [place for place in (run, *run.parents) if not place.exists()]
@@ -108,7 +108,7 @@ def _locked(what: Path, lock_file: Path, owner_file: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise CompressError(
-            f"{what} is in use by {_owner(owner_file)}; wait for it, or choose another folder with "
+            f"{what} is in use by {_owner(owner_file)}; wait for it or choose another folder with "
             "--out"
         ) from None
     try:
@@ -199,8 +199,8 @@ def check_target(folder: Path) -> None:
         foreign = _foreign(place) if signed else _content(place)
         if foreign:
             raise CompressError(
-                f"{place} would be replaced, but holds files that compress did not write "
-                f"({_some(foreign)}); move them, or choose another folder with --out"
+                f"{place} would be replaced, but contains files that compress did not write "
+                f"({_some(foreign)}); move them or choose another folder with --out"
             )
     if retired.is_dir():
         if folder.exists():
@@ -231,7 +231,7 @@ def begin(folder: Path, key: str) -> float:
     before = _read_work(partial)
     if before is None or before[0] != key:
         if partial.is_dir() and _content(partial):
-            say(f"  discarding {partial}: it was begun with other settings, networks or code")
+            say(f"  discarding {partial}: it was started with other settings, networks, or code")
         _remove(partial)
         partial.mkdir(parents=True, exist_ok=True)
         before = (key, 0.0)

@@ -44,7 +44,7 @@ def newest_run(runs: Path) -> Path:
         for path in runs.glob(f"*/{stage_folder(Path(), stage)}/{DESCRIPTION}")
     ]
     if not made:
-        raise CompressError(f"no run under {runs}/; start one with `compress run resnet18`")
+        raise CompressError(f"no runs in {runs}/; start one with `compress run resnet18`")
     return max(made, key=lambda path: path.stat().st_mtime).parent.parent
 
 
@@ -59,7 +59,9 @@ def newest_stage_before(stage: str, runs: Path) -> Path:
     for name in reversed(names[: names.index(stage)]):
         if is_checkpoint(folder := stage_folder(run, name)):
             return folder
-    raise CompressError(f"{run} has no finished stage before {stage}; name one with --in")
+    raise CompressError(
+        f"{run} has no finished stage before {stage}; specify a checkpoint with --in"
+    )
 
 
 def find_onnx(model: Path) -> Path:
@@ -76,7 +78,7 @@ def find_onnx(model: Path) -> Path:
             raise CompressError(f"{model} has no finished stage")
         model = list(stages.values())[-1]
     if not is_checkpoint(model):
-        raise CompressError(f"{model} is neither a run nor a checkpoint; name an ONNX file")
+        raise CompressError(f"{model} is neither a run nor a checkpoint; specify an ONNX file")
     return model / read_stage_report(model).file
 
 

@@ -166,7 +166,7 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = 
     for section, default in DEFAULTS.items():
         if not isinstance(given := raw.get(section, {}), Mapping):
             raise CompressError(
-                f"recipe {name}: {section} is a table of settings, got {shown(given)}"
+                f"recipe {name}: {section} must be a table of settings, got {shown(given)}"
             )
         sections[section] = parse(default, given, section=section)
     for override in overrides:
@@ -210,8 +210,8 @@ def _check_order(stages: Any, name: str) -> list[str]:
     in_order = isinstance(stages, list) and stages == [one for one in STAGES if one in stages]
     if not in_order or first not in stages:
         raise CompressError(
-            f"recipe {name}: stages must be some of {', '.join(STAGES)}, in this order and with "
-            f"{first}, got {shown(stages)}"
+            f"recipe {name}: stages must be a selection of {', '.join(STAGES)}, in this order and "
+            f"including {first}, got {shown(stages)}"
         )
     return list(stages)
 
@@ -221,7 +221,7 @@ def _override(sections: Mapping[str, Any], stages: Sequence[str], override: str)
     dotted, equals, value = override.partition("=")
     section, *path = dotted.strip().split(".")
     if not equals or not path:
-        raise CompressError(f"--set takes section.key=value, got {override!r}")
+        raise CompressError(f"--set must be SECTION.KEY=VALUE, got {override!r}")
     if section not in sections:
         raise CompressError(f"--set: no section {section!r}; {nearest(section, sections)}")
     if section in STAGES and section not in stages:

@@ -53,7 +53,7 @@ def collect(run: Path) -> RunReport:
     reports = {stage: read_stage_report(folder) for stage, folder in folders.items()}
     for stage, one in reports.items():
         if one.stage != stage:
-            raise CompressError(f"{folders[stage]} holds the report of the stage {one.stage}")
+            raise CompressError(f"{folders[stage]} contains the report of stage {one.stage}")
     stages = tuple(reports.values())
     last = stages[-1]
     ship = f"{folders[last.stage].name}/{last.file}"
@@ -117,7 +117,7 @@ def _remarks_on_balance(stages: tuple[StageReport, ...]) -> list[str]:
 
 
 def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
-    """Returns what a reader should know: stages that did not pay, outdated ones, findings."""
+    """Returns what a reader should know: stages that did not pay off, outdated ones, findings."""
     remarks = []
     digests = {stage.digest for stage in stages}
     for before, stage in itertools.pairwise(stages):
@@ -127,7 +127,7 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
             )
         low, high = stage.step_speedup_ci95 or stage.speedup_ci95
         if stage.parent == before.digest != stage.digest and high < 1:
-            verdict = "did not pay on this machine"
+            verdict = "did not pay off on this machine"
             if stage.top1_ci95[0] > before.top1:  # a large student of small teachers
                 verdict = f"gained {stage.top1 - before.top1:.2f} points at the cost of latency"
             remarks.append(

@@ -36,7 +36,7 @@ def analyze_layers(
     """
     checkpoint = load_checkpoint(folder)
     if checkpoint.description.quantized is not None:
-        raise CompressError(f"{folder} is already quantized; name a float checkpoint")
+        raise CompressError(f"{folder} is already quantized; use a float checkpoint")
     data, measure = data_of(checkpoint), measure_of(folder)
     since = now() if remeasure else ""
     with TemporaryDirectory() as scratch, measuring_for(Path(scratch), since=since) as measurements:

@@ -64,7 +64,7 @@ def run_single_stage(
     if not teachers:
         teachers = [str(stage_folder(source.parent, "teacher"))]
         if not is_checkpoint(Path(teachers[0])):
-            raise CompressError(f"no teacher in {teachers[0]}; name one with --teacher")
+            raise CompressError(f"no teacher in {teachers[0]}; specify one with --teacher")
     folder = out or stage_folder(source.parent, stage)
     run = folder.parent if is_run(folder.parent) else None
     if run is not None and folder != stage_folder(run, stage):

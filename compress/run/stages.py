@@ -127,6 +127,6 @@ def require_stage(made_by: str, stage: Stage, folder: Path) -> None:
     """Raises CheckpointError unless a stage takes checkpoints of the stage that made one."""
     if made_by not in stage.follows:
         raise CheckpointError(
-            f"{stage.name} takes a checkpoint of stage {' or '.join(stage.follows)}; {folder} is "
-            f"of stage {made_by}"
+            f"{stage.name} needs a checkpoint from stage {' or '.join(stage.follows)}; {folder} is "
+            f"from stage {made_by}"
         )

@@ -1,4 +1,4 @@
-"""Settings of stage teacher."""
+"""Settings of the teacher stage."""
 
 from __future__ import annotations
 

@@ -42,12 +42,12 @@ def run(start: Start, config: TeacherConfig, context: Context) -> Product:
     left_out = load_weights(model.network, start.spec.architecture, start.weights)
     if left_out and not config.train.epochs:
         raise CompressError(
-            f"{start.weights} does not fit the network ({', '.join(left_out)}) and there is no "
-            "training; set the stem in the card to that of the weights, use data with the same "
-            "number of classes and channels, or set teacher.train.epochs"
+            f"{start.weights} does not fit the network ({', '.join(left_out)}), and "
+            "teacher.train.epochs is 0; use the weights' stem in the card, use data with the same "
+            "number of classes and channels, or train for at least one epoch"
         )
     if left_out:
-        warn(f"  initialized at random, not from {start.weights}: {', '.join(left_out)}")
+        warn(f"  randomly initialized, not from {start.weights}: {', '.join(left_out)}")
     history = everywhere(
         train,
         model,

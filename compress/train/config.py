@@ -1,4 +1,4 @@
-"""Training settings; each stage that trains has a set with its own defaults."""
+"""Training settings; each stage that trains has its own defaults."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class TrainConfig:
         int,
         Field(
             ge=0,
-            description="Add epochs until there are at least this many steps; no effect if epochs "
-            "is 0.",
+            description="Minimum number of training steps; epochs are added to reach it unless "
+            "epochs is 0.",
         ),
     ] = 120
     batch_size: Annotated[
@@ -68,8 +68,8 @@ class TrainConfig:
         Field(
             gt=0,
             le=1,
-            description="Fraction of the training images used in each epoch but the first and "
-            "last: half of them those with the highest loss, half random.",
+            description="Fraction of the training images used in every epoch except the first and "
+            "last: half of them have the highest loss, half are random.",
         ),
     ] = 1.0
     patience: Annotated[

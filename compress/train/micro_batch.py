@@ -53,7 +53,7 @@ def fitting_batch(
     if micro_batch * need > budget / MAX_SHARE:
         raise CompressError(
             f"not enough memory: a batch of {micro_batch} images needs about "
-            f"{_gib(micro_batch * need)}, {_gib(budget / MAX_SHARE)} are free; use smaller images "
+            f"{_gib(micro_batch * need)}, {_gib(budget / MAX_SHARE)} is free; use smaller images "
             "(--set data.size=128) or a smaller network"
         )
     return micro_batch

@@ -81,10 +81,10 @@ def test_pixels_are_normalized_inside(digits: Data) -> None:
     ("architecture", "arguments", "part"),
     [
         ("resnet81", {}, "unknown architecture 'resnet81'; did you mean resnet18"),
-        ("scaled_resnet", {"widht": 1}, "does not take {'widht': 1}; its arguments"),
+        ("scaled_resnet", {"widht": 1}, "does not accept {'widht': 1}; its arguments"),
         ("scaled_resnet", {"width": 9}, "width must be in (0, 4], got 9"),
         ("scaled_resnet", {"depths": [0]}, "depths must be 1 to 4 positive counts"),
-        ("inception_v3", {}, "inception_v3 cannot take 16 px images"),
+        ("inception_v3", {}, "inception_v3 does not accept 16 px images"),
     ],
 )
 def test_what_cannot_be_built_is_explained(

@@ -76,7 +76,7 @@ def test_code_of_ones_own_needs_trust(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("no_such_module:tiny", "cannot import the network 'no_such_module:tiny'"),
         ("json:tiny", "cannot import the network 'json:tiny'"),
-        ("json:dumps", r"does not take the arguments it is called with \(num_classes\)"),
+        ("json:dumps", r"does not accept the arguments it is called with \(num_classes\)"),
     ],
 )
 def test_wrong_code_is_explained(name: str, message: str) -> None:

@@ -55,7 +55,7 @@ def test_foreign_or_broken_weights_are_refused(digits: Data, tmp_path: Path) -> 
     broken.write_bytes(b"no weights")
     torch.save(nn.Linear(2, 2), code)  # a pickled module could run anything
     for name, part in (
-        (str(foreign), "has the weights of another network: missing "),
+        (str(foreign), "belongs to a different network: missing "),
         (str(broken), "cannot be read as weights"),
         (str(code), "cannot be read as weights"),
         ("nowhere.pth", "there is no weights file"),

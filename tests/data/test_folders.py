@@ -146,9 +146,9 @@ def test_more_than_a_tenth_of_unreadable_images_is_an_error(photos: Path) -> Non
         ([], "found no folders"),
         (["train/a", "train/b"], "found train"),
         (["blue", "green"], "found blue, green"),
-        (["train/a", "test/a"], "has 1 class folder; two are needed"),
+        (["train/a", "test/a"], "has 1 class folder; at least two are needed"),
         (["train/a", "train/b", "test/c"], "a class that train/ does not have"),
-        (["train/a", "train/b", "test/a"], "no readable image of: a, b"),
+        (["train/a", "train/b", "test/a"], "no readable images of: a, b"),
     ],
 )
 def test_a_wrong_layout_is_explained(tmp_path: Path, folders: list[str], part: str) -> None:
@@ -160,7 +160,7 @@ def test_a_wrong_layout_is_explained(tmp_path: Path, folders: list[str], part: s
 
 
 def test_a_missing_folder_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no folder"):
+    with pytest.raises(DataError, match="does not exist"):
         read_folders(tmp_path / "nowhere")
 
 

@@ -48,7 +48,7 @@ def test_one_image_a_class_cannot_be_split(tmp_path: Path) -> None:
 
 def test_a_class_that_is_tested_and_not_trained_is_refused(tmp_path: Path) -> None:
     root = write_set(tmp_path, {"train": {"a": 2, "b": 2}, "test": {"a": 1, "new": 1}})
-    with pytest.raises(DataError, match="test/new is a class that train/ does not have; add"):
+    with pytest.raises(DataError, match="test/new is a class that is missing from train/; add"):
         load(root)
 
 

@@ -15,11 +15,11 @@ from compress.run.lookup import read_stage_report
 @pytest.mark.parametrize(
     ("drop", "speedup_ci95", "ship", "reason"),
     [
-        (0.2, (2.9, 3.1), INT8_FILE, "int8 pays"),
-        (0.2, (0.97, 1.03), INT8_FILE, "though no faster"),
+        (0.2, (2.9, 3.1), INT8_FILE, "int8 pays off"),
+        (0.2, (0.97, 1.03), INT8_FILE, "not significantly faster"),
         (0.2, (0.90, 0.98), FLOAT_FILE, "slower"),
         (1.5, (2.9, 3.1), FLOAT_FILE, "loses 1.50 points, more than max_drop = 1"),
-        (1.0, (2.9, 3.1), INT8_FILE, "int8 pays"),
+        (1.0, (2.9, 3.1), INT8_FILE, "int8 pays off"),
     ],
 )
 def test_int8_ships_unless_it_loses_too_much_or_is_slower(

@@ -58,7 +58,7 @@ def test_a_stage_that_does_not_pay_is_said(run_copy: Path) -> None:
     )
     write_json(path / "report.json", slow)
     remarks = " ".join(collect(run_copy).remarks)
-    assert "quantize did not pay on this machine: its file has 0.80 to 0.90 times" in remarks
+    assert "quantize did not pay off on this machine: its file has 0.80 to 0.90 times" in remarks
     assert "quantize cost" in remarks
 
 

@@ -242,7 +242,7 @@ def test_one_run_one_process_and_a_lock_left_behind_is_taken_over(tmp_path: Path
         first.communicate()
     third = call(*command, *run_settings(QUICK))
     assert third.exit_code == 0, third.output
-    assert f"was left by process {first.pid}" in " ".join(third.output.split())
+    assert f"was left unfinished by process {first.pid}" in " ".join(third.output.split())
     assert not (out / ".lock").exists()
 
 

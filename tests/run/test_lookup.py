@@ -52,7 +52,7 @@ def test_the_newest_run_is_the_one_that_changed_last(run_copy: Path) -> None:
     assert newest_run(run_copy.parent) == other
     os.utime(run_copy / "4-export/checkpoint.json", (2_100_000_000, 2_100_000_000))
     assert newest_run(run_copy.parent) == run_copy
-    with pytest.raises(CompressError, match="no run under"):
+    with pytest.raises(CompressError, match="no runs in"):
         newest_run(run_copy)
 
 

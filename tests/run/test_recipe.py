@@ -38,9 +38,9 @@ def test_overrides_lie_on_top_of_the_recipe() -> None:
         (
             "distill.train.mixup=0.2",
             "distill stored teacher logits (n_views > 0) do not match images blended by mixup; set "
-            "kd.n_views = 0 (--n-views 0) to run the teacher in every step",
+            "kd.n_views = 0 (--n-views 0) to run the teacher at every step",
         ),
-        ("prune.iterations", "--set takes section.key=value, got 'prune.iterations'"),
+        ("prune.iterations", "--set must be SECTION.KEY=VALUE, got 'prune.iterations'"),
         (
             "teacher.trian.epochs=3",
             "teacher has no setting 'trian.epochs'; did you mean train.epochs?",

@@ -100,7 +100,7 @@ def test_a_new_stage_is_a_row_in_the_table_and_a_folder(tmp_path: Path) -> None:
 
 def test_a_stage_refuses_a_checkpoint_that_it_cannot_follow(finished_run: Path) -> None:
     checkpoint = load_checkpoint(finished_run / "3-quantize")
-    with pytest.raises(CheckpointError, match="prune takes a checkpoint of stage teacher or"):
+    with pytest.raises(CheckpointError, match="prune needs a checkpoint from stage teacher or"):
         require_stage(checkpoint.stage, STAGES["prune"], checkpoint.folder)
 
 

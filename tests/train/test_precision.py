@@ -80,4 +80,4 @@ def test_unstable_timings_are_not_cached(
         STEPS.clear()
         choose_precision(Uneven(), images, CPU, training=True)
         assert STEPS
-        assert "steps in fp32 and bf16: the repeats differ by" in capsys.readouterr().err
+        assert "(steps in fp32 and bf16); their repeats differ by" in capsys.readouterr().err
