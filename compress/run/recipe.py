@@ -210,7 +210,7 @@ def _check_order(stages: Any, name: str) -> list[str]:
     in_order = isinstance(stages, list) and stages == [one for one in STAGES if one in stages]
     if not in_order or first not in stages:
         raise CompressError(
-            f"recipe {name}: stages must be a selection of {', '.join(STAGES)}, in this order and "
+            f"recipe {name}: stages must be some of {', '.join(STAGES)}, in this order and "
             f"including {first}, got {shown(stages)}"
         )
     return list(stages)

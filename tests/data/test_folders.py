@@ -147,7 +147,7 @@ def test_more_than_a_tenth_of_unreadable_images_is_an_error(photos: Path) -> Non
         (["train/a", "train/b"], "found train"),
         (["blue", "green"], "found blue, green"),
         (["train/a", "test/a"], "has 1 class folder; at least two are needed"),
-        (["train/a", "train/b", "test/c"], "a class that train/ does not have"),
+        (["train/a", "train/b", "test/c"], "a class that is missing from train/"),
         (["train/a", "train/b", "test/a"], "no readable images of: a, b"),
     ],
 )

@@ -74,7 +74,9 @@ def test_weights_of_another_shape_need_training(
     last = list(state)[-1]
     state[last] = torch.zeros(7)
     torch.save(state, weights)
-    with pytest.raises(CompressError, match="does not fit the network .* set teacher.train.epochs"):
+    with pytest.raises(
+        CompressError, match=r"does not fit the network .*, and teacher.train.epochs is 0"
+    ):
         run(NewNetwork(spec=spec, weights=str(weights)), ZERO_EPOCHS, context)
     run(NewNetwork(spec=spec, weights=str(weights)), ONE_EPOCH, context)
     assert f"randomly initialized, not from {weights}: {last}" in capsys.readouterr().err
