@@ -13,7 +13,7 @@ from compress.kd.context import Context
 from compress.kd.training import KDResult
 from compress.measure.config import MeasureConfig
 from compress.train.config import TrainConfig
-from tests.conftest import RUN_SETTINGS, student_spec
+from tests.conftest import RUN, student_spec
 from tests.train.test_diagnosis import ROWS
 
 
@@ -48,8 +48,7 @@ def test_stored_logits_count_as_time_of_the_distillation(digits: Data, tmp_path:
 
 
 def test_the_report_says_whether_distillation_helped(run_copy: Path) -> None:
-    settings = [part for value in RUN_SETTINGS for part in ("--set", value)]
-    command = ["run", "resnet18", "--data", "digits", "--out", str(run_copy), *settings]
+    command = [*RUN, "--out", str(run_copy)]
     command += ["--set", "distill.ablation=true", "--until", "distill"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output

@@ -20,6 +20,7 @@ from compress.kd.teachers import (
     open_teacher,
     read_teachers,
 )
+from tests.conftest import CARD
 
 CPU = torch.device("cpu")
 
@@ -88,13 +89,13 @@ def test_a_run_with_several_teachers(finished_run: Path, tmp_path: Path) -> None
     """Two small teachers and a larger student; the first teacher is the baseline."""
     card = tmp_path / "large.toml"
     card.write_text(
-        '[teacher]\narchitecture = "resnet18"\n[student]\narchitecture = "scaled_resnet"\n'
+        '[teacher]\narchitecture = "scaled_resnet"\n[student]\narchitecture = "scaled_resnet"\n'
         "arguments = { width = 0.5, depths = [1, 1] }\n"
     )
     small, file = finished_run / "1-distill", finished_run / "2-prune" / "model.onnx"
     command = ["run", str(card), "--data", "digits", "--pipeline", "smoke"]
     command += ["--teacher", str(small), "--teacher", f"{file}=0.5", "--until", "distill"]
-    command += ["--out", str(tmp_path / "run"), "--set", "distill.train.min_steps=150"]
+    command += ["--out", str(tmp_path / "run"), "--set", "distill.train.min_steps=80"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     teacher, student = json.loads((tmp_path / "run" / "report.json").read_text())["stages"]
@@ -115,7 +116,7 @@ def test_a_teacher_of_another_size_keeps_its_size_in_the_report(
     finished_run: Path, tmp_path: Path
 ) -> None:
     small = finished_run / "1-distill"
-    command = ["run", "resnet18", "--data", "digits", "--pipeline", "smoke", "--until", "distill"]
+    command = ["run", str(CARD), "--data", "digits", "--pipeline", "smoke", "--until", "distill"]
     command += ["--teacher", str(small), "--set", "data.size=24", "--out", str(tmp_path)]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
@@ -154,13 +155,13 @@ def test_a_single_stage_takes_several_teachers(run_copy: Path) -> None:
     command = ["distill", "--in", str(run_copy / "0-teacher"), "--out", str(run_copy / "other")]
     command += ["--teacher", str(run_copy / "0-teacher"), "--epochs", "1", "--min-steps", "60"]
     several = [*command, "--teacher", str(run_copy / "1-distill")]
-    result = CliRunner().invoke(main, [*several, "--hints", "blocks.0:layer2"])
+    result = CliRunner().invoke(main, [*several, "--hints", "blocks.0:blocks.1"])
     assert result.exit_code == 2
     assert "set kd.n_views = 0" in result.output
-    result = CliRunner().invoke(main, [*several, "--hints", "blocks.0:layer9", "--n-views", "0"])
-    assert "the teacher has no layer 'layer9'; did you mean layer" in result.output
+    result = CliRunner().invoke(main, [*several, "--hints", "blocks.0:blocks.9", "--n-views", "0"])
+    assert "the teacher has no layer 'blocks.9'; did you mean blocks." in result.output
     for loss in ("attention", "features"):
-        hints = ["--hints", "blocks.0:layer1,blocks.1:layer2", "--hint-loss", loss]
+        hints = ["--hints", "blocks.0:blocks.0,blocks.1:blocks.1", "--hint-loss", loss]
         result = CliRunner().invoke(main, [*several, "--n-views", "0", *hints])
         assert result.exit_code == 0, result.output
         # The projections are gone: the student is the card's network.

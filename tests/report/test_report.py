@@ -40,9 +40,9 @@ def test_changes_are_against_the_teacher(report: RunReport) -> None:
     )
 
 
-def test_the_page_is_self_contained_and_well_formed(finished_run: Path) -> None:
-    write_run_report(finished_run)
-    page = (finished_run / "report.html").read_text()
+def test_the_page_is_self_contained_and_well_formed(run_copy: Path) -> None:
+    write_run_report(run_copy)
+    page = (run_copy / "report.html").read_text()
     assert page.count("<svg") == 4  # trade, training, widths, cuts
     assert "src=" not in page
     assert "<link" not in page

@@ -13,9 +13,8 @@ from click.testing import CliRunner, Result
 
 from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
-from tests.conftest import RUN_SETTINGS
+from tests.conftest import RUN
 
-RUN = ("run", "resnet18", "--data", "digits", "--out")
 QUICK = ("teacher.train.epochs=1", "teacher.train.min_steps=0", "teacher.train.batch_size=256")
 
 
@@ -71,16 +70,7 @@ def test_a_note_beside_a_checkpoint_keeps_it_from_being_replaced(run_copy: Path)
     note = run_copy / "3-quantize" / "notes.txt"
     note.write_text("observed in the field")
     before = files_in(run_copy / "3-quantize")
-    command = [
-        "run",
-        "resnet18",
-        "--data",
-        "digits",
-        "--out",
-        run_copy,
-        *run_settings(RUN_SETTINGS),
-    ]
-    result = call(*command, "--set", "quantize.calib=64")
+    result = call(*RUN, "--out", run_copy, "--set", "quantize.calib=64")
     assert result.exit_code == 2, result.output
     assert files_in(run_copy / "3-quantize") == before
 
@@ -97,7 +87,7 @@ def test_a_checkpoint_outside_of_a_run_is_replaced_and_nothing_is_left_behind(
     assert sorted(path.name for path in home.iterdir()) == ["out", run_copy.name]
 
 
-@pytest.mark.parametrize("out", [".", "..", "../out"])
+@pytest.mark.parametrize("out", ["..", pytest.param(".", marks=pytest.mark.slow), "../out"])
 def test_a_folder_may_be_named_from_inside(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
@@ -192,16 +182,7 @@ def test_a_replacement_cut_off_between_two_renames_is_undone(run_copy: Path) -> 
     folder = run_copy / "3-quantize"
     digest = load_checkpoint(folder).digest
     folder.rename(run_copy / "3-quantize.retired")
-    command = [
-        "run",
-        "resnet18",
-        "--data",
-        "digits",
-        "--out",
-        run_copy,
-        *run_settings(RUN_SETTINGS),
-    ]
-    result = call(*command)
+    result = call(*RUN, "--out", run_copy)
     assert result.exit_code == 0, result.output
     assert "quantize: already done" in result.output
     assert load_checkpoint(folder).digest == digest
@@ -249,9 +230,16 @@ def test_one_run_one_process_and_a_lock_left_behind_is_taken_over(tmp_path: Path
 def test_two_runs_share_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both probe the arithmetic and time the layers, at about the same moment."""
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
-    recipe = ("--data", "digits", "--pipeline", "smoke", "--until", "prune")
+    card, recipe = tmp_path / "tiny.toml", tmp_path / "recipe.toml"
+    network = 'architecture = "simple_cnn"\narguments = { widths = [16, 16], hidden = 32 }\n'
+    card.write_text(f"[teacher]\n{network}[student]\n{network}")
+    recipe.write_text(
+        'stages = ["teacher", "prune"]\n[teacher.train]\nepochs = 1\nmin_steps = 0\n'
+        "[prune]\niterations = 1\n[prune.train]\nepochs = 0\n"
+    )
+    command = ("run", str(card), "--data", "digits", "--pipeline", str(recipe))
     runs = [tmp_path / name for name in ("one", "other")]
-    processes = [start("run", "simple_cnn", *recipe, "--out", str(run)) for run in runs]
+    processes = [start(*command, "--out", str(run)) for run in runs]
     for run, process in zip(runs, processes, strict=True):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
@@ -274,18 +262,27 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"PK\x03\x04" + bytes(100)])
-def test_a_damaged_training_state_starts_the_training_anew(tmp_path: Path, content: bytes) -> None:
-    out = tmp_path / "run"
-    command = teacher_only(out)
-    command += run_settings(("teacher.train.epochs=6", "teacher.train.min_steps=0"))
-    first = start(*command)
-    state = out / "0-teacher.partial" / "training.pt"
-    wait_for(state, first)
+SIX_EPOCHS = run_settings(("teacher.train.epochs=6", "teacher.train.min_steps=0"))
+
+
+@pytest.fixture(scope="module")
+def killed_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose process was killed after an epoch of its teacher."""
+    out = tmp_path_factory.mktemp("killed") / "run"
+    first = start(*teacher_only(out), *SIX_EPOCHS)
+    wait_for(out / "0-teacher.partial" / "training.pt", first)
     first.kill()
     first.communicate()
-    state.write_bytes(content)
-    result = call(*command)
+    return out
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"PK\x03\x04" + bytes(100)])
+def test_a_damaged_training_state_starts_the_training_anew(
+    killed_training: Path, tmp_path: Path, content: bytes
+) -> None:
+    out = shutil.copytree(killed_training, tmp_path / "run")
+    (out / "0-teacher.partial" / "training.pt").write_bytes(content)
+    result = call(*teacher_only(out), *SIX_EPOCHS)
     assert result.exit_code == 0, result.output
     assert "is damaged: training restarts from the first epoch" in " ".join(result.output.split())
     assert "epoch 1/6" in result.output
@@ -295,12 +292,10 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     """A small disk of the test's own, in a mount namespace: no root needed."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    run = (
-        f"{sys.executable} -m compress run resnet18 --data digits --until teacher --out {disk}/run"
-    )
-    run = " ".join([run, *run_settings(QUICK)])
+    command = [sys.executable, "-m", "compress", *teacher_only(disk / "run"), *run_settings(QUICK)]
+    run = " ".join(command)
     script = f"""
-        mount -t tmpfs -o size=3m tmpfs {disk} || exit 9
+        mount -t tmpfs -o size=2m tmpfs {disk} || exit 9
         {run} 2> {tmp_path}/full; echo $? > {tmp_path}/code
         mount -o remount,size=200m {disk} || exit 9
         exec {run}
