@@ -61,7 +61,7 @@ def test_results_are_read_with_their_types(finished_run: Path) -> None:
     assert [type(stage.result) for stage in report.stages] == [
         stage.result for stage in STAGES.values()
     ]
-    assert read_stage_report(finished_run / "0-teacher").result == TeacherResult(epochs=4)
+    assert read_stage_report(finished_run / "0-teacher").result == TeacherResult(epochs=3)
 
 
 @pytest.mark.parametrize(
