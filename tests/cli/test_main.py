@@ -43,7 +43,7 @@ def test_stage_options_come_from_the_settings() -> None:
     output = call("prune", "--help").output
     for heading in (
         "Options:",
-        "Settings of the stage:",
+        "Stage settings:",
         "Distillation:",
         "Training:",
     ):

@@ -94,7 +94,7 @@ def test_a_stage_that_is_slower_but_better_is_not_called_a_loss(run_copy: Path) 
     )
     write_json(path / "report.json", better)
     remarks = " ".join(collect(run_copy).remarks)
-    assert "distill bought 2.00 points of top-1 with time: its file has 0.20 to 0.30" in remarks
+    assert "distill gained 2.00 points at the cost of latency: its file has 0.20" in remarks
     assert "distill did not pay" not in remarks
 
 
