@@ -44,7 +44,7 @@ types: $(READY)  ## mypy --strict
 test: $(READY)  ## the fast tests, six minutes on 2 cores
 	$(PYTEST)
 
-coverage: $(READY)  ## the fast tests again, and which branches of compress/ they take
+coverage: $(READY)  ## the fast tests again, with branch coverage of compress/
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
 test-slow: $(READY)  ## the tests that take minutes each
@@ -53,19 +53,19 @@ test-slow: $(READY)  ## the tests that take minutes each
 torture: $(READY)  ## 200 kills, Ctrl-C and full disks; half an hour; result in bench/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.torture
 
-fuzz: $(READY)  ## 10,000 damaged files read; a quarter of an hour; result in bench/results
+fuzz: $(READY)  ## read 10,000 damaged files; a quarter of an hour; result in bench/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz
 
 bench: $(READY)  ## every comparison, half a day; results go to bench/results
 	$(BIN)/python -m bench
 
-lock: $(READY)  ## pin the newest dependencies anew
+lock: $(READY)  ## update the pinned dependencies
 	VIRTUAL_ENV=.venv $(BIN)/uv pip compile pyproject.toml --group dev --universal \
 		--generate-hashes --no-header --no-emit-index-url --upgrade -o requirements.lock
 
-format: $(READY)  ## ruff: format and mend what it can
+format: $(READY)  ## ruff: format and fix what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove what builds made; runs/ stays
+clean:  ## remove build outputs; runs/ stays
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -2,7 +2,7 @@
 
 Measurements are cached per machine, with their date and the spread of their repeats. A measurement
 whose repeats differ too much is used by the current stage only. A stage also keeps what it used in
-its working folder: after an interruption it continues with the same figures and ends identically.
+its working folder: after an interruption, it continues with the same values to the same result.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Measurements:
     cached: bool
     """Whether they were measured before the stage started; others have their own row."""
     not_cached: int
-    """How many have repeats that differ too much."""
+    """How many were too noisy to cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class _Stage:
     folder: Path
     since: str
     used: dict[tuple[str, str, str], tuple[Measurement[Any], bool]] = field(default_factory=dict)
-    """By topic, file and name: the measurement, and whether it was cached."""
+    """Each measurement and whether it was cached, by topic, file, and name."""
 
 
 _STAGE: ContextVar[_Stage | None] = ContextVar("_STAGE", default=None)
@@ -101,7 +101,7 @@ def measuring_for(folder: Path, *, since: str = "") -> Iterator[Callable[[], lis
 
     Args:
         folder: the stage's working folder.
-        since: ignores cached measurements from before; UTC, ISO 8601.
+        since: ignore cached measurements older than this; UTC, ISO 8601.
 
     Yields:
         A function that returns the measurements used so far.

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with tensors, a JSON description and a lineage; never a pickle.
+"""Checkpoints: folders with tensors, a JSON description, and a lineage; never a pickle.
 
 A stage starts from a `Checkpoint`, or from a `NewNetwork`, and returns a `Product`, which becomes
 the next checkpoint.
@@ -37,12 +37,12 @@ TENSORS, DESCRIPTION = "model.safetensors", "checkpoint.json"
 MODEL_FILE = "model.onnx"
 """The network, exported and measured."""
 FLOAT_FILE, INT8_FILE = "model-float.onnx", "model-int8.onnx"
-"""The files of stage export, instead of `model.onnx`."""
+"""Files of the export stage, instead of `model.onnx`."""
 REPORT_JSON, REPORT_MD, REPORT_HTML = "report.json", "report.md", "report.html"
 HISTORY = "history.jsonl"
-"""A row per epoch, if the stage trained."""
+"""One row per epoch, if the stage trained."""
 IDENTITY = ("format", "spec", "shapes", "removed", "quantized", "tensors")
-"""Fields that identify the network, however it was made."""
+"""Fields that identify the network, regardless of how it was made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Step:
 
     stage: str
     key: str
-    """Hash of all that decides the result; with an equal key the stage need not run again."""
+    """Hash of everything that determines the result; with the same key, the stage is not rerun."""
     config: Mapping[str, Any]
     card: Mapping[str, Any] | None
     """The model card, if the networks come from one."""
@@ -65,9 +65,9 @@ class Step:
     split_fingerprint: str
     """Identifies the training images; see `Data.split_fingerprint`."""
     measure: Mapping[str, int]
-    """Latency settings, if latency decides the result; else empty."""
+    """Latency settings if the result depends on latency; else empty."""
     environment: Mapping[str, str]
-    """Library versions, threads and device, which change the numbers slightly."""
+    """Library versions, threads, and device, which affect the results slightly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Description:
     removed: tuple[str, ...] = ()
     """Residual blocks removed from the float network."""
     quantized: QuantizedLayout | None = None
-    """None for a float network."""
+    """Quantizer layout; None for a float network."""
     lineage: tuple[Step, ...]
     tensors: str
     """SHA-256 of the tensors file."""
@@ -159,7 +159,7 @@ Start = Checkpoint | NewNetwork
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """The outcome of a stage, which the runner saves, exports and measures."""
+    """The outcome of a stage, which the runner saves, exports, and measures."""
 
     model: nn.Module
     """Maps uint8 images `[N, C, H, W]` to logits `[N, classes]`; on the CPU."""
@@ -171,7 +171,7 @@ class Product:
     quantized: QuantizedLayout | None = None
     """See `Description.quantized`."""
     result: object
-    """The stage's own figures: an instance of the `result` type in the table of stages."""
+    """The stage's own results: an instance of the `result` type in the table of stages."""
     findings: tuple[str, ...] = ()
     """Problems to report."""
     onnx_file: str | None = None
@@ -212,7 +212,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Reads and verifies a checkpoint.
 
     Raises:
-        CheckpointError: it is missing, damaged, truncated or of another format version.
+        CheckpointError: it is missing, damaged, truncated, or of another format version.
     """
     path = folder / DESCRIPTION
     if not folder.exists():

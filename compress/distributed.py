@@ -1,4 +1,4 @@
-"""Multiple processes (`torchrun -m compress ...`): the first runs the program, all train.
+"""Multiple processes (`torchrun -m compress ...`): the first runs the program, and all train.
 
 The first process runs the command as if it were alone: it decides, writes, exports, measures and
 prints. The others wait, idle, until it calls a function `everywhere`; then they make the same call
@@ -61,7 +61,7 @@ def joined() -> Iterator[None]:
     try:
         yield
     finally:
-        if dist.get_rank() == 0 and not _together:  # inside a call they do not listen
+        if dist.get_rank() == 0 and not _together:  # inside a call, they are not listening
             with suppress(RuntimeError):
                 _broadcast(None)
         dist.destroy_process_group()
@@ -99,7 +99,7 @@ def everywhere(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) 
     Args:
         function: a module-level function, as must be any among the arguments.
         arguments: pickled for the other processes, so in-place changes are not shared.
-        named: likewise.
+        named: keyword arguments, likewise pickled.
 
     Returns:
         The result in the first process.
@@ -157,7 +157,7 @@ def device() -> torch.device:
 
 
 def share(order: Tensor) -> Tensor:
-    """Returns this process's part of an order; all parts are of equal length, dropping a remainder.
+    """Returns this process's part of an order; all parts have equal length, dropping the remainder.
 
     Consecutive batches of the parts form consecutive batches of the whole.
     """
@@ -166,7 +166,7 @@ def share(order: Tensor) -> Tensor:
 
 
 def decide(function: Callable[[], T]) -> T:
-    """Calls a function in the first process and returns its result in all."""
+    """Calls a function in the first process and returns its result in all of them."""
     if processes() == 1:
         return function()
     return _broadcast(function() if is_first() else None)  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 
 class CompressError(ValueError):
-    """A user error; the message says what is wrong, what is allowed and what to do.
+    """A user error; the message says what is wrong, what is allowed, and what to do.
 
     A ValueError, so that pydantic accepts it from validators.
     """

@@ -1,4 +1,4 @@
-"""The cache folder, atomic writes, and checked reading of text, JSON and TOML."""
+"""The cache folder, atomic writes, and checked reading of text, JSON, and TOML."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from compress.errors import CompressError
 UNFINISHED = re.compile(r".+\.\d+-[0-9a-f]{8}\.unfinished")
 """Names of files that are being written; a killed process may leave some behind."""
 ALMOST_NOTHING = 2**20
-"""A failed write is blamed on a full disk if fewer bytes are free."""
+"""A failed write is attributed to a full disk if fewer bytes are free."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Control characters, line breaks, and surrogates that stand for bytes that are not UTF-8."""
 MAX_BYTES = 2**26
-"""Largest file; a report on 2,000 classes and 1,000 layers has a hundredth of this."""
+"""Largest file; a report on 2,000 classes and 1,000 layers is a hundredth of this."""
 MAX_DEPTH = 32
 """Deepest nesting; Python's parsers and pydantic recurse."""
 MAX_INTEGER = 2**63 - 1
@@ -55,7 +55,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         sync(partial)
         partial.replace(path)
     except BaseException as error:
-        # Libraries that write files report a full disk with errors of their own.
+        # Libraries that write files report a full disk with their own error types.
         full = isinstance(error, Exception) and _is_full(path.parent)
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def read_text(path: Path) -> str:
     """Returns a text file's content.
 
     Raises:
-        CompressError: it is not a file, too large or not in UTF-8.
+        CompressError: it is not a file, too large, or not UTF-8.
         OSError: it cannot be read.
     """
     if not path.is_file():  # devices and pipes have no end
@@ -180,8 +180,8 @@ def check_plain(value: object) -> None:
     """Ensures that a value consists of plain data that JSON can represent.
 
     Raises:
-        CompressError: it nests too deeply, or contains a number that is not finite or exceeds 64
-            bits, or a value of another type, such as TOML's dates.
+        CompressError: it is nested too deeply, or contains a number that is not finite or exceeds
+            64 bits, or a value of another type, such as TOML's dates.
     """
     level = [value]
     for _ in range(MAX_DEPTH):

@@ -19,7 +19,7 @@ ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_i
 """Instruction sets that affect the speed of int8 and bf16."""
 UNLIMITED = math.inf
 V2 = ""
-"""Stands for a controller's name: version 2 has a single hierarchy for all of them."""
+"""Used in place of a controller's name: version 2 has a single hierarchy for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Progress, messages and warnings, on standard error so that results can be piped."""
+"""Progress, messages, and warnings, on standard error so that results can be piped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
 
 
 def waiting(message: str) -> AbstractContextManager[object]:
-    """Returns a context that shows a spinner, for work that takes seconds and has no parts."""
+    """Returns a context that shows a spinner, for work of unknown progress."""
     return console.status(Text(printable(message))) if console.is_terminal else nullcontext()
 
 

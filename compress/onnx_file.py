@@ -1,4 +1,4 @@
-"""Writing and reading ONNX files: uint8 images in, logits out, classes and preprocessing inside."""
+"""Writes and reads ONNX files that map uint8 images to logits, with classes and preprocessing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONTRIB = "com.microsoft"
 """Domain of ONNX Runtime's own operators; their version is 1."""
 INPUT, OUTPUT = "images", "logits"
 MAX_GROWTH, SMALL, LARGE = 256, 2**22, 2**28
-"""Bounds on the elements of an intermediate value: `MAX_GROWTH` times the input's, clamped."""
+"""Limit on the elements of an intermediate value: `MAX_GROWTH` times the input's, clamped."""
 SHAPE_BYTES = 1024
 """Constants up to this size may be shapes and are kept for shape inference."""
 CONTRIB_BODIES = {
@@ -70,7 +70,7 @@ def export_onnx(model: nn.Module, spec: ModelSpec, path: Path, *, digest: str, s
     strict shape inference.
 
     Args:
-        model: in eval mode, on the CPU.
+        model: the model, in eval mode on the CPU.
         spec: classes and preprocessing, for the metadata.
         path: the file to write.
         digest: digest of the checkpoint, for the metadata.
@@ -219,7 +219,7 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int, ...]]:
 
 
 def _use_global_pooling(proto: onnx.ModelProto) -> None:
-    """Replaces ReduceMean over height and width by GlobalAveragePool.
+    """Replaces ReduceMean over height and width with GlobalAveragePool.
 
     ONNX Runtime has an int8 kernel for it, and its float kernel is faster.
     """

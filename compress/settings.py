@@ -30,9 +30,9 @@ def _text(value: object) -> str:
 
 
 FileName = Annotated[str, PlainValidator(_text)]
-"""May hold bytes that are not UTF-8, as Python's file names do; pydantic's own str may not."""
+"""May contain bytes that are not UTF-8, as Python's file names do; pydantic's own str may not."""
 SHOWN = 80
-"""Most characters of an invalid value to show in a message."""
+"""Maximum number of characters of an invalid value in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)

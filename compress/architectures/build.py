@@ -21,7 +21,7 @@ SMALL_IMAGE = 64
 MAX_PARAMETERS = 2**31
 """Largest accepted network; timm's largest has 1.8 billion parameters."""
 SMOOTH_ACTIVATIONS = frozenset({"Hardswish", "HardSwish", "SiLU", "Swish", "GELU", "Mish"})
-"""Class names in torch and timm."""
+"""Class names in torch and timm of the activations that `use_relu` replaces."""
 
 
 class Normalize(nn.Module):
@@ -99,7 +99,7 @@ def _assemble(spec: ModelSpec) -> Classifier:
 
 @contextmanager
 def _no_more_parameters(most: int, architecture: str) -> Iterator[None]:
-    """Aborts the construction of networks with more parameters than that, inside the context."""
+    """Aborts the construction of networks with more than `most` parameters, inside the context."""
     count = 0
 
     def add(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
@@ -167,7 +167,7 @@ def use_relu(network: nn.Module) -> None:
 
 
 def try_forward(model: Classifier, spec: ModelSpec) -> None:
-    """Checks on a black image that the network accepts the image size.
+    """Checks with a black image that the network accepts the image size.
 
     Raises:
         CompressError: it does not, or it does not return one logit per class.

@@ -1,4 +1,4 @@
-"""Forward hooks: watch what modules receive and return."""
+"""Forward hooks that observe the inputs and outputs of modules."""
 
 from __future__ import annotations
 

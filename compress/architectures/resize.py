@@ -24,8 +24,8 @@ def resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
     """Replaces tensors with empty ones of the given shapes, in place, and updates their layers.
 
     Args:
-        network: as built from its spec.
-        shapes: by tensor name, from `differing_shapes`.
+        network: the network, as built from its spec.
+        shapes: shapes by tensor name, from `differing_shapes`.
 
     Raises:
         CompressError: there is no such tensor, or it cannot be reduced to that shape.

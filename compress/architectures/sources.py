@@ -126,7 +126,7 @@ def _from_timm(spec: ModelSpec, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _factory(reference: str) -> Any:
-    """Imports `package.module:factory`, from the working folder too."""
+    """Imports `package.module:factory`, including from the working folder."""
     if not is_trusted():
         raise CompressError(
             f"the network {reference!r} is external code, which is imported only with --trust; add "

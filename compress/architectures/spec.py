@@ -29,7 +29,7 @@ class ModelSpec:
     stem: Stem
     """`small`: the first convolution has no stride, for images under 64 px."""
     activation: Activation = "own"
-    """`relu`: replaces HardSwish, SiLU and GELU."""
+    """`relu` replaces HardSwish, SiLU, and GELU."""
     code: str = ""
     """SHA-256 of the user's code behind a `package.module:factory`; else empty."""
     class_names: tuple[str, ...]

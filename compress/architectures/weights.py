@@ -1,4 +1,4 @@
-"""Initial weights: pretrained ones from torchvision or timm by name, or a file."""
+"""Initial weights: pretrained weights of torchvision or timm by name, or a file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
     and returned.
 
     Args:
-        network: as built from its spec.
+        network: the network, as built from its spec.
         architecture: name in torchvision, or `timm:NAME`.
         weights: a weights name of torchvision such as `IMAGENET1K_V1`; `pretrained` for timm; a
             path; or empty for none.
@@ -38,7 +38,7 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
         Names of the skipped tensors, with both shapes.
 
     Raises:
-        CompressError: the weights do not exist, are damaged, or belong to another network.
+        CompressError: the weights do not exist, are damaged, or belong to a different network.
     """
     if not weights:
         return []

@@ -29,7 +29,7 @@ INSIST_AFTER_S = 2.0
 """Seconds after which an interrupt is raised again."""
 RUNS = Path("runs")
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
-"""Resolved, because `.` has neither a name nor siblings."""
+"""Resolved to an absolute path, because `.` has neither a name nor siblings."""
 
 
 class UserFault(click.ClickException):
@@ -90,7 +90,7 @@ class Program(click.Group):
 
 
 def _ended_by_torchrun(_signal: int, _frame: FrameType | None) -> None:
-    """Reports why: torchrun ends all processes when one dies, and does not say so."""
+    """Reports why the process ends: torchrun silently stops all processes when one dies."""
     from compress.distributed import ENDED
 
     raise CompressError(ENDED)
@@ -102,7 +102,7 @@ def _has_companions() -> bool:
 
 
 def _print_any_name() -> None:
-    """Lets this process print characters that its terminal's encoding lacks."""
+    """Allows printing characters that the terminal's encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -155,7 +155,7 @@ def _as_click(error: Exception) -> click.ClickException:
 
 
 def _system_fault(error: OSError) -> str:
-    """Describes an error of the operating system, and what to do about it."""
+    """Describes an operating system error and what to do about it."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
     what = f"{', '.join(names)}: {error.strerror or error}" if names else str(error)
     remedies = {
@@ -209,7 +209,7 @@ class StageCommand(click.Command):
                 formatter.write_dl(records)
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Names the stage's page."""
+        """Writes the path of the stage's documentation."""
         from compress.cli.options import stage_of
 
         formatter.write(f"\nHow it works: docs/{stage_of(str(self.name)).name}.md\n")

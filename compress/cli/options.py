@@ -1,4 +1,4 @@
-"""Command line options of a stage, derived from its config."""
+"""Command-line options of a stage, derived from its config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADINGS = {
     ("kd",): "Distillation",
     ("train",): "Training",
 }
-"""Headings of help texts, by the settings' place in the stage's config."""
+"""Headings in help texts, by the settings' position in the stage's config."""
 OWN_OPTIONS = "Options"
 
 

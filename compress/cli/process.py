@@ -1,4 +1,4 @@
-"""Settings of the process, made before torch is imported.
+"""Process settings, applied before torch is imported.
 
 - Freed memory stays with the process, so that a training step does not fetch pages again.
 - Waiting OpenMP threads sleep early, so that other processes on the same cores can run.
@@ -20,7 +20,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST = 2**31 - 1
 SPINS = 10_000
 """Spins at a barrier before a thread sleeps. GNU's default of 300,000 takes milliseconds, during
-which the awaited thread may have no core. Fewer spins help more beside another process, but cost a
+which the awaited thread may have no core. Fewer spins help more next to another process, but cost a
 small network 15 % of its speed on a quiet machine (bench/results/train_speed_neighbor.md)."""
 
 

@@ -14,11 +14,11 @@ from compress.measure.results import RunReport
 from compress.report.render import run_table
 
 LOG_WIDTH = 120
-"""Columns, if there is no terminal."""
+"""Width in columns if there is no terminal."""
 
 
 def print_report(report: RunReport, folder: Path) -> None:
-    """Prints a run's table, remarks and files."""
+    """Prints a run's table, remarks, and files."""
     print_table(run_table(report))
     click.echo()
     for remark in report.remarks:

@@ -1,1 +1,1 @@
-"""Data sets: sources, splits, augmentation and preprocessing."""
+"""Data sets: sources, splits, augmentation, and preprocessing."""

@@ -24,9 +24,9 @@ def random_resized_crop(
     Draws the same numbers in the same order (Szegedy et al., arXiv 1409.4842, section 6).
 
     Args:
-        image: of any size and mode.
+        image: an image of any size and mode.
         size: side of the result in pixels.
-        min_scale: smallest share of the area to keep.
+        min_scale: minimum fraction of the area to keep.
         generator: source of randomness.
     """
     left, top, width, height = _draw_box(*image.size, min_scale, generator)

@@ -13,7 +13,7 @@ MAX_SIDE = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How a data set is split, sized and augmented."""
+    """How a data set is split, sized, and augmented."""
 
     validation: Annotated[
         float,

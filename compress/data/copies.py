@@ -21,7 +21,7 @@ def copied_images(splits: Mapping[str, Tensor]) -> dict[tuple[str, str], int]:
     """Counts duplicates between splits held in memory; see `copied_files`.
 
     Args:
-        splits: by name, images uint8 `[n, channels, height, width]`.
+        splits: images by split name, uint8 `[n, channels, height, width]`.
     """
     return _shared(
         {
@@ -37,11 +37,11 @@ def copied_files(root: Path, splits: Mapping[str, Sequence[str]]) -> dict[tuple[
     Opens only files of equal size, and reads only those with equal ends.
 
     Args:
-        root: of the data set.
-        splits: by name, paths of image files relative to the root.
+        root: root folder of the data set.
+        splits: image paths relative to the root, by split name.
 
     Returns:
-        By pair of splits, in order: how many of the second's files the first one has too.
+        For each pair of splits, in order: how many of the second's files are also in the first.
     """
     indices = {name: np.arange(len(files)) for name, files in splits.items()}
     keys: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""Image folders: `PATH/train/CLASS/*`, and `val` or `test` next to `train`, or both."""
+"""Image folders: `PATH/train/CLASS/*`, with `val`, `test`, or both next to `train`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from compress.files import readable_name
 from compress.log import count_of, track
 
 MAX_UNREADABLE = 0.1
-"""Largest accepted share of unreadable images; more mean that the whole set has a problem."""
+"""Maximum fraction of unreadable images; more indicate a problem with the whole data set."""
 NAMED = 5
-"""Files or classes that a message lists; the rest is counted."""
+"""Number of files or classes that a message lists; the rest are counted."""
 CHECKED_AT_ONCE = 1024
-"""Images queued for the threads at a time, since a million queued ones would take gigabytes."""
+"""Images queued for the threads at a time; queuing a million would take gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Folders:
     root: Path
     class_names: tuple[str, ...]
     splits: dict[str, Listing]
-    """`train`, and `val` or `test` or both."""
+    """`train`, and `val`, `test`, or both."""
     unreadable: tuple[str, ...]
     """Skipped files, as paths relative to the root."""
     multi_frame: tuple[str, ...]
@@ -62,7 +62,7 @@ class Folders:
 
 @dataclass(frozen=True, kw_only=True)
 class _Check:
-    """Indices of the images that are not plain single images."""
+    """Indices of unreadable and multi-frame images."""
 
     unreadable: tuple[int, ...]
     multi_frame: tuple[int, ...]

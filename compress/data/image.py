@@ -52,21 +52,21 @@ SAMPLED = 32
 NARROW = 256 // 8
 """Images that use fewer values are nearly blank to a network that expects 0..255."""
 OUTLIERS = 0.005
-"""Share of the pixels to ignore at either end, such as dead pixels or a line of text."""
+"""Fraction of the pixels to ignore at either end, such as dead pixels or a line of text."""
 
 # Pillow warns above its limit and raises above twice the limit: make both errors, in all threads.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-# Odd metadata of readable images: thousands of lines that do not name the file.
+# Odd metadata of readable images causes thousands of warnings that do not name the file.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 OUR_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""System errors that are not the file's fault, and must not cause it to be skipped."""
+"""System errors that are not the file's fault and must not cause it to be skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
-    """An image, and whether its file has more."""
+    """An image, and whether its file contains more frames."""
 
     image: Image.Image
     """Upright, uint8 per channel; holds no file open."""
@@ -78,7 +78,7 @@ def decode_image(path: Path, mode: Mode) -> DecodedImage:
 
     Args:
         path: the file.
-        mode: of the result.
+        mode: color mode of the result.
 
     Raises:
         DataError: the file cannot be read as an image; the message is one line that begins with
@@ -103,7 +103,7 @@ def range_warning(root: Path, names: Sequence[str]) -> str | None:
     """Checks the range of values of a sample of images.
 
     Args:
-        root: of the data set.
+        root: root folder of the data set.
         names: paths relative to the root.
 
     Returns:
@@ -123,10 +123,10 @@ def range_warning(root: Path, names: Sequence[str]) -> str | None:
 
 
 def _histogram(path: Path) -> np.ndarray:
-    """Returns the share of pixels at each value, float64 `[256]`; zeros if unreadable."""
+    """Returns the fraction of pixels at each value, float64 `[256]`; zeros if unreadable."""
     try:
         counts = np.array(read_image(path, "RGB").histogram(), np.float64).reshape(3, 256)
-    except DataError:  # reported by the check of the folders
+    except DataError:  # reported when the folders are checked
         return np.zeros(256)
     shares: np.ndarray = counts.sum(0) / counts.sum()
     return shares

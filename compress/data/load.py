@@ -32,7 +32,7 @@ FOLDER_PREFIX = "imagefolder:"
 DATASETS = ("fashion-mnist", "digits", f"{FOLDER_PREFIX}PATH")
 FOLDER_SIZE = 224
 RESIZE_TO_CROP = 256 / 224
-"""Ratio of resized short side to crop, the common evaluation of ImageNet models."""
+"""Ratio of resized short side to crop, as is common for evaluating ImageNet models."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_SIZE = 16
 """The 8 px digits are upsampled by 2, since most networks downsample by 32."""
@@ -62,8 +62,8 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
 
     Args:
         name: one of `DATASETS`.
-        config: splits, size and augmentation.
-        seed: for the splits.
+        config: splits, size, and augmentation.
+        seed: random seed of the splits.
 
     Raises:
         DataError: the data set is unavailable, or not laid out as expected.
@@ -96,7 +96,7 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
 
 
 def _copies(data: Data) -> Iterator[str]:
-    """Yields a warning for each two splits that share images."""
+    """Yields a warning for each pair of splits that share images."""
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
     images = {name: one.images for name, one in splits.items() if isinstance(one, TensorSplit)}
     files = {name: one.names for name, one in splits.items() if isinstance(one, FolderSplit)}
@@ -226,7 +226,7 @@ def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
 
     split_rule = _split_rule(config, seed)
     train, held_out = folders.splits["train"], folders.splits.get("val")
-    if held_out is None or "test" not in folders.splits:  # split the missing one off train
+    if held_out is None or "test" not in folders.splits:  # split the missing one off from train
         kept, taken = stratified_split(train.labels, config.validation, seed)
         test = folders.splits.get("test", held_out)
         train, held_out = train.chosen(kept), train.chosen(taken)

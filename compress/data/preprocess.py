@@ -1,4 +1,4 @@
-"""Preprocessing, shared by training, calibration, scoring and the ONNX file."""
+"""Preprocessing, shared by training, calibration, scoring, and the ONNX file."""
 
 from __future__ import annotations
 

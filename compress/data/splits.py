@@ -32,7 +32,7 @@ AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One augmentation of every image of a split."""
+    """One augmentation of every image in a split."""
 
     seed: int
     number: int
@@ -86,7 +86,7 @@ class TensorSplit:
     labels: Tensor
     flip: bool
     shift: int
-    """Pixels."""
+    """Maximum shift in pixels."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -150,7 +150,7 @@ def shifted_crop(images: Tensor, top: Tensor, left: Tensor, *, margin: int) -> T
 class FolderSplit:
     """Image files, decoded in threads, since Pillow releases the GIL.
 
-    Processes would have to be forked from a large one, or be restarted every epoch.
+    Processes would have to be forked from a large one or restarted every epoch.
     """
 
     root: Path
@@ -203,12 +203,12 @@ class FolderSplit:
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Holds out the same share of each class.
+    """Holds out the same fraction of each class.
 
     Args:
-        labels: int64 `[n]`.
-        share: of each class, in (0, 1); at least one image of a class with two or more.
-        seed: of the random choice.
+        labels: class of each image, int64 `[n]`.
+        share: fraction of each class, in (0, 1); at least one image if it has two or more.
+        seed: random seed.
 
     Returns:
         Two sorted int64 index tensors: the remaining and the held-out images.
@@ -228,9 +228,9 @@ def stratified_sample(labels: Tensor, count: int, *, seed: int) -> Tensor:
     The first images of a folder would all be of the first classes.
 
     Args:
-        labels: int64 `[n]`.
+        labels: class of each image, int64 `[n]`.
         count: number of images; all if there are fewer.
-        seed: of the random draw.
+        seed: random seed.
 
     Returns:
         Sorted indices, int64 `[min(count, n)]`.

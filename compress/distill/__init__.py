@@ -1,1 +1,1 @@
-"""Stage distill."""
+"""The distill stage."""

@@ -29,8 +29,8 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: C
     A run of two epochs measures how long an epoch takes without a teacher.
 
     Args:
-        spec: of the student.
-        schedule: of the distillation.
+        spec: the student's spec.
+        schedule: training settings of the distillation.
         kd: outcome of the distillation.
         context: data, seed and folder.
     """

@@ -1,4 +1,4 @@
-"""The figures of stage distill."""
+"""Results of the distill stage."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from compress.measure.results import Count, Percent
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """The student trained on the labels alone for the time that distillation took."""
+    """The student trained on labels alone for as long as distillation took."""
 
     top1: Percent
-    """Percent of the test images, scored in ONNX Runtime."""
+    """Top-1 on the test images in ONNX Runtime, in percent."""
     top1_ci95: tuple[Percent, Percent]
     epochs: Count
     seconds: float
     kd_epochs: Count
     kd_seconds: float
-    """Of the student's epochs and the teacher logits."""
+    """Time of the student's epochs and the teacher logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillResult:
-    """What was distilled into what."""
+    """Student, teachers, and outcome of a distillation."""
 
     student: Mapping[str, Any]
     """Architecture and arguments."""
     teachers: tuple[str, ...]
     loss: str
     teacher_seconds: float
-    """Spent on stored teacher logits; live ones count as training."""
+    """Time to compute stored teacher logits; live teachers count as training."""
     epochs: Count
     alone: Ablation | None = None
-    """With --ablation."""
+    """The student trained alone; None without --ablation."""

@@ -1,4 +1,4 @@
-"""Stage distill: train a small student from scratch with teachers."""
+"""The distill stage: trains a small student from scratch with teachers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(start: Start, config: DistillConfig, context: Context) -> Product:
     Args:
         start: network to train.
         config: settings of the stage.
-        context: data, seed, folder and the teachers.
+        context: data, seed, folder, and teachers.
     """
     assert isinstance(start, NewNetwork)
     student = start.spec

@@ -1,1 +1,1 @@
-"""From torch to ONNX, with the preprocessing inside."""
+"""Export from torch to ONNX, including the preprocessing."""

@@ -25,12 +25,12 @@ class Parity:
     """Agreement of torch and ONNX Runtime on the same images."""
 
     top1_agreement: float
-    """Percent of images with the same class."""
+    """Percent of images for which both predict the same class."""
     max_difference: float
     """Largest difference between two logits."""
     n_images: int
     max_difference_by_batch: dict[str, float]
-    """By size, for small batches."""
+    """Largest logit difference by batch size, for small batches."""
 
 
 @torch.no_grad()

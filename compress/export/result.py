@@ -1,4 +1,4 @@
-"""The figures of stage export."""
+"""Results of the export stage."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ class ExportResult:
 
     files: tuple[str, ...]
     parity: Mapping[str, Parity]
-    """By file."""
+    """Agreement with torch, by file name."""
     ship: str
     reason: str

@@ -1,4 +1,4 @@
-"""Stage export: copy the float and the int8 file, check them against torch, choose one to ship."""
+"""The export stage: copies the float and int8 files, checks them, and picks one to ship."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from compress.measure.latency import measure_latency
 from compress.onnx_file import read_facts
 
 MIN_AGREEMENT = 99.0
-"""Percent of the images; below it torch and the file are reported to differ."""
+"""Percent of the images; below it, torch and the file are reported to differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def run(start: Start, config: ExportConfig, context: Context) -> Product:
 
     Args:
         start: checkpoint of any stage.
-        config: when int8 is good enough.
+        config: criteria for shipping the int8 file.
         context: validation images for the choice, test images for the comparison with torch.
 
     Raises:
@@ -88,7 +88,7 @@ def _sources(start: Checkpoint) -> dict[str, Checkpoint]:
 
 
 def _copy(source: Checkpoint, path: Path) -> None:
-    """Copies the ONNX file of a checkpoint, the one that its report is about."""
+    """Copies a checkpoint's ONNX file, the one described by its report."""
     original = source.folder / MODEL_FILE
     if not original.is_file() or read_facts(original).digest != source.digest:
         raise CheckpointError(
@@ -109,7 +109,7 @@ def _disagreements(parity: Mapping[str, Parity]) -> Iterable[str]:
 
 
 def choose(folder: Path, names: list[str], config: ExportConfig, context: Context) -> Verdict:
-    """Decides between the files, on validation images and on this machine's clock."""
+    """Decides between the files by validation accuracy and latency on this machine."""
     if len(names) == 1:
         return Verdict(ship=names[0], reason="the only file")
     validation = context.data.validation
@@ -138,8 +138,8 @@ def judge(drop: float, max_drop: float, speedup_ci95: tuple[float, float]) -> Ve
     """Decides between the files.
 
     Args:
-        drop: points of validation top-1 that int8 loses.
-        max_drop: what it may lose.
+        drop: drop in validation top-1 with int8, in percentage points.
+        max_drop: largest acceptable drop.
         speedup_ci95: how many times faster int8 is than float.
     """
     if drop > max_drop:

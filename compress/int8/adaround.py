@@ -39,7 +39,7 @@ def _learn_rounding(layer: Layer, quantized_input: Tensor, float_output: Tensor)
 
 
 def _learn_up(layer: Layer, quantized_input: Tensor, float_output: Tensor) -> Tensor:
-    """Returns what to add to each weight's lower level: close to 0 or 1 where it is decided."""
+    """Returns the offset from each weight's lower level: close to 0 or 1 once it is decided."""
     scale, bias = per_channel(layer.weight_scale, layer.weight).detach(), layer.bias.detach()
     below = torch.floor(layer.weight / scale)
     fraction = (layer.weight / scale - below).clamp(0.001, 0.999)

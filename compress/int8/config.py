@@ -1,4 +1,4 @@
-"""Names of the calibration methods, without torch, so that settings can list them."""
+"""Names of the calibration methods, in a module that settings can import without torch."""
 
 from __future__ import annotations
 

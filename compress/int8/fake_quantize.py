@@ -11,7 +11,7 @@ from torch import Tensor
 MIN_SCALE = 1e-8
 
 Mode = Literal["float", "observe", "fake_quantize"]
-"""Compute in float; do so and record ranges; or round to quantization levels."""
+"""Compute in float; compute in float and record ranges; or round to quantization levels."""
 
 
 def round_ste(x: Tensor) -> Tensor:

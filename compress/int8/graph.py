@@ -11,7 +11,7 @@ from compress.int8.quantizer import ActivationQuantizer
 
 aten = torch.ops.aten
 NORMALIZE = "normalize"
-"""Name of the module that takes the images."""
+"""Name of the module that receives the images."""
 
 
 def layers_of(model: fx.GraphModule) -> dict[str, Layer]:

@@ -160,7 +160,7 @@ class _Inserter:
         return self._is_int8_layer(node) or (bool(passes_on) and node in self.feeds_int8)
 
     def _is_silu(self, node: fx.Node) -> bool:
-        """SiLU runs in float, but between int8 operators all its readers want levels."""
+        """SiLU runs in float, but between int8 operators all its readers need a quantized input."""
         module = module_of(self.model, node)
         return isinstance(module, FloatActivation) and module.kind == "silu"
 
@@ -209,7 +209,7 @@ class _Inserter:
         reader, layer = only_reader(node), layer_of(self.model, node)
         clip = _clip_of(reader)
         if clip is HARD_SIGMOID and layer is None:
-            clip = None  # it needs a layer's bias to shift, or an operator of its own
+            clip = None  # its shift needs a layer's bias, or a separate operator
         if clip is None:
             self._quantize(node, self._add_quantizer(name))
             return
@@ -269,7 +269,7 @@ def _clip_of(node: fx.Node | None) -> Clip | None:
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:
-    """Returns an operator's inputs; twice if it reads one twice."""
+    """Returns an operator's inputs; an input read twice appears twice."""
     values = node.args[0] if node.target is aten.cat.default else node.args
     return [value for value in values if isinstance(value, fx.Node)]  # type: ignore[union-attr]
 
@@ -282,7 +282,7 @@ def _only_tensors(node: fx.Node) -> bool:
 
 
 def _origin(node: fx.Node) -> fx.Node:
-    """Returns the value that a node shows after data movement."""
+    """Returns the value that a node passes on by data movement."""
     while node.target in DATA_MOVEMENT and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node

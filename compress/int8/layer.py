@@ -34,7 +34,7 @@ class Layer(nn.Module):
         weight: float `[out, in, ...]`.
         bias: float `[out]`, or None.
         operation: maps input, weight, and bias to the output.
-        groups: of a convolution.
+        groups: number of groups of a convolution.
     """
 
     weight: nn.Parameter
@@ -60,7 +60,7 @@ class Layer(nn.Module):
         self.output_scale: Callable[[], Tensor] | None = None
         """After conversion: returns the scale of the quantizer that reads the output."""
         self.saturate: Callable[[Tensor, Tensor], Tensor] | None = None
-        """Emulates other CPUs: maps exact sums and input levels to their sums."""
+        """Emulates other CPUs: maps exact sums and input levels to the sums they compute."""
         self.has_quantized_input = False
         """Whether the input of a float layer is quantized anyway."""
         self.converted = False
@@ -130,10 +130,10 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def convert(self, input_scale: Tensor) -> None:
-        """Replaces the float weights by integers, in place.
+        """Replaces the float weights with integers, in place.
 
         Args:
-            input_scale: of the input quantizer.
+            input_scale: scale of the input quantizer.
         """
         # A nearly dead channel has a tiny scale, at which its bias would overflow int32.
         smallest = self.bias.abs() / (input_scale * QMAX_BIAS)

@@ -22,9 +22,9 @@ PROFILE_ROUNDS = 4
 """The files take turns, so that noise affects all equally."""
 WITH_WEIGHTS = ("Conv", "Gemm")
 LAYER_OPERATORS = {"Conv", "FusedConv", "QLinearConv", "Gemm", "FusedGemm", "QGemm"}
-"""What those become in the optimized graph."""
+"""Operators that convolutions and linear layers become in the optimized graph."""
 OPTIMIZER_SUFFIX = re.compile(r"(_token_\d+|_nchwc)*$")
-"""What ONNX Runtime's optimizer appends to node names."""
+"""Suffix that ONNX Runtime's optimizer appends to node names."""
 NETWORK_PREFIX = "network."
 """A float file is exported from a `Classifier`, whose layers are below this name."""
 

@@ -20,7 +20,7 @@ Visit = Callable[[Layer, Tensor, Tensor], None]
 
 @torch.no_grad()
 def visit_layers(model: fx.GraphModule, images: Tensor, visit: Visit, *, title: str) -> None:
-    """Lets `visit` change each int8 layer, in execution order.
+    """Calls `visit` to change each int8 layer, in execution order.
 
     A layer is visited before its own quantized output is computed, so that later layers see the
     effect of the change.
@@ -29,7 +29,7 @@ def visit_layers(model: fx.GraphModule, images: Tensor, visit: Visit, *, title: 
         model: fake-quantized, calibrated.
         images: uint8 `[N, C, H, W]`.
         visit: changes one layer in place.
-        title: of the progress bar.
+        title: title of the progress bar.
     """
     float_values: dict[fx.Node, Any] = {}
     quantized_values: dict[fx.Node, Any] = {}

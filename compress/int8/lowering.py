@@ -31,7 +31,7 @@ from compress.int8.quantizer import ImageInput
 from compress.int8.tracing import trace
 
 MAX_GROWTH = 2
-"""A layer that absorbs a pool may get at most this many times its inputs."""
+"""A layer that absorbs a pool may have at most this many times as many inputs."""
 
 
 def lower(model: Classifier) -> fx.GraphModule:

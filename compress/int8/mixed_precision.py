@@ -18,11 +18,11 @@ class MixedPrecision:
     """What was measured for one network's shape on this machine."""
 
     costs: Mapping[str, LayerCost]
-    """By layer."""
+    """Layer costs by name."""
     float_layers: tuple[str, ...] = ()
     """Proposed to stay in float; empty if that is all layers or none."""
     speedup_ci95: tuple[float, float] = (1.0, 1.0)
-    """Of the file with those layers in float over the one with all layers in int8."""
+    """Speedup of the file with those layers in float over the all-int8 file, 95 % interval."""
 
     @property
     def is_faster(self) -> bool:
@@ -38,7 +38,7 @@ def choose_float_layers(costs: Mapping[str, LayerCost], edges: Sequence[Edge]) -
     and a sink (float).
 
     Args:
-        costs: by layer.
+        costs: layer costs by name.
         edges: between those layers.
     """
     names = list(costs)

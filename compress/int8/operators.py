@@ -20,11 +20,11 @@ QUICK_GELU, GELU = f"{CONTRIB}::QuickGelu", f"{CONTRIB}::Gelu"
 class BinaryOperator(nn.Module):
     """Sum or product of two quantized tensors of broadcastable shapes.
 
-    After `link` it rounds exactly like ONNX Runtime's kernel, which treats ties and float32 its own
-    way: a deep network would amplify any difference.
+    After `link` it rounds exactly like ONNX Runtime's kernel, including its
+    treatment of ties and float32: a deep network would amplify any difference.
 
     Args:
-        kind: of operator.
+        kind: operator, a sum or a product.
         sources: names of the modules that quantize the inputs.
     """
 

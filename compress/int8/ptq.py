@@ -25,8 +25,8 @@ from compress.train.precision import autocast, choose_precision
 CPU = torch.device("cpu")
 PROBE_IMAGES = 4
 LAYERWISE_IMAGES, LAYERWISE_PIXELS = 256, 2**21
-"""Bias correction and AdaRound hold a layer's values of all their images in memory: limits of the
-images and of their pixels."""
+"""Limits on images and pixels for bias correction and AdaRound, which hold a layer's values for
+all images in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Plan:
 
 
 def without_corrections(plan: Plan) -> Plan:
-    """Returns the plan without the steps that take time but leave the graph as it is."""
+    """Returns the plan without the steps that take time but do not change the graph."""
     return dataclasses.replace(plan, bias_correction=False, adaround=False)
 
 
@@ -124,7 +124,7 @@ def collect(
     is faster: its rounding error, at most 0.4%, is less than the effect of one more image.
 
     Args:
-        model: with quantizers.
+        model: a network with quantizers.
         batches: uint8 `[N, C, H, W]`.
         histogram: collect histograms too, which some observers need.
     """

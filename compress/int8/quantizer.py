@@ -120,7 +120,7 @@ class ImageInput(nn.Module):
     at the learning rate of the others.
 
     Args:
-        scale: of one gray level.
+        scale: scale of one gray level.
         zero_point: the gray level that becomes 0.
     """
 

@@ -1,4 +1,4 @@
-"""Observers: from the values of a tensor to the range that its 256 levels span."""
+"""Observers: choose the range that a tensor's 256 levels span from its values."""
 
 from __future__ import annotations
 

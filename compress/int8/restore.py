@@ -25,7 +25,7 @@ def build_pruned(description: Description, *, most: int = MAX_PARAMETERS) -> Cla
     """Builds the float network of a checkpoint, pruned accordingly, without loading its tensors.
 
     Args:
-        description: of the checkpoint.
+        description: the checkpoint's description.
         most: maximum number of parameters before pruning.
 
     Raises:
@@ -54,7 +54,7 @@ def load_model(checkpoint: Checkpoint) -> nn.Module:
         A module in eval mode that takes images.
 
     Raises:
-        CheckpointError: the tensors do not fit the description.
+        CheckpointError: the tensors do not match the description.
     """
     # A description could name any network: refuse those that are too large for the file's tensors.
     elements = sum(math.prod(shape) for shape in read_shapes(checkpoint).values())

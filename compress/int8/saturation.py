@@ -27,7 +27,7 @@ from compress.int8.quantizer import QMAX_ACTIVATION, ActivationQuantizer, ImageI
 INT16 = (-32768, 32767)
 PAIRS_AT_ONCE = 64
 BATCH = 16
-"""Small, since the unfolded inputs of a large image take a lot of memory."""
+"""Batch size; small, since the unfolded inputs of a large image take a lot of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +37,15 @@ class Saturation:
     layers: tuple[str, ...]
     """Layers whose sums saturate on these images."""
     top1: float
-    """Percent, with exact sums."""
+    """Top-1 with exact sums, in percent."""
     top1_saturated: float
-    """Percent, with saturating sums."""
+    """Top-1 with saturating sums, in percent."""
     n_images: int
 
 
 @torch.no_grad()
 def find_saturation(model: fx.GraphModule, split: Split, n_images: int) -> Saturation:
-    """Finds the layers that saturate on CPUs without VNNI, and the accuracy that costs.
+    """Finds the layers that saturate on CPUs without VNNI, and the resulting loss of accuracy.
 
     Args:
         model: converted to int8.
@@ -101,7 +101,7 @@ def emulating_saturation(model: fx.GraphModule) -> Iterator[set[str]]:
 
 def reduce_range(calibration: Calibration, plan: Plan, split: Split, n_images: int) -> Plan:
     """Returns the plan with 7-bit weights in the layers that saturate, and only there."""
-    while True:  # without saturation before it, another layer may start to saturate
+    while True:  # once earlier layers no longer saturate, another may start to
         model = convert(calibration.quantize(plan))
         layers = find_saturation(model, split, n_images).layers
         if not layers:
@@ -117,7 +117,7 @@ def saturation_excess(layer: Layer, levels: Tensor, zero_point: int) -> Tensor |
     Args:
         layer: converted.
         levels: its input, uint8 levels minus zero point, float `[N, C, H, W]` or `[N, in]`.
-        zero_point: of the input, also the value of the padding.
+        zero_point: zero point of the input, also the value of the padding.
 
     Returns:
         Float, in the shape of the layer's output.

@@ -94,7 +94,7 @@ def _simplify(traced: fx.GraphModule) -> None:
 
 
 def _collect_layers(traced: fx.GraphModule) -> None:
-    """Replaces convolutions and linear layers by modules named after their parameters."""
+    """Replaces convolutions and linear layers with modules named after their parameters."""
     taken: set[str] = set()
     for node in list(traced.graph.nodes):
         if node.target not in (aten.conv2d.default, aten.linear.default):

@@ -1,4 +1,4 @@
-"""Distillation settings, shared by distillation, recovery after pruning and QAT."""
+"""Distillation settings, shared by distillation, recovery after pruning, and QAT."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class KDConfig:
 
 
 def check_kd(kd: KDConfig, train: TrainConfig) -> None:
-    """Raises CompressError if stored teacher logits do not work with the other settings."""
+    """Raises CompressError if stored teacher logits are incompatible with the other settings."""
     if kd.n_views and kd.hints:
         raise CompressError(
             "hints need the teacher's features, which are not stored; set kd.n_views = 0 "

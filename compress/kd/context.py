@@ -1,4 +1,4 @@
-"""Input of a stage other than its checkpoint and settings."""
+"""Inputs of a stage other than its checkpoint and settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compress.measure.config import MeasureConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Data, seed, folders and teachers of a stage."""
+    """Data, seed, folders, and teachers of a stage."""
 
     data: Data
     seed: int
@@ -22,4 +22,4 @@ class Context:
     store: Path
     """Folder for stored teacher logits, shared by the stages of a run."""
     teachers: tuple[Teacher, ...]
-    """Empty in the teacher stage."""
+    """The teachers to learn from; empty in the teacher stage."""

@@ -1,4 +1,4 @@
-"""Hints: matching inner features of the student with the teacher's, recorded by forward hooks."""
+"""Hints: match intermediate features of student and teacher, recorded by forward hooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class HintedStudent(nn.Module):
 
     Args:
         student: maps images to logits.
-        teacher: likewise; must see the same images before `hint_loss` is called.
+        teacher: likewise; run it on the same images before calling `hint_loss`.
         pairs: layer names `STUDENT:TEACHER`, separated by commas.
         loss: `features` compares through a learned 1x1 convolution, `attention` compares attention
             maps.

@@ -48,7 +48,7 @@ def decoupled_distillation(
     Args:
         student: logits, float `[N, classes]`, at least three classes.
         teacher: logits of the same shape; no gradient flows into them.
-        target: int64 `[N]`.
+        target: labels, int64 `[N]`.
         temperature: T > 0.
         beta: weight of the non-target classes.
     """

@@ -28,9 +28,9 @@ class StoredLogits:
     """Memory-mapped logits of all teachers for all views."""
 
     views: tuple[tuple[np.ndarray, ...], ...]
-    """By view and teacher, float16 `[n_train, classes]`; empty if the teachers run live."""
+    """Logits by view and teacher, float16 `[n_train, classes]`; empty if the teachers run live."""
     weights: tuple[float, ...]
-    """By teacher."""
+    """Weight of each teacher."""
     seconds: float
     """Time it took to compute them, in this run or an earlier one."""
 
@@ -65,7 +65,7 @@ def stored_logits(
     Args:
         teachers: the ensemble.
         data: its training split is used.
-        views: augmented views; None stands for the original images.
+        views: augmented views; None means the original images.
         store: folder of the logits, shared by the stages of a run.
         on_event: receives notes; by default they are printed.
     """

@@ -33,12 +33,12 @@ class Teacher:
 
     path: Path
     checkpoint: Checkpoint | None
-    """None for an ONNX file."""
+    """The teacher's checkpoint; None for an ONNX file."""
     class_names: tuple[str, ...]
     preprocess: Preprocess
     digest: str
     weight: float = 1.0
-    """In the ensemble."""
+    """Weight in the ensemble."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class TeacherModel:
     source: Teacher
     forward: Forward
     model: nn.Module | None
-    """None for an ONNX file."""
+    """The network; None for an ONNX file."""
 
 
 def checkpoint_teacher(checkpoint: Checkpoint, *, weight: float = 1.0) -> Teacher:
@@ -180,7 +180,7 @@ def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     al., arXiv 1503.02531, section 3, allow geometric and arithmetic means).
 
     Args:
-        logits: of each teacher, `[N, classes]`.
+        logits: each teacher's logits, `[N, classes]`.
         weights: positive, one per teacher.
     """
     total = sum(weights)

@@ -1,4 +1,4 @@
-"""Training with teachers: distillation loss, hints and findings."""
+"""Training with teachers: distillation loss, hints, and findings."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class KDResult:
     history: list[Epoch]
     findings: list[Finding]
     teacher_seconds: float
-    """Time to compute the stored logits; that of live teachers is part of the history."""
+    """Time to compute the stored logits; the history includes the time of live teachers."""
 
     @property
     def validation_top1(self) -> float | None:
-        """Percent, after the last epoch; None without epochs."""
+        """Top-1 after the last epoch, in percent; None without epochs."""
         return self.history[-1].validation_top1 if self.history else None
 
 
@@ -65,9 +65,9 @@ def train_with_kd(
     Args:
         model: maps images to logits.
         kd: distillation loss.
-        schedule: of the training.
+        schedule: training settings.
         context: data, seed, folders and teachers.
-        stage: whose settings the findings name.
+        stage: stage whose settings the findings refer to.
         title: name of the run in messages and progress bars; by default the stage.
         penalty: added to the gradient but not to the reported loss, so that a rising loss still
             indicates a problem.
@@ -167,7 +167,7 @@ def ensemble_logits(teachers: Sequence[TeacherModel], images: Tensor) -> Tensor:
 def views_to_store(kd: KDConfig, seed: int) -> list[View | None]:
     """Returns the views whose teacher logits are stored; None stands for the original images.
 
-    With fresh views the original comes first: its logits suit all views, whereas those of a crop
+    With fresh views, the original comes first: its logits suit all views, whereas those of a crop
     may miss the object.
     """
     views: list[View | None] = [View(seed=seed, number=number) for number in range(kd.n_views)]
@@ -183,7 +183,7 @@ def distillation_loss(
         teachers: the ensemble; runs in every step if `kd.n_views` is 0.
         stored: its stored logits, used otherwise.
         kd: loss and weights.
-        schedule: of the training.
+        schedule: training settings.
 
     Raises:
         CompressError: see `check_kd`.

@@ -1,1 +1,1 @@
-"""The yardstick: accuracy, size, MACs and latency of the ONNX file in ONNX Runtime."""
+"""Measurements of the ONNX file in ONNX Runtime: accuracy, size, MACs, and latency."""

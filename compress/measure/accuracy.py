@@ -18,15 +18,15 @@ BATCH = 100
 Z_95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
 IMBALANCE = 2
-"""Classes are imbalanced if the largest has more than this many times the images of another."""
+"""Classes are imbalanced if the largest has over this many times the images of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Top-1 accuracy: the share of images whose most probable class is correct."""
+    """Top-1 accuracy: the fraction of images whose most probable class is correct."""
 
     top1: float
-    """Percent."""
+    """Top-1 in percent."""
     top1_ci95: tuple[float, float]
     """Wilson interval, percent."""
     balanced_top1: float | None
@@ -46,8 +46,8 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
     """Scores predictions.
 
     Args:
-        predicted: int `[n]`.
-        labels: int `[n]`.
+        predicted: predicted classes, int `[n]`.
+        labels: true classes, int `[n]`.
     """
     right = predicted == labels
     correct, n = int(right.sum()), len(labels)
@@ -66,9 +66,9 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a share, in percent (Wilson 1927, equation 3)."""
+    """Returns the 95 % interval of a proportion, in percent (Wilson 1927, equation 3)."""
     share, z2 = correct / n, Z_95**2
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # The interval contains the share; rounding must not exclude 0 or 1.
+    # The interval contains the proportion; rounding must not exclude 0 or 1.
     return 100 * max(0.0, min(share, center - half)), 100 * min(1.0, max(share, center + half))

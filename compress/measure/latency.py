@@ -1,4 +1,4 @@
-"""Latency in ONNX Runtime: files take turns in one process, so that noise affects all alike."""
+"""Latency in ONNX Runtime: files take turns in one process, so that noise affects all equally."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[s
     """Returns random inputs for a file; unknown dimensions other than the batch become 1.
 
     Raises:
-        CompressError: the file has another fixed batch size, or an input without a batch dimension,
-            of an unsupported type or with too many elements.
+        CompressError: the file has a different fixed batch size, or an input without a batch
+            dimension, of an unsupported type, or with too many elements.
     """
     generator = np.random.default_rng(0)
     feed = {}

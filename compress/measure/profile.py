@@ -35,7 +35,7 @@ class Operator:
     name: str
     kind: str
     ms: float
-    """Interquartile mean over the runs."""
+    """Milliseconds per run, interquartile mean."""
     gives_bytes: bool
 
 
@@ -64,7 +64,7 @@ def profile(path: Path, *, threads: int) -> list[Operator]:
 
 
 def summarize(operators: Iterable[Operator]) -> OperatorSummary:
-    """Counts operators by precision."""
+    """Summarizes operators by precision."""
     operators = list(operators)
     conversions = sum(operator.kind in CONVERSIONS for operator in operators)
     integer = sum(_is_integer(operator) for operator in operators)

@@ -43,18 +43,18 @@ class StageReport:
     """Multiply-accumulates for one image."""
     size_bytes: Annotated[int, Field(ge=1)]
     top1: Percent
-    """Percent, on the test split."""
+    """Top-1 on the test split, in percent."""
     top1_ci95: tuple[Percent, Percent]
     balanced_top1: Percent | None = None
-    """Mean over the classes, where they differ in size; see `Accuracy`."""
+    """Mean over the classes, if they are imbalanced; see `Accuracy`."""
     n_images: Count
     latency_ms_p50: Positive
     latency_ms_p90: Positive
     speedup: Positive
-    """Times faster than the teacher's file, measured in turns."""
+    """Speedup over the teacher's file, with both taking turns."""
     speedup_ci95: tuple[float, float]
     step_speedup_ci95: tuple[float, float] | None = None
-    """Times faster than the file that the stage started from, in turns; None if that is the
+    """Speedup over the file that the stage started from, taking turns; None if that is the
     teacher's file or this one."""
     n_runs: int
     operators: OperatorSummary
@@ -71,7 +71,7 @@ class StageReport:
     measurements: tuple[Measurements, ...]
     """Timings that decided its result."""
     result: Any
-    """The stage's own figures, of the `result` type in the table of stages."""
+    """The stage's own results, of the `result` type in the table of stages."""
     host: Host
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
 
 
 def as_model(path: Path) -> Path | bytes:
-    """Returns the argument for ONNX Runtime: the path, or the content if the path is not UTF-8."""
+    """Returns what to pass to ONNX Runtime: the path, or the content if the path is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

@@ -1,1 +1,1 @@
-"""Structured pruning: removes whole channels, heads and residual blocks."""
+"""Structured pruning: removes whole channels, heads, and residual blocks."""

@@ -1,4 +1,4 @@
-"""Chooses how many channels each group keeps: the most importance that the budgets allow."""
+"""Chooses how many channels each group keeps, maximizing importance within the budgets."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LOOK_AHEAD = 4
 """A step may skip this many widths, since a single one may save nothing."""
 
 EMPTY = 0.02
-"""Share of its importance that an empty group (of a removed block) is assumed to keep."""
+"""Fraction of its importance that an empty group (of a removed block) is assumed to keep."""
 
 Cost = Callable[[str, int, int], float]
-"""From a layer, its input and its output channels to its cost."""
+"""Maps a layer and its input and output channels to a cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class BudgetError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What the choice of widths is based on."""
+    """Inputs for choosing widths."""
 
     groups: Sequence[Group]
     scores: Mapping[str, Tensor]
@@ -164,7 +164,7 @@ class Allocator:
                     after = 0.0
                     if smaller.removed == choice.removed:
                         after = sum(self._cost(budget, layer, smaller.widths) for layer in layers)
-                    # Savings beyond the limit are worth nothing.
+                    # Savings beyond the limit have no value.
                     saved += min(before - after, cost - budget.limit) / budget.limit
             if saved > 0 and lost / saved < best_rate:
                 best, best_rate = smaller, lost / saved
@@ -218,7 +218,7 @@ def _removed(parts: Sequence[tuple[Group, int]], widths: Mapping[str, int]) -> i
 def _cumulative(scores: Tensor, partitions: int) -> Tensor:
     """Returns the importance lost for each number of kept channels, float64 `[channels + 1]`.
 
-    It is `-I log(kept share of I)`, with I the group's total importance: for the first removed
+    It is `-I log(kept fraction of I)`, with I the group's total importance: for the first removed
     channels that is the sum of their scores, and it grows as fewer are left. A score is the cost of
     removing one channel while all others stay; plain sums would empty whole groups.
     """
@@ -240,8 +240,8 @@ def candidate_widths(
 
     Args:
         groups: the network's groups.
-        half_pays: whether odd multiples of 8 channels save enough in a layer.
-        min_channels_ratio: smallest share of its channels that a group keeps.
+        half_pays: whether odd multiples of 8 channels pay off in a layer.
+        min_channels_ratio: minimum fraction of its channels that a group keeps.
     """
     candidates: dict[str, tuple[int, ...]] = {}
     for group in groups:

@@ -12,7 +12,7 @@ from compress.architectures.hooks import watch_inputs
 from compress.data.splits import Split, batch_count
 
 IMAGES = 4096
-"""Training images to use; more make no difference."""
+"""Number of training images; more make no difference."""
 BATCH = 256
 
 

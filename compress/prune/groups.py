@@ -19,7 +19,7 @@ from compress.architectures.hooks import watch_inputs
 from compress.log import waiting
 
 UNTRACEABLE = {"SwinTransformer": "torch-pruning cannot trace shifted windows"}
-"""By class, networks whose tracing never ends, with the reason."""
+"""Classes of networks whose tracing never ends, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def _trace(
     with torch.enable_grad():
         graph = tp.DependencyGraph().build_dependency(network, example, verbose=False)
     layers = [module for module in modules if isinstance(module, nn.Conv2d | nn.Linear)]
-    # The outputs; and the inputs of a branch whose first layer is depthwise.
+    # The outputs, and the inputs of a branch whose first layer is depthwise.
     ends = {layers[-1], *(layer for layer in layers[:1] if _is_depthwise(layer))}
     for group in graph.get_all_groups():
         name = prefix + modules[group[0].dep.target.module]

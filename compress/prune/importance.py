@@ -33,8 +33,8 @@ def score_channels(
         groups: the network's groups.
         criterion: how to score.
         batches: each call returns training batches of normalized images and int64 labels; used by
-            `taylor`, `hessian` and `activation`.
-        seed: for `random`.
+            `taylor`, `hessian`, and `activation`.
+        seed: random seed, used by `random`.
 
     Returns:
         By group, float `[channels]`, never negative.

@@ -24,9 +24,9 @@ from compress.prune.groups import Use
 ALIGNED, HALF_ALIGNED = 16, 8
 """Channels that fill a kernel's vector registers, and half of that."""
 HALF_PAYS = 0.35
-"""Half a step of channels is worth it if it saves this share of what a whole step saves."""
+"""Half a step of channels pays off if it saves this fraction of what a whole step saves."""
 TINIEST_MS = 1e-4
-"""Lower bound of any operator's time."""
+"""Lower bound on any operator's time."""
 GEOMETRY = ("stride", "padding", "dilation")
 
 
@@ -127,9 +127,9 @@ class LatencyModel:
     unpruned: Mapping[str, tuple[int, int]]
     """Input and output channels of each layer before pruning."""
     main_ms: Mapping[str, float]
-    """Time of each layer's own operator before pruning, in the whole network, less the overhead."""
+    """Time of each layer's own operator in the whole unpruned network, less the overhead."""
     rest_ms: Mapping[str, float]
-    """Time of the operators that follow it, likewise."""
+    """Time of the operators that follow each layer, less the overhead."""
     overhead_ms: float
     """The profiler's own time per operator, which the curves include."""
     scale: float

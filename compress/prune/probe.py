@@ -30,11 +30,11 @@ from compress.onnx_file import export_onnx
 from compress.prune.config import Precision
 
 QUICK = Plan(observer="minmax", weights="max")
-"""Quantization ranges do not affect latency."""
+"""Fast to compute; quantization ranges do not affect latency."""
 CALIBRATION_IMAGES = 16
 ROUNDS = 40
 OVERHEAD = 0.8
-"""Share of the shortest operator's profiled time that is the profiler's overhead. Chosen such that
+"""Fraction of the shortest operator's profiled time that is profiler overhead, chosen so that
 networks of a quarter and of three quarters of the width are predicted equally well."""
 EMPTY_MODEL = """<ir_version: 9, opset_import: ["": 18]>
 empty (uint8[batch, 8] x) => (uint8[batch, 8] y) { y = Identity(x) }"""
@@ -48,11 +48,11 @@ class Measured:
     size_bytes: int
     macs: int
     run_ms: float
-    """Time of a run outside of its operators."""
+    """Time per run spent outside its operators."""
     main_ms: Mapping[str, float]
     """Profiled time of each layer's own operator, less the overhead."""
     rest_ms: Mapping[str, float]
-    """Time of the operators that follow it, likewise."""
+    """Profiled time of the operators that follow each layer, less the overhead."""
     overhead_ms: float
     """The profiler's own time per operator."""
 
@@ -64,7 +64,7 @@ class Probe:
         checkpoint: the unpruned network.
         model: the same, loaded; a copy is kept.
         context: data and measurement settings.
-        precision: of the ONNX files.
+        precision: precision of the ONNX files.
         scratch: a folder for the ONNX files.
     """
 
@@ -88,7 +88,7 @@ class Probe:
         """Exports, quantizes and times a network, unless the result is cached.
 
         Args:
-            model: of the same spec, pruned or not.
+            model: a network of the same spec, pruned or not.
             removed: residual blocks that it lacks.
         """
         structure = self._structure(model, removed)
@@ -167,10 +167,10 @@ def export_to_time(
 
     Args:
         model: float; left unchanged.
-        spec: of the network.
+        spec: the network's spec.
         images: calibration images, uint8 `[N, C, H, W]`.
-        path: of the ONNX file.
-        precision: of the ONNX file.
+        path: ONNX file to write.
+        precision: precision of the ONNX file.
     """
     exported: torch.nn.Module = model
     with waiting("exporting a candidate"):

@@ -1,4 +1,4 @@
-"""The figures of stage prune."""
+"""Results of the prune stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class IterationResult:
     tries: Count
     top1_raw: Percent
     top1_batchnorm: Percent
-    """With re-estimated BatchNorm statistics."""
+    """Top-1 with re-estimated BatchNorm statistics."""
     top1_trained: Percent
 
 
@@ -31,12 +31,12 @@ class Width:
     layer: str
     before: Count
     after: Count
-    """0: the layer was removed."""
+    """Channels after pruning; 0 if the layer was removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneResult:
-    """What was pruned, and its effect on latency and accuracy."""
+    """Outcome of pruning: latency, accuracy, and widths."""
 
     precision: str
     importance: str

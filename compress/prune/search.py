@@ -75,7 +75,7 @@ class _Trial:
 
 
 class Search:
-    """Prunes one network over several iterations, relative to the unpruned network.
+    """Prunes one network in several iterations, with costs relative to the unpruned network.
 
     Args:
         checkpoint: the unpruned network.
@@ -106,7 +106,7 @@ class Search:
 
         Args:
             model: the network so far.
-            number: of the iteration, from 1.
+            number: iteration number, starting at 1.
 
         Raises:
             UnmetBudgetError: the budget cannot be met; the model is unchanged.
@@ -196,7 +196,7 @@ class Search:
         return closest, len(trials)
 
     def _limits(self, progress: float) -> dict[str, float]:
-        """Returns the limit of each cost at a share of the way, which is geometric.
+        """Returns the limit of each cost at a fraction of the (geometric) path to the target.
 
         Latency is always limited, since a pruned network must not be slower.
         """

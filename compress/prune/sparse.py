@@ -1,4 +1,4 @@
-"""Sparsity training: a growing penalty shrinks the least important channels before pruning."""
+"""Sparse training: a growing penalty shrinks the least important channels before pruning."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def growing_penalty(
 
     def penalty(batch: TrainBatch) -> Tensor:
         nonlocal coefficients
-        if batch.step_of_epoch % REFRESH == 0:  # so that resumed training has them too
+        if batch.step_of_epoch % REFRESH == 0:  # so that they survive resuming
             coefficients = _coefficients(network, groups)
         parameters = dict(network.named_parameters())
         parts = [

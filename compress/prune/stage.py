@@ -30,8 +30,8 @@ def run(start: Start, config: PruneConfig, context: Context) -> Product:
 
     Args:
         start: checkpoint of a float network.
-        config: budgets, criteria and the fine-tuning.
-        context: data, seed, folder and the teacher.
+        config: budgets, criteria, and fine-tuning.
+        context: data, seed, folder, and teacher.
 
     Raises:
         UnmetBudgetError: no pruned network is fast (or small) enough. The default budget is
@@ -107,11 +107,11 @@ class Recovery:
     """Validation top-1 after a pruning iteration, percent, in PyTorch."""
 
     top1_raw: float
-    """Right after pruning."""
+    """Top-1 right after pruning."""
     top1_batchnorm: float
-    """With re-estimated BatchNorm statistics."""
+    """Top-1 with re-estimated BatchNorm statistics."""
     top1_trained: float
-    """After fine-tuning."""
+    """Top-1 after fine-tuning."""
 
 
 def _recover(model: Classifier, config: PruneConfig, context: Context, number: int) -> Recovery:
@@ -135,7 +135,7 @@ def _recover(model: Classifier, config: PruneConfig, context: Context, number: i
 
 
 def _subfolder(context: Context, name: str) -> Context:
-    """Returns the context with a folder of its own for one of the stage's trainings."""
+    """Returns the context with a separate folder for one of the stage's training runs."""
     folder = context.folder / name
     folder.mkdir(exist_ok=True)
     return dataclasses.replace(context, folder=folder)

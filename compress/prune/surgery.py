@@ -20,7 +20,7 @@ def keep_channels(network: nn.Module, groups: Sequence[Group], kept: Mapping[str
     Args:
         network: the network that the groups were found in.
         groups: all of its groups.
-        kept: by group, the channels to keep, int64; groups not listed keep all.
+        kept: channels to keep by group, int64; groups not listed keep all of theirs.
     """
     removed: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for group in groups:
@@ -58,7 +58,7 @@ def residual_blocks(network: nn.Module, example: Tensor) -> tuple[str, ...]:
     A module counts as one if it returns its input once all its parameters are zero.
 
     Args:
-        network: in eval mode; left unchanged.
+        network: the network, in eval mode; left unchanged.
         example: its input, `[1, C, H, W]`.
     """
     inputs: dict[str, Tensor] = {}

@@ -42,10 +42,10 @@ def measure_layers(
     """Times every layer at several widths, except for cached ones.
 
     Args:
-        shapes: by layer.
-        unpruned: by layer, input and output channels before pruning.
-        varying: by layer, whether pruning can change its input and its output channels.
-        precision: of the network.
+        shapes: layer shapes by name.
+        unpruned: input and output channels before pruning, by layer.
+        varying: whether pruning can change the input and output channels, by layer.
+        precision: precision of the network.
         threads: ONNX Runtime's intra-op threads.
     """
     grids = {name: _grids(shape, unpruned[name], varying[name]) for name, shape in shapes.items()}

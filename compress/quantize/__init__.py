@@ -1,1 +1,1 @@
-"""Stage quantize: decides how a network becomes int8, and whether that is good enough."""
+"""The quantize stage: decides how to quantize a network and whether that is good enough."""

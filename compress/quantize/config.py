@@ -60,7 +60,7 @@ class QuantizeConfig:
     ] = False
     kd: KDConfig = field(default=KDConfig())
     train: TrainConfig = field(
-        # With 256 levels there is no room for bf16's 8 bits of precision.
+        # With 256 levels, bf16's 8 bits of precision are too few.
         default=TrainConfig(epochs=2, batch_size=128, lr=0.003, precision="fp32")
     )
 

@@ -25,7 +25,7 @@ def time_layers(
 ) -> MixedPrecision:
     """Returns what each layer costs on this machine, and which ones are faster in float.
 
-    A minimum cut proposes those; the whole file decides: a mixed one must be faster than the int8
+    A minimum cut proposes them; the whole file decides: a mixed one must be faster than the int8
     one beyond noise. Weights do not matter, so a steady result is cached for the network's shape.
     """
     structure = {

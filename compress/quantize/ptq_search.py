@@ -1,4 +1,4 @@
-"""Post-training quantization that is good enough, searched from the cheapest method up."""
+"""Searches for good-enough post-training quantization, cheapest methods first."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ CORRECTIONS: Mapping[str, str] = {
     "equalization": "equalization",
     "adaround": "AdaRound",
 }
-"""Fields of settings and plan with names, cheapest first; each is added to the best so far."""
+"""Fields of settings and plan, and their names, cheapest first; each is added to the best plan."""
 ALWAYS_TRIED = "bias_correction"
 """It takes a second or two."""
 MIN_MS = 1e-3
-"""Added to the time a layer loses in float, so that none is infinitely better than the others."""
+"""Added to the time that a layer loses in float, to avoid dividing by zero."""
 MAX_FLOAT_FRACTION = 1 / 4
 """Fraction of the layers that may fall back to float."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A quantized network, the plan that made it, and its figures."""
+    """A quantized network, the plan that made it, and its metrics."""
 
     model: fx.GraphModule
     plan: Plan
@@ -45,8 +45,8 @@ class Trials:
     """Scores quantizations of one network and records all of them.
 
     Args:
-        calibration: of the network.
-        score: on validation images.
+        calibration: the network's calibration.
+        score: scores a network on validation images.
     """
 
     def __init__(self, calibration: Calibration, score: Score) -> None:
@@ -55,7 +55,7 @@ class Trials:
         self.attempts: list[Attempt] = []
 
     def quantize(self, name: str, plan: Plan) -> Candidate:
-        """Quantizes as planned, scores, and records the result."""
+        """Quantizes according to the plan, scores the network, and records the result."""
         return self.record(name, self.calibration.quantize(plan), plan)
 
     def record(self, name: str, model: fx.GraphModule, plan: Plan) -> Candidate:
@@ -79,10 +79,10 @@ def search(
     """Quantizes without training: per the settings or, for `auto`, until it is good enough.
 
     Args:
-        trials: makes and records the attempts.
-        plan: from the settings.
+        trials: runs and records the attempts.
+        plan: the plan that the settings describe.
         config: the settings.
-        costs: by layer; what a fallback to float loses.
+        costs: layer costs by name, to weigh what a fallback to float loses.
 
     Returns:
         The best attempt.

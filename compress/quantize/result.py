@@ -1,4 +1,4 @@
-"""The figures of stage quantize."""
+"""Results of the quantize stage."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from compress.measure.results import Count, Percent
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One way of quantizing that was tried; validation figures, in PyTorch."""
+    """One attempt at quantizing; metrics on validation images, in PyTorch."""
 
     name: str
     top1: Percent
     drop: float
-    """Points below the float network."""
+    """Drop in top-1 relative to the float network, in percentage points."""
     loss: float
 
 

@@ -15,7 +15,7 @@ from compress.log import track
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """One layer's row; accuracies are of validation images, simulated in PyTorch."""
+    """One layer's row; accuracies are on validation images, simulated in PyTorch."""
 
     layer: str
     loss_alone: float
@@ -36,10 +36,10 @@ def analyze(
     """Measures every layer, in execution order.
 
     Args:
-        calibration: of the network.
+        calibration: the network's calibration.
         plan: how to quantize; its layout is ignored.
-        score: on validation images.
-        costs: by layer.
+        score: scores a network on validation images.
+        costs: layer costs by name.
     """
     names = tuple(layers_of(calibration.lowered(equalized=plan.equalization)))
     float_loss, float_top1 = score_float(calibration, score)

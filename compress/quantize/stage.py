@@ -1,4 +1,4 @@
-"""Stage quantize: from float to int8, with or without training."""
+"""The quantize stage: converts float to int8, with or without training."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _train(
 def _check_saturation(
     model: fx.GraphModule, config: QuantizeConfig, context: Context
 ) -> Saturation:
-    """Returns, and reports, what CPUs without VNNI would lose."""
+    """Returns and reports the accuracy that CPUs without VNNI would lose."""
     with waiting("emulating CPUs without VNNI"):
         saturation = find_saturation(model, context.data.validation, SATURATION_IMAGES)
     if saturation.layers:

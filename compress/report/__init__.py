@@ -1,1 +1,1 @@
-"""Reports: data first, written once as JSON; tables and pages are rendered from it."""
+"""Reports: data is written once as JSON, and tables and pages are rendered from it."""

@@ -31,7 +31,7 @@ def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, An
 
     Args:
         report: the run's report.
-        histories: rows of `history.jsonl` by stage, of the stages that trained.
+        histories: rows of `history.jsonl` by stage, for the stages that trained.
     """
     figures = [figure_html(_draw_trade, report, "Each stage's file: faster is left, better is up.")]
     if histories:

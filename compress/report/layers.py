@@ -1,4 +1,4 @@
-"""The int8 sensitivity of each layer: data, table and page."""
+"""The int8 sensitivity of each layer: data, table, and page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CAPTION = "Layers by accuracy and time; int8 pays off least in the upper left."
 
 @dataclass(frozen=True, kw_only=True)
 class LayersReport:
-    """What `compress sensitivity` writes."""
+    """The data written by `compress sensitivity`."""
 
     checkpoint: str
     """Digest of the float checkpoint."""

@@ -1,4 +1,4 @@
-"""Plots of a pruning: widths, and the latency and accuracy of each iteration."""
+"""Plots of pruning: widths, and the latency and accuracy of each iteration."""
 
 from __future__ import annotations
 

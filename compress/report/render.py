@@ -22,7 +22,7 @@ COLUMNS = (
 
 
 def run_rows(report: RunReport) -> list[tuple[str, ...]]:
-    """Returns the cells of the run's table, a row a stage; changes are against the teacher."""
+    """Returns the cells of the run's table, one row per stage; the teacher is the baseline."""
     teacher = report.stages[0]
     return [_row(stage, teacher) for stage in report.stages]
 
@@ -67,7 +67,7 @@ def conditions(stage: StageReport) -> str:
 
 
 def host_text(host: Host) -> str:
-    """Returns a machine's CPU, cores and instruction sets."""
+    """Returns a machine's CPU, cores, and instruction sets."""
     isa = ", ".join(host.isa) or "no known vector extensions"
     return f"{host.cpu} ({plural(host.cores, 'core')}, {isa})"
 

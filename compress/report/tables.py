@@ -1,4 +1,4 @@
-"""Tables for the terminal, Markdown and HTML."""
+"""Tables for the terminal, Markdown, and HTML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Rows = Sequence[Sequence[str]]
 
 
 def terminal_table(columns: Sequence[str], *, title: str | None = None, padding: int = 1) -> Table:
-    """Returns an empty table for the terminal: the first column to the left, the others right."""
+    """Returns an empty table for the terminal; all columns but the first are right-aligned."""
     table = Table(
         title=title and printable(title),
         title_justify="left",
@@ -29,7 +29,7 @@ def terminal_table(columns: Sequence[str], *, title: str | None = None, padding:
 
 
 def markdown_table(columns: Sequence[str], rows: Rows) -> str:
-    """Returns a Markdown table: the first column to the left, the others to the right."""
+    """Returns a Markdown table; all columns but the first are right-aligned."""
     rule = ["---", *["---:"] * (len(columns) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
 

@@ -8,7 +8,7 @@ import re
 from compress.files import printable
 
 _MARKDOWN = re.compile(r"[`*<|]|~~|&(?=#?\w+;)|\\(?=[^\w\s])|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
-"""Characters with a meaning where they are; `max_drop` and `[0.9, 1.1]` need no escape."""
+"""Characters that are Markdown syntax in context; `max_drop` and `[0.9, 1.1]` need no escape."""
 
 
 def markdown_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Using ONNX files: score one, compare the latency of several, classify images."""
+"""Uses ONNX files: scores one, compares the latency of several, classifies images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
             "the checkpoint's folder or score the test split"
         )
     name, config, seed = data, DataConfig(), 0
-    if checkpoint is not None:  # its own split: others may hold its training images
+    if checkpoint is not None:  # its own split: others may contain its training images
         step = checkpoint.description.step
         name, seed = data or step.data, step.seed
         config = parse(config, step.data_config, section="data")
@@ -101,9 +101,9 @@ def bench_files(
 
     Args:
         models: ONNX files of any origin, checkpoints or runs.
-        threads: counts of ONNX Runtime's threads.
+        threads: ONNX Runtime thread counts.
         batches: batch sizes.
-        rounds: turns of each file.
+        rounds: number of turns per file.
 
     Raises:
         CompressError: one is not an ONNX file, or does not run with that batch size.

@@ -1,4 +1,4 @@
-"""A run's folder on disk: its lock, and the replacement of stages without data loss.
+"""A run's folder on disk: its lock, and replacing stages without data loss.
 
 Files that this program did not write are never removed or moved. A stage is written into
 `<stage>.partial` and renamed when complete; the stage it replaces is `<stage>.retired` between the
@@ -53,11 +53,11 @@ STAGE_FILES = frozenset(
         *(STATE, WORK_FILE, "probe.onnx", "mixed.onnx"),
     }
 )
-"""All files of ours that may be in a stage's folder."""
+"""All files that compress may write to a stage's folder."""
 STAGE_SUBFOLDERS = re.compile(rf"iteration-\d+|sparse|timed|alone|{STORE}|{MEASURED}")
-"""Its subfolders, with files of the same names."""
+"""Subfolders of a stage's folder, with files of the same names."""
 NAMED = 3
-"""Foreign files named in a message."""
+"""Maximum number of foreign files named in a message."""
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def owned_run(run: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                if _content(run) == {RUN_FILE}:  # refused before anything was made
+                if _content(run) == {RUN_FILE}:  # rejected before any work was done
                     (run / RUN_FILE).unlink()
     finally:
         with suppress(OSError):  # not empty
@@ -137,9 +137,9 @@ def _now() -> str:
 
 
 def claim_run(run: Path, *, model: str, pipeline: str, data: Data) -> None:
-    """Records a run's model, recipe and data, or checks that they are the recorded ones.
+    """Records a run's model, recipe, and data, or checks that they match the recorded ones.
 
-    The folder's name does not tell apart two data sets, cards or recipes of the same name. One that
+    The folder's name does not distinguish data sets, cards, or recipes of the same name. One that
     was moved or copied counts as the same.
 
     Args:
@@ -187,7 +187,7 @@ def check_target(folder: Path) -> None:
     Restores a stage whose replacement was interrupted between two renames.
 
     Raises:
-        CompressError: the folder, or a sibling needed on the way, holds files that are not ours.
+        CompressError: the folder, or a sibling used for replacing it, contains foreign files.
     """
     partial, retired = partial_folder(folder), _retired(folder)
     for place in (folder, partial, retired):
@@ -282,7 +282,7 @@ def _retired(folder: Path) -> Path:
 
 
 def _content(folder: Path) -> set[str]:
-    """Returns the names in a folder, without the ones that a kill may leave behind."""
+    """Returns the names in a folder, without those that a killed process may leave behind."""
     names = {path.name for path in folder.iterdir()} - {LOCK, OWNER}
     return {name for name in names if not UNFINISHED.fullmatch(name)}
 
@@ -307,7 +307,7 @@ def _is_ours(parts: tuple[str, ...], *, is_folder: bool) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder of ours, except for foreign files in it."""
+    """Removes a stage's folder, except for foreign files in it."""
     if not folder.is_dir():
         return
     foreign = set(_foreign(folder))

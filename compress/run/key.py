@@ -1,4 +1,4 @@
-"""Stage keys: all that decides a stage's result, hashed, and what differs from a previous run."""
+"""Stage keys: a hash of everything that determines a stage's result; differences between runs."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Request:
     """Needed by the stages that build a network."""
     parent: Checkpoint | None
     teachers: tuple[Teacher, ...]
-    """The first is also the baseline of the report. For stage teacher: given ones, the first of
-    which it takes as it is."""
+    """The first is also the report's baseline. The teacher stage uses the first given one
+    unchanged."""
     data: Data
     measure: MeasureConfig
     seed: int
@@ -53,7 +53,7 @@ class Request:
 
 
 def stage_key(request: Request) -> str:
-    """Returns the hash of all that decides a stage's result."""
+    """Returns the hash of everything that determines a stage's result."""
     facts = {
         "stage": request.stage,
         "config": dataclasses.asdict(request.config),
@@ -70,7 +70,7 @@ def stage_key(request: Request) -> str:
 
 
 def lineage_of(request: Request) -> tuple[Step, ...]:
-    """Returns the steps behind a stage's start; none before a new teacher."""
+    """Returns the steps that led to a stage's start; empty for a new teacher."""
     if request.parent is not None:
         return request.parent.description.lineage
     given = request.teachers[0].checkpoint if request.teachers else None
@@ -178,7 +178,7 @@ def _code(stage: str) -> str:
 
 
 def _environment(request: Request) -> dict[str, str]:
-    """Returns what else changes a stage's numbers, to the last bit."""
+    """Returns what else affects a stage's results, down to the last bit."""
     card = request.card
     networks = [request.parent.spec.architecture] if request.parent else []
     networks += [card.teacher.architecture, card.student.architecture] if card else []
@@ -200,7 +200,7 @@ def _network(card: Mapping[str, Any] | None, request: Request) -> Any:
 
 
 def _networks(request: Request) -> Any:
-    """Returns what decides the network that a stage builds; None if it builds none."""
+    """Returns what determines the network that a stage builds; None if it builds none."""
     network = _network(dataclasses.asdict(request.card) if request.card else None, request)
     if network is None:
         return None

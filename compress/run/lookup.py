@@ -18,7 +18,7 @@ from compress.run.stages import STAGES, stage_folder
 
 T = TypeVar("T")
 RUN_FILE = "run.json"
-"""Model, recipe and data of a run; its presence marks a folder as a run."""
+"""Model, recipe, and data of a run; its presence marks a folder as a run."""
 
 
 def is_run(folder: Path) -> bool:
@@ -113,7 +113,7 @@ def _stage_report(raw: Any) -> StageReport:
     if not isinstance(raw["result"], Mapping):
         raise CompressError("result must be an object")
     kind: TypeAdapter[Any] = TypeAdapter(STAGES[report.stage].result)
-    result = kind.validate_json(json.dumps(raw["result"]), strict=True)  # converts nothing
+    result = kind.validate_json(json.dumps(raw["result"]), strict=True)  # without type conversion
     return dataclasses.replace(report, result=result)
 
 

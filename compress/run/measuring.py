@@ -1,4 +1,4 @@
-"""A stage's report: its ONNX file scored, and timed in turns with the teacher's."""
+"""A stage's report: its ONNX file is scored, and timed alternately with the teacher's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compress.run.lookup import read_stage_report
 def count(product: Product, start: Start) -> dict[str, int]:
     """Returns the parameters and MACs of a product, as fields of its report.
 
-    Those of an int8 network are its float network's, which the report of its start has.
+    An int8 network has those of its float network, found in the report of its start.
     """
     if product.quantized is not None:
         assert isinstance(start, Checkpoint)
@@ -51,7 +51,7 @@ def measure_stage(
         checkpoint: the stage's checkpoint.
         path: the stage's ONNX file.
         data: data set whose test split is scored.
-        reference: the teacher's ONNX file, run in turns with this one; None for the teacher.
+        reference: the teacher's ONNX file, timed alternately; None for the teacher.
         before: ONNX file of the stage that this one started from, unless it is one of the others.
         config: threads and batch size.
         facts: fields of the report that are not measured here.

@@ -1,4 +1,4 @@
-"""Model cards (models/*.toml) and recipes (pipelines/*.toml): read, typed and validated."""
+"""Reads and validates model cards (models/*.toml) and recipes (pipelines/*.toml)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from compress.run.stages import STAGES
 from compress.settings import FileName, nearest, parse, settings_of, shown
 
 MAX_SEED = 2**63 - 1
-"""The largest that torch takes."""
+"""Largest seed that torch accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Recipe:
 
 
 NAMED_PROBLEMS = 8
-"""Problems of a card named in one message."""
+"""Maximum number of a card's problems in one message."""
 DEFAULTS = {
     "data": DataConfig(),
     "measure": MeasureConfig(),
@@ -112,7 +112,7 @@ def parse_card(raw: Mapping[str, Any], name: str) -> ModelCard:
 
     Args:
         raw: the content, from TOML or from a checkpoint.
-        name: of the card, for messages.
+        name: name of the card, for messages.
 
     Raises:
         CompressError: it is invalid.
@@ -149,7 +149,7 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = 
     """Reads a recipe by name, or from a .toml file by path.
 
     Args:
-        name: of the recipe.
+        name: name or path of the recipe.
         overrides: settings to replace, as `section.key=value`.
         seed: random seed; None: the recipe's.
 

@@ -31,7 +31,7 @@ def write_run_report(run: Path) -> RunReport:
         CompressError: the folder is not a run's, or has no finished stage.
     """
     report = collect(run)
-    if not is_run(run):  # do not overwrite somebody else's report
+    if not is_run(run):  # do not overwrite a file that is not ours
         raise CompressError(f"{run} is not a run folder: it has no {RUN_FILE}")
     write_json(run / REPORT_JSON, report)
     write_text(run / REPORT_MD, run_markdown(report))
@@ -96,7 +96,7 @@ def _remarks_on_operators(stage: StageReport) -> list[str]:
 
 
 def _remarks_on_cache(stage: StageReport) -> list[str]:
-    """What decided a stage and was not measured while it ran."""
+    """Returns a remark on cached measurements that influenced a stage."""
     cached = [measured_text(row) for row in stage.measurements if row.cached]
     if not cached:
         return []
@@ -128,7 +128,7 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
         low, high = stage.step_speedup_ci95 or stage.speedup_ci95
         if stage.parent == before.digest != stage.digest and high < 1:
             verdict = "did not pay off on this machine"
-            if stage.top1_ci95[0] > before.top1:  # a large student of small teachers
+            if stage.top1_ci95[0] > before.top1:  # a large student with small teachers
                 verdict = f"gained {stage.top1 - before.top1:.2f} points at the cost of latency"
             remarks.append(
                 f"{stage.stage} {verdict}: its file has {low:.2f} to {high:.2f} times the speed of "

@@ -73,7 +73,7 @@ def run_recipe(
         teachers: trained teachers instead of the card's; the first becomes the run's teacher.
         first: run this stage and those after it even if they are finished.
         last: stop after this stage.
-        remeasure: ignore cached measurements, and rerun the stages that latency decides.
+        remeasure: ignore cached measurements and rerun the stages that depend on latency.
 
     Raises:
         CompressError: a teacher does not fit the data, the card's student cannot be built, or a
@@ -84,7 +84,7 @@ def run_recipe(
     for teacher in teachers:
         check_teacher(teacher, data)
     if any(STAGES[stage].makes == "student" for stage in recipe.stages):
-        build(model_spec(card.student, data))  # fail now, not after the teacher was trained
+        build(model_spec(card.student, data))  # fail now, not after training the teacher
     parent = None
     again = False
     since = now() if remeasure else ""
@@ -116,7 +116,7 @@ def run_recipe(
 
 
 def run_stage(request: Request) -> Checkpoint:
-    """Runs one stage, measures its result and puts its checkpoint in place.
+    """Runs one stage, measures its result, and puts its checkpoint in place.
 
     Everything is written into `<folder>.partial` and moved when complete: a checkpoint folder
     that exists is finished, and an interrupted stage is resumed if its key is the same.
@@ -166,7 +166,7 @@ def _start_of(request: Request) -> Start:
     """Returns what a stage starts from.
 
     Raises:
-        CheckpointError: its checkpoint is of a stage that it cannot follow.
+        CheckpointError: its checkpoint is from a stage that it cannot follow.
     """
     stage, card, parent = STAGES[request.stage], request.card, request.parent
     if parent is not None:
@@ -195,7 +195,7 @@ def _context(request: Request, folder: Path) -> Context:
 
 
 def _done_before(request: Request, key: str) -> Checkpoint | None:
-    """Returns the stage's checkpoint if it was made for the same key, measured as asked."""
+    """Returns the stage's checkpoint, measured as requested, if it was made for the same key."""
     folder = request.folder
     if request.again:
         return None

@@ -1,4 +1,4 @@
-"""Running one stage on a checkpoint."""
+"""Runs a single stage on a checkpoint."""
 
 from __future__ import annotations
 

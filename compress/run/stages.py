@@ -1,7 +1,7 @@
-"""The table of stages, from which commands, recipes, keys, folders and reports are derived.
+"""The table of stages, from which commands, recipes, keys, folders, and reports are derived.
 
 To add a stage `NAME`, add a row here and a folder `compress/NAME/` with `config.py` (`NameConfig`,
-its settings, without torch), `result.py` (`NameResult`, its figures) and `stage.py` (`run`). They
+its settings, without torch), `result.py` (`NameResult`, its results), and `stage.py` (`run`). They
 are imported when needed, so that help texts are fast.
 """
 
@@ -18,15 +18,15 @@ from compress.errors import CheckpointError
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A row of the table."""
+    """One stage: a row of the table."""
 
     name: str
     follows: tuple[str, ...] = ()
-    """Stages whose checkpoints it takes; none: it begins a run."""
+    """Stages whose checkpoints it accepts; empty if it begins a run."""
     makes: Literal["teacher", "student"] | None = None
-    """The network of the model card that it builds; None: it continues with its checkpoint's."""
+    """The card's network that it builds; None if it continues with its checkpoint's."""
     timed: bool = False
-    """Whether latency decides its result."""
+    """Whether its result depends on latency."""
     command: str
     help: str
 
@@ -48,7 +48,7 @@ class Stage:
 
     @property
     def result(self) -> type:
-        """The type of its figures."""
+        """The type of its results."""
         return self._type("result")
 
     def _type(self, module: str) -> type:
@@ -115,7 +115,7 @@ _ROWS = (
     ),
 )
 STAGES = {row.name: row for row in _ROWS}
-"""By name, in the order of a run."""
+"""Stages by name, in the order of a run."""
 
 
 def stage_folder(run: Path, stage: str) -> Path:
@@ -124,7 +124,7 @@ def stage_folder(run: Path, stage: str) -> Path:
 
 
 def require_stage(made_by: str, stage: Stage, folder: Path) -> None:
-    """Raises CheckpointError unless a stage takes checkpoints of the stage that made one."""
+    """Raises CheckpointError unless a stage accepts checkpoints made by another."""
     if made_by not in stage.follows:
         raise CheckpointError(
             f"{stage.name} needs a checkpoint from stage {' or '.join(stage.follows)}; {folder} is "

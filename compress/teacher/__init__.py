@@ -1,1 +1,1 @@
-"""Stage teacher."""
+"""The teacher stage."""

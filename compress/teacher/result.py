@@ -1,4 +1,4 @@
-"""The figures of stage teacher."""
+"""Results of the teacher stage."""
 
 from __future__ import annotations
 

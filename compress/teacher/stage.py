@@ -1,4 +1,4 @@
-"""Stage teacher: train the large network, or load its weights; the baseline of the other stages."""
+"""The teacher stage: trains or loads the large network, the baseline of later stages."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def run(start: Start, config: TeacherConfig, context: Context) -> Product:
     Args:
         start: network to train, or a checkpoint of any stage.
         config: settings of the stage.
-        context: data, seed and folder.
+        context: data, seed, and folder.
 
     Raises:
-        CompressError: the weights do not fit the network and there is no training.
+        CompressError: the weights do not fit the network, and epochs is 0.
     """
     if isinstance(start, Checkpoint):
         return _take(start)

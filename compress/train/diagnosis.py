@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from compress.train.state import Epoch
 
 MIN_EPOCHS = 3
-"""Shorter runs need not converge: too much of them is warm-up."""
+"""Shorter runs need not converge, since too much of them is warm-up."""
 MIN_LOSS_DROP = 0.97
 """A loss that ends above this fraction of the first epoch's did not fall."""
 PRETRAINED_TOP1 = 50.0
@@ -44,9 +44,9 @@ def diagnose(history: Sequence[Epoch], classes: int, stage: str) -> list[Finding
     """Returns the problems that a training history shows.
 
     Args:
-        history: of the run.
+        history: the run's training history.
         classes: number of classes.
-        stage: whose settings the remedies name, e.g. `distill`.
+        stage: stage whose settings the remedies refer to, e.g. `distill`.
     """
     if not history:
         return []
@@ -59,10 +59,10 @@ def diagnose_student(
     """Returns the problems that a comparison of student and teacher shows.
 
     Args:
-        history: of the student.
-        teacher_top1: on the validation split, percent.
+        history: the student's training history.
+        teacher_top1: teacher's top-1 on the validation split, in percent.
         n_images: size of the validation split.
-        stage: whose settings the remedies name, e.g. `distill`.
+        stage: stage whose settings the remedies refer to, e.g. `distill`.
     """
     if not history:
         return []
@@ -79,13 +79,13 @@ def diagnose_labels(
 
     Args:
         confusion: validation images by label and by the teacher's prediction.
-        class_names: of the data.
+        class_names: class names of the data.
     """
     swapped = []
     for label, predictions in enumerate(confusion):
         predicted = max(range(len(predictions)), key=lambda column: predictions[column])
         total = sum(row[predicted] for row in confusion)
-        # Most of both the row and the column, because a poor teacher may favor one class.
+        # A majority of both the row and the column, because a poor teacher may favor one class.
         dominant = 2 * predictions[predicted] > max(sum(predictions), total)
         if predicted != label and dominant:
             swapped.append(f"it predicts {class_names[predicted]!r} for {class_names[label]!r}")

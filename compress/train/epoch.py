@@ -38,14 +38,14 @@ class TrainBatch:
     """A batch or micro-batch on the device."""
 
     images: Tensor
-    """float32 `[N, C, H, W]`, 0..255: augmented, mixed up and resized."""
+    """float32 `[N, C, H, W]`, 0..255: augmented, blended by mixup, and resized."""
     targets: Tensor
-    """float32 `[N, classes]`: one-hot labels, mixed up like the images."""
+    """float32 `[N, classes]`: one-hot labels, blended like the images."""
     index: Tensor
     """int64 `[N]`, on the CPU: positions in the training split."""
     view: View
     step: int
-    """Over all epochs, from 0."""
+    """Step number over all epochs, starting at 0."""
     step_of_epoch: int
 
 
@@ -64,7 +64,7 @@ def _cross_entropy(logits: Tensor, batch: TrainBatch, *, smoothing: float) -> Te
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How steps run on this machine."""
+    """How training steps are computed on this machine."""
 
     device: torch.device
     precision: Precision
@@ -105,9 +105,9 @@ class EpochResult:
 
     loss: float
     top1: float
-    """Percent."""
+    """Top-1 on the training images, in percent."""
     lr: float
-    """In the last step."""
+    """Learning rate in the last step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ def train_epoch(run: Run, epoch: int, on_event: OnEvent) -> EpochResult:
 
 
 def _seed_layers(view: View) -> None:
-    """Seeds what layers such as dropout and stochastic depth draw from."""
+    """Seeds the generators used by layers such as dropout and stochastic depth."""
     place = distributed.rank()
     salt = (2, place) if place else (2,)
     seed = view.generator(*salt).initial_seed() % 2**31
@@ -222,7 +222,7 @@ def _train_step(run: Run, batch: TrainBatch, lr: float, size: int) -> list[_Outc
 
 
 def _backward(run: Run, part: TrainBatch, batch_size: int) -> _Outcome:
-    """Adds a micro-batch's share of the batch's gradient."""
+    """Adds a micro-batch's contribution to the batch's gradient."""
     with autocast(run.compute.precision, run.compute.device):
         logits = run.compute.forward(part.images)
     loss = run.loss(logits.float(), part) * (len(part.index) / batch_size)

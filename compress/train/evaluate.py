@@ -14,7 +14,7 @@ from compress.train.precision import autocast
 CPU = torch.device("cpu")
 EVALUATION_BATCH = 250
 EVALUATION_PIXELS = 2**22
-"""Maximum per batch, so that large images need no more memory than small ones."""
+"""Maximum pixels per batch, so that large images need no more memory than small ones."""
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def evaluate(
         model: takes images; on the device.
         split: labeled images.
         device: where to run.
-        precision: of the forward pass.
+        precision: precision of the forward pass.
         images: size of a stratified sample to score; None scores all images.
     """
     model.eval()

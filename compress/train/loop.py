@@ -53,8 +53,8 @@ def train(
         data: trains on the training split and scores the validation split after each epoch.
         config: schedule and optimizer.
         loss: what to minimize.
-        seed: determines order, augmentation, mixup and dropout.
-        folder: for `training.pt`, from which an interrupted run resumes, and `history.jsonl`.
+        seed: determines order, augmentation, mixup, and dropout.
+        folder: holds `training.pt`, from which a run resumes, and `history.jsonl`.
         title: name of the run in messages and progress bars.
         n_views: cycle through this many augmented views; 0 uses a new one in each epoch.
         on_event: receives progress; by default it is printed.
@@ -163,7 +163,7 @@ def _precision_and_micro_batch(
     saved: Mapping[str, Any] | None,
     on_event: OnEvent,
 ) -> tuple[Precision, int]:
-    """Returns how to run a step; a resumed run keeps its choice, to end with the same bits."""
+    """Returns how to run a step; a resumed run keeps its choice, for bit-identical results."""
     if saved is not None:
         return saved["history"][-1]["precision"], saved["micro_batch"]
     device, own_batch = distributed.device(), config.batch_size // distributed.processes()

@@ -1,4 +1,4 @@
-"""Micro-batch size: the largest part of a batch whose gradients fit into free memory."""
+"""Micro-batch size: the largest part of a batch that fits into free memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fitting_batch(
         images: uint8 `[N, C, H, W]` at full size, N up to `PROBE_IMAGES`.
         batch_size: images per step in this process.
         device: where to train.
-        precision: of the forward pass.
+        precision: precision of the forward pass.
 
     Raises:
         CompressError: not even two images fit.
@@ -68,7 +68,7 @@ def bytes_per_image(
         model: takes images; not modified.
         images: uint8 `[N, C, H, W]`, N at least 2.
         device: where to train.
-        precision: of the forward pass.
+        precision: precision of the forward pass.
     """
     probe = copy.deepcopy(model).train()
     few, more = SMALLEST, min(PROBE_IMAGES, len(images))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Jordan's: they raise small singular values fastest; large ones end near 1, not exactly at 1."""
+"""Jordan's coefficients: small singular values grow fastest; large ones end near 1, not at 1."""
 STEPS = 3
-"""More iterations do not pay for their cost."""
+"""Newton-Schulz iterations; more are not worth their cost."""
 RMS = 0.2
 """RMS of an update at learning rate 1, about AdamW's (Liu et al., arXiv 2502.16982, equation 4)."""
 
@@ -25,10 +25,10 @@ class Muon(torch.optim.Optimizer):
     `torch.optim.Muon` supports 2-D parameters only.
 
     Args:
-        groups: parameter groups, with `weight_decay` each.
+        groups: parameter groups, each with its `weight_decay`.
         lr: learning rate.
         momentum: Nesterov momentum.
-        dtype: of the large matrix products; bfloat16 is faster where native.
+        dtype: dtype of the large matrix products; bfloat16 is faster where native.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
 
     Args:
         matrix: float32 `[rows, columns]`.
-        dtype: of the two products that involve the large side.
+        dtype: dtype of the two products that involve the large side.
 
     Returns:
         float32 `[rows, columns]`.

@@ -19,7 +19,7 @@ from compress.train.config import Precision
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 PROBE_STEPS = 5
 MIN_BF16_SPEEDUP = 1.1
-"""Above the noise of a short benchmark."""
+"""Required speedup, above the noise of a short benchmark."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from compress.train.muon import Muon
 from compress.train.schedule import image_size
 
 FORGETTING = 30
-"""BatchNorm's initial statistics end with a weight of at most `exp(-FORGETTING)`."""
+"""Ensures that BatchNorm's initial statistics end with a weight of at most `exp(-FORGETTING)`."""
 
 
 def make_optimizer(

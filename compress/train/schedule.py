@@ -1,4 +1,4 @@
-"""How training changes over epochs and steps: pure functions."""
+"""Training schedules over epochs and steps, as pure functions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from compress.train.config import TrainConfig
 SIZE_MULTIPLE = 4
 """Image sizes are rounded up to a multiple of this many pixels."""
 MIN_SIZE = 12
-"""Pixels. In smaller images the last feature maps are 1x1, where torch's strided bf16 convolutions
-on CPUs are not deterministic and sometimes return NaN (ResNet-18 at 8 px, torch 2.15)."""
+"""Minimum image side in pixels. In smaller images the last feature maps are 1x1, where torch's
+strided bf16 convolutions on CPUs are not deterministic and sometimes return NaN (ResNet-18 at 8 px,
+torch 2.15)."""
 MIN_STEPS_PER_EPOCH = 8
 """Small sets get smaller batches; otherwise `min_steps` large ones would take hours."""
 MIN_LAST_BATCH = 1 / 4

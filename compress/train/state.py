@@ -24,18 +24,18 @@ class Epoch:
     """A row of `history.jsonl`; accuracy is measured in PyTorch, for development only."""
 
     epoch: int
-    """From 1."""
+    """Epoch number, starting at 1."""
     image_size: int
-    """Pixels."""
+    """Image side in pixels."""
     lr: float
-    """In the last step."""
+    """Learning rate in the last step."""
     loss: float
-    """Mean over the steps."""
+    """Mean training loss over the steps."""
     train_top1: float
-    """Percent of the augmented training images, measured while training."""
+    """Top-1 on the augmented training images while training, in percent."""
     validation_loss: float
     validation_top1: float
-    """Percent."""
+    """Top-1 on the validation images, in percent."""
     images_per_second: float
     seconds: float
     """Training only, without validation."""
@@ -44,7 +44,7 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """What training changes; updated in place."""
+    """State that training changes, updated in place."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -66,7 +66,7 @@ class TrainState:
 def save(folder: Path, state: TrainState, *, micro_batch: int) -> None:
     """Writes the state, and the history as JSON lines.
 
-    The micro-batch size is kept because results depend on it in the last bits.
+    The micro-batch size is kept because the last bits of the results depend on it.
     """
     rows = [asdict(row) for row in state.history]
     packed = io.BytesIO()
