@@ -49,7 +49,7 @@ def test_stage_options_come_from_the_settings() -> None:
     ):
         assert f"\n{heading}\n" in output
     text = " ".join(output.split())
-    assert "--latency-ratio FLOAT Latency to reach" in text
+    assert "--latency-ratio FLOAT Target latency as a fraction" in text
     assert "a number in (0, 1]; default: 0.8" in text
 
 
