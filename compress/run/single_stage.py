@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from compress.measure.config import MeasureConfig
 from compress.run.folder import check_target, owned_folder, owned_run
 from compress.run.key import Request
 from compress.run.lookup import is_run, newest_stage_before, read_stage_report
-from compress.run.recipe import parse_card
+from compress.run.recipe import ModelCard, parse_card
 from compress.run.report import write_run_report
 from compress.run.runner import run_stage
 from compress.run.stages import STAGES, require_stage, stage_folder
@@ -54,38 +54,22 @@ def run_single_stage(
         say(f"from {source}")
     parent = load_checkpoint(source)
     require_stage(parent.stage, STAGES[stage], source)
-    before = parent.description.step.parent
-    in_run = source == stage_folder(source.parent, parent.stage)
-    if in_run and before is not None and find_origin(parent) is None:
-        warn(
-            f"warning: {source} was made from an earlier version of the previous stage; rerun "
-            "it first"
-        )
-    if not teachers:
-        teachers = [str(stage_folder(source.parent, "teacher"))]
-        if not is_checkpoint(Path(teachers[0])):
-            raise CompressError(f"no teacher in {teachers[0]}; specify one with --teacher")
+    _warn_if_outdated(parent)
     folder = out or stage_folder(source.parent, stage)
-    run = folder.parent if is_run(folder.parent) else None
-    if run is not None and folder != stage_folder(run, stage):
-        run = None
+    in_run = is_run(folder.parent) and folder == stage_folder(folder.parent, stage)
+    run = folder.parent if in_run else None
+    names = teachers or [_teacher_beside(source)]
     with owned_folder(folder) if run is None else owned_run(run):
         check_target(folder)
-        given = read_teachers(teachers)
-        for taken in (source, *(teacher.path for teacher in given)):
-            if taken.resolve() == folder.resolve():
-                raise CompressError(
-                    f"{folder} is an input of this stage and would be replaced; choose another "
-                    "folder with --out"
-                )
-        cards = [step.card for step in parent.description.lineage if step.card is not None]
+        given = read_teachers(names)
+        _check_inputs(folder, (source, *(teacher.path for teacher in given)))
         result = run_stage(
             Request(
                 stage=stage,
                 config=config,
                 folder=folder,
                 run=run,
-                card=parse_card(cards[-1], f"in {source}") if cards else None,
+                card=_card_of(parent),
                 parent=parent,
                 teachers=given,
                 data=data_of(parent),
@@ -98,6 +82,43 @@ def run_single_stage(
         if run is not None:
             write_run_report(run)
     return result
+
+
+def _warn_if_outdated(parent: Checkpoint) -> None:
+    folder = parent.folder
+    in_run = folder == stage_folder(folder.parent, parent.stage)
+    if in_run and parent.description.step.parent is not None and find_origin(parent) is None:
+        warn(
+            f"warning: {folder} was made from an earlier version of the previous stage; rerun "
+            "it first"
+        )
+
+
+def _teacher_beside(source: Path) -> str:
+    """Returns the teacher of a checkpoint's run.
+
+    Raises:
+        CompressError: there is none.
+    """
+    teacher = stage_folder(source.parent, "teacher")
+    if not is_checkpoint(teacher):
+        raise CompressError(f"no teacher in {teacher}; specify one with --teacher")
+    return str(teacher)
+
+
+def _check_inputs(folder: Path, inputs: Iterable[Path]) -> None:
+    """Raises CompressError if the result would replace an input."""
+    if any(path.resolve() == folder.resolve() for path in inputs):
+        raise CompressError(
+            f"{folder} is an input of this stage and would be replaced; choose another "
+            "folder with --out"
+        )
+
+
+def _card_of(checkpoint: Checkpoint) -> ModelCard | None:
+    """Returns the last card in a checkpoint's lineage."""
+    cards = [step.card for step in checkpoint.description.lineage if step.card is not None]
+    return parse_card(cards[-1], f"in {checkpoint.folder}") if cards else None
 
 
 def measure_of(folder: Path) -> MeasureConfig:
