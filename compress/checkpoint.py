@@ -126,7 +126,7 @@ class Checkpoint:
 
     @property
     def spec(self) -> ModelSpec:
-        """The network it holds."""
+        """The network it contains."""
         return self.description.spec
 
     @property
@@ -134,7 +134,7 @@ class Checkpoint:
         """SHA-256 of the network: its identity.
 
         Covers tensors, architecture, arguments, stem, activation, user code, preprocessing,
-        classes, widths and quantized layout, but not the lineage.
+        classes, widths, and quantized layout, but not the lineage.
         """
         facts = dataclasses.asdict(self.description)
         return _json_digest({name: facts[name] for name in IDENTITY})
@@ -289,7 +289,7 @@ def find_origin(checkpoint: Checkpoint) -> Checkpoint | None:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Returns whether a folder holds a checkpoint, intact or not."""
+    """Returns whether a folder contains a checkpoint, intact or not."""
     return (folder / DESCRIPTION).is_file()
 
 

@@ -5,7 +5,7 @@ prints. The others wait, idle, until it calls a function `everywhere`; then they
 with the same arguments. Nothing is shared outside of such calls, so stages need not know the number
 of processes except in training.
 
-torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT
+torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, and MASTER_PORT
 (https://docs.pytorch.org/docs/stable/elastic/run.html). The run folder and the images must have the
 same paths on all machines.
 """

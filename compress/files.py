@@ -26,13 +26,13 @@ UNFINISHED = re.compile(r".+\.\d+-[0-9a-f]{8}\.unfinished")
 ALMOST_NOTHING = 2**20
 """A failed write is attributed to a full disk if fewer bytes are free."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters, line breaks, and surrogates that stand for bytes that are not UTF-8."""
+"""Control characters, line breaks, and surrogates that represent non-UTF-8 bytes."""
 MAX_BYTES = 2**26
 """Largest file; a report on 2,000 classes and 1,000 layers is a hundredth of this."""
 MAX_DEPTH = 32
 """Deepest nesting; Python's parsers and pydantic recurse."""
 MAX_INTEGER = 2**63 - 1
-"""Largest int64 of torch, NumPy and TOML."""
+"""Largest int64 of torch, NumPy, and TOML."""
 
 
 def cache_folder() -> Path:

@@ -213,7 +213,7 @@ def _constants(
 
 
 def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int, ...]]:
-    """Returns an input's or output's name, type and shape without the batch dimension."""
+    """Returns an input's or output's name, type, and shape without the batch dimension."""
     kind = value.type.tensor_type
     return value.name, kind.elem_type, tuple(dim.dim_value for dim in kind.shape.dim[1:])
 

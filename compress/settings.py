@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError("must be text")
+        raise ValueError("must be a string")
     return value
 
 
@@ -65,7 +65,7 @@ class Setting:
         """Description of the allowed values: `a number in (0, 1)`, `one of a, b`."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+        words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
         kind = words[self.annotation]
         low, high = self.bounds.get("gt"), self.bounds.get("lt")
         low_incl, high_incl = self.bounds.get("ge"), self.bounds.get("le")

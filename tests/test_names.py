@@ -202,7 +202,7 @@ def test_a_data_set_tells_of_any_name(
     said = capsys.readouterr().err
     assert f"data: imagefolder:{root}, 16 x 16 px" in said
     assert f"warning: 1 unreadable image skipped: {printable(str(broken))}" in said
-    assert "warning: test/ has no image of: [raw]; its top-1" in said
+    assert "warning: test/ has no images of: [raw]; its top-1" in said
 
 
 @pytest.mark.parametrize("name", NAMES)

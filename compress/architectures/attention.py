@@ -13,7 +13,7 @@ class SelfAttention(nn.Module):
     module requires heads that fill the model's width.
 
     Args:
-        attention: the module whose tensors to reuse; batch first, with queries, keys and values
+        attention: the module whose tensors to reuse; batch first, with queries, keys, and values
             of equal width.
     """
 

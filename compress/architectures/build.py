@@ -45,7 +45,7 @@ class Normalize(nn.Module):
 class Classifier(nn.Module):
     """A network including its normalization: images in, logits out.
 
-    Training, calibration, scoring and the exported file all take unnormalized images, so their
+    Training, calibration, scoring, and the exported file all take unnormalized images, so their
     preprocessing cannot differ.
     """
 

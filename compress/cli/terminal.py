@@ -29,7 +29,7 @@ def print_report(report: RunReport, folder: Path) -> None:
 
 def print_table(table: object) -> None:
     """Prints a table; as plain text of a fixed width where there is no terminal."""
-    console = Console(highlight=False, markup=False, emoji=False)  # names may hold brackets
+    console = Console(highlight=False, markup=False, emoji=False)  # names may contain brackets
     if not console.is_terminal:
         console.width = LOG_WIDTH
     console.print(table)

@@ -37,7 +37,7 @@ def random_resized_crop(
 def _draw_box(
     width: int, height: int, min_scale: float, generator: torch.Generator
 ) -> tuple[int, int, int, int]:
-    """Returns left, top, width and height of a random region, in pixels."""
+    """Returns left, top, width, and height of a random region, in pixels."""
     low, high = torch.tensor(RATIO).log().tolist()
     for _ in range(TRIES):
         area = width * height * torch.empty(1).uniform_(min_scale, 1.0, generator=generator).item()

@@ -57,7 +57,7 @@ class Folders:
     multi_frame: tuple[str, ...]
     """Files with several frames or pages, of which the first is used."""
     digest: str
-    """Digest of all paths, sizes and modification times, and of the skipped files."""
+    """Digest of all paths, sizes, and modification times, and of the skipped files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +126,10 @@ def folder_warnings(folders: Folders) -> Iterator[str]:
         yield f"{count_of(count, 'unreadable image')} skipped: {named}"
     if count := len(folders.multi_frame):
         named = _named([str(folders.root / name) for name in folders.multi_frame])
-        yield f"only the first frame is used of {count_of(count, 'multi-frame image')}: {named}"
+        yield f"only the first frame is used in {count_of(count, 'multi-frame image')}: {named}"
     for split, listing in folders.splits.items():
         if missing := _missing(folders.class_names, listing):
-            yield f"{split}/ has no image of: {missing}; its top-1 does not cover them"
+            yield f"{split}/ has no images of: {missing}; its top-1 does not cover them"
     if warning := range_warning(folders.root, folders.splits["train"].names):
         yield warning
 
@@ -154,7 +154,7 @@ def _without(listing: Listing, left_out: set[str]) -> Listing:
 def _list_split(
     root: Path, split: str, class_names: Sequence[str], content: hashlib._Hash
 ) -> Listing:
-    """Lists a split's images; adds their names, sizes and modification times to the digest."""
+    """Lists a split's images; adds their names, sizes, and modification times to the digest."""
     Image.init()
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     label_of = {name: label for label, name in enumerate(class_names)}

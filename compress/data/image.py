@@ -39,7 +39,7 @@ Mode = Literal["L", "RGB"]
 """Pillow's names for grayscale and color."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Raster formats with a signature: no programs (EPS), containers or formats to guess (TGA)."""
+"""Raster formats with a signature: no programs (EPS), containers, or formats to guess (TGA)."""
 MAX_PIXELS = 2**27
 """Largest image: 134 million pixels, as in 11,585 x 11,585. Decoded it takes 0.5 GB, and briefly
 2.5 GB if a decoder keeps several copies (animated WebP with transparency)."""
@@ -69,7 +69,7 @@ class DecodedImage:
     """An image, and whether its file contains more frames."""
 
     image: Image.Image
-    """Upright, uint8 per channel; holds no file open."""
+    """Upright, uint8 per channel; keeps no file open."""
     has_more_frames: bool
 
 

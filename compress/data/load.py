@@ -1,4 +1,4 @@
-"""Loads a data set by name: `fashion-mnist`, `digits` or `imagefolder:PATH`."""
+"""Loads a data set by name: `fashion-mnist`, `digits`, or `imagefolder:PATH`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Data:
     validation: Split
     test: Split
     fingerprint: str
-    """Changes with any image, label, split or augmentation setting."""
+    """Changes with any image, label, split, or augmentation setting."""
     split_fingerprint: str
     """Changes with the images and the splits, but not with size or augmentation."""
 
@@ -90,7 +90,7 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
     side = data.preprocess.size
     say(
         f"data: {name}, {side} x {side} px, {len(data.class_names)} classes, {len(data.train)} "
-        f"training, {len(data.validation)} validation and {count_of(len(data.test), 'test image')}"
+        f"training, {len(data.validation)} validation, and {count_of(len(data.test), 'test image')}"
     )
     return data
 

@@ -1,7 +1,7 @@
 """Splits in memory and in folders, with one interface: `batches`.
 
 An augmented *view* of a split is determined by its seed and number: image `i` looks the same in
-view `v`, whatever the batch order, number of threads or epoch. Teacher logits for a view can
+view `v`, whatever the batch order, number of threads, or epoch. Teacher logits for a view can
 therefore be stored, and an interrupted run ends exactly like an uninterrupted one.
 """
 

@@ -32,7 +32,7 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: C
         spec: the student's spec.
         schedule: training settings of the distillation.
         kd: outcome of the distillation.
-        context: data, seed and folder.
+        context: data, seed, and folder.
     """
     schedule = dataclasses.replace(schedule, min_steps=0, patience=0)
     two_epochs = dataclasses.replace(schedule, epochs=2, start_size=1.0)

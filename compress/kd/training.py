@@ -66,7 +66,7 @@ def train_with_kd(
         model: maps images to logits.
         kd: distillation loss.
         schedule: training settings.
-        context: data, seed, folders and teachers.
+        context: data, seed, folders, and teachers.
         stage: stage whose settings the findings refer to.
         title: name of the run in messages and progress bars; by default the stage.
         penalty: added to the gradient but not to the reported loss, so that a rising loss still
@@ -165,7 +165,7 @@ def ensemble_logits(teachers: Sequence[TeacherModel], images: Tensor) -> Tensor:
 
 
 def views_to_store(kd: KDConfig, seed: int) -> list[View | None]:
-    """Returns the views whose teacher logits are stored; None stands for the original images.
+    """Returns the views whose teacher logits are stored; None means the original images.
 
     With fresh views, the original comes first: its logits suit all views, whereas those of a crop
     may miss the object.

@@ -28,7 +28,7 @@ class Budget:
     """A limit on the sum of all layers' costs."""
 
     name: str
-    """Name of the limited quantity: `latency`, `MACs` or `size`."""
+    """Name of the limited quantity: `latency`, `MACs`, or `size`."""
     cost: Cost
     constant: float
     """Cost that does not depend on the layers."""
@@ -80,7 +80,7 @@ class Allocator:
     cost depends on both its input and its output channels.
 
     Args:
-        problem: the groups, scores and allowed widths.
+        problem: the groups, scores, and allowed widths.
         budgets: limits that must all be met.
     """
 

@@ -54,7 +54,7 @@ class Group:
     partitions: int
     """Equal parts that must each lose the same number of channels (grouped convolutions)."""
     writers: tuple[Slice, ...]
-    """Parameters that produce the channels: rows of weights, biases and norms."""
+    """Parameters that produce the channels: rows of weights, biases, and norms."""
     readers: tuple[Slice, ...]
     """Columns of the weights that consume them."""
     uses: tuple[Use, ...]

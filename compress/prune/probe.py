@@ -85,7 +85,7 @@ class Probe:
         self._unpruned_structure, self._reference_ms = structure, self.unpruned.ms
 
     def measure(self, model: Classifier, removed: tuple[str, ...]) -> Measured:
-        """Exports, quantizes and times a network, unless the result is cached.
+        """Exports, quantizes, and times a network, unless the result is cached.
 
         Args:
             model: a network of the same spec, pruned or not.

@@ -153,7 +153,7 @@ class Search:
         now: Measured,
         limits: Mapping[str, float],
     ) -> tuple[_Trial, int]:
-        """Proposes, measures and corrects until the measured costs are close to their limits."""
+        """Proposes, measures, and corrects until the measured costs are close to their limits."""
         allowed = dict(limits)
         trials: dict[Choice, _Trial] = {}
         for _ in range(TRIES):

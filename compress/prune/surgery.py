@@ -1,4 +1,4 @@
-"""Removes channels, heads and whole blocks from a network."""
+"""Removes channels, heads, and whole blocks from a network."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def _layers_file(
 
 
 def _layer(shape: LayerShape, ins: int, outs: int) -> tuple[str, dict[str, Any], tuple[int, ...]]:
-    """Returns a layer's ONNX operator, attributes and weight shape."""
+    """Returns a layer's ONNX operator, attributes, and weight shape."""
     if not shape.is_convolution:
         return "Gemm", {"transB": 1}, (outs, ins)
     groups = outs if shape.is_depthwise else shape.groups

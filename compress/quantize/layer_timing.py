@@ -14,7 +14,7 @@ from compress.int8.layer_profile import layer_costs, layer_edges
 from compress.int8.mixed_precision import MixedPrecision, choose_float_layers
 from compress.int8.ptq import Calibration, Plan, without_corrections
 from compress.kd.context import Context
-from compress.log import say, waiting
+from compress.log import count_of, say, waiting
 from compress.measure.latency import measure_latency
 from compress.onnx_file import export_onnx
 from compress.quantize.sensitivity import with_float_layers
@@ -45,7 +45,7 @@ def time_layers(
         low, high = mixed.speedup_ci95
         verdict = "they stay in float" if mixed.is_faster else "not faster, so all are int8"
         say(
-            f"  {len(mixed.float_layers)} of {len(mixed.costs)} layers in float: {low:.2f} to "
+            f"  {len(mixed.float_layers)} of {count_of(len(mixed.costs), 'layer')} in float: {low:.2f} to "
             f"{high:.2f}x the speed of int8; {verdict}"
         )
     return mixed

@@ -92,7 +92,7 @@ def _draw(axes: Axes, rows: Sequence[Sensitivity]) -> None:
             fontsize=8,
             xytext=(4, 4),
             textcoords="offset points",
-            parse_math=False,  # a name may hold dollars
+            parse_math=False,  # a name may contain dollar signs
         )
     axes.axvline(0, color="#888", linewidth=0.8)
     axes.axhline(0, color="#888", linewidth=0.8)

@@ -1,1 +1,1 @@
-"""Runs: the runner, keys and folders of stages, single stages."""
+"""Runs: the runner, keys, and folders of stages, single stages."""

@@ -37,7 +37,7 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
     """Scores an ONNX file that compress wrote.
 
     Args:
-        model: the file, a checkpoint or a run.
+        model: the file, a checkpoint, or a run.
         data: data set; None: the checkpoint's.
         split: `test` or `validation`.
 
@@ -100,7 +100,7 @@ def bench_files(
     """Times files against the first, for every pair of thread count and batch size.
 
     Args:
-        models: ONNX files of any origin, checkpoints or runs.
+        models: ONNX files of any origin, checkpoints, or runs.
         threads: ONNX Runtime thread counts.
         batches: batch sizes.
         rounds: number of turns per file.

@@ -231,7 +231,9 @@ def begin(folder: Path, key: str) -> float:
     before = _read_work(partial)
     if before is None or before[0] != key:
         if partial.is_dir() and _content(partial):
-            say(f"  discarding {partial}: it was started with other settings, networks, or code")
+            say(
+                f"  discarding {partial}: it was started with different settings, networks, or code"
+            )
         _remove(partial)
         partial.mkdir(parents=True, exist_ok=True)
         before = (key, 0.0)

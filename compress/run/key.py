@@ -80,26 +80,26 @@ def lineage_of(request: Request) -> tuple[Step, ...]:
 def split_warnings(request: Request) -> list[str]:
     """Names the teachers that may have been trained on this run's validation images.
 
-    Those images decide what is pruned, what is int8 and which file ships; a network that has seen
+    Those images decide what is pruned, what is int8, and which file ships; a network that has seen
     them scores too high.
     """
     data, warnings = request.data, []
     for teacher in request.teachers:
         if teacher.path.parent == request.run:
-            continue  # reported when it was taken over
+            continue  # reported when it was copied
         steps = teacher.checkpoint.description.lineage if teacher.checkpoint is not None else ()
         others = [step for step in steps if step.split_fingerprint != data.split_fingerprint]
         if teacher.checkpoint is None:
             warnings.append(
                 f"{teacher.path} does not record its training images; it may have seen this run's "
-                "validation images, which decide what is pruned, quantized and shipped"
+                "validation images, which decide what is pruned, quantized, and shipped"
             )
         elif others:
             step = others[-1]
             warnings.append(
                 f"{teacher.path} was trained on another split ({step.data}, seed {step.seed}, "
                 f"validation = {step.data_config.get('validation')}): it may have seen this run's "
-                "validation images, which decide what is pruned, quantized and shipped"
+                "validation images, which decide what is pruned, quantized, and shipped"
             )
     return warnings
 
@@ -157,7 +157,9 @@ def difference(folder: Path, request: Request) -> str:
     ]
     if changes:
         return "with " + ", ".join(changes)
-    return "from another input" if old.parent != new.parent else "with other networks or code"
+    return (
+        "from a different input" if old.parent != new.parent else "with different networks or code"
+    )
 
 
 def _flat(config: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Network:
     stem: Literal["auto", Stem] = "auto"
     """`auto`: small for images under 64 px."""
     activation: Activation = "own"
-    """`relu` replaces HardSwish, SiLU and GELU, which are slow in int8."""
+    """`relu` replaces HardSwish, SiLU, and GELU, which are slow in int8."""
     weights: FileName = ""
     """Initial weights: a torchvision weights name, or a .safetensors or .pth file, relative to the
     card. Used for the teacher only."""

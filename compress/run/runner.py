@@ -77,7 +77,7 @@ def run_recipe(
 
     Raises:
         CompressError: a teacher does not fit the data, the card's student cannot be built, or a
-            stage's folder holds files that are not ours.
+            stage's folder contains foreign files.
     """
     for stage in recipe.stages:
         check_target(stage_folder(folder, stage))
@@ -219,7 +219,7 @@ def _done_before(request: Request, key: str) -> Checkpoint | None:
 def _announce(request: Request) -> None:
     settings = ", ".join(changed_settings(request.config)) or "default settings"
     if request.stage == "teacher" and request.teachers:
-        settings = f"{request.teachers[0].path}, as it is"
+        settings = f"using {request.teachers[0].path} as is"
     say(f"{request.stage}: {settings}", style="bold")
     if request.folder.exists() and any(request.folder.iterdir()):
         say(f"  will replace {request.folder}, made {difference(request.folder, request)}")

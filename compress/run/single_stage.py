@@ -46,12 +46,12 @@ def run_single_stage(
         remeasure: run even if finished, and ignore cached measurements.
 
     Raises:
-        CompressError: the source or the teacher is missing or of the wrong stage, or the folder of
-            the result holds files that are not ours.
+        CompressError: the source or the teacher is missing or of the wrong stage, or the result's
+            folder contains foreign files.
     """
     if source is None:
         source = newest_stage_before(stage, RUNS)
-        say(f"from {source}")
+        say(f"starting from {source}")
     parent = load_checkpoint(source)
     require_stage(parent.stage, STAGES[stage], source)
     _warn_if_outdated(parent)

@@ -124,7 +124,7 @@ class _Outcome:
 def train_epoch(run: Run, epoch: int, on_event: OnEvent) -> EpochResult:
     """Trains one epoch.
 
-    Randomness depends only on seed and epoch, so that weights, optimizer state and losses suffice
+    Randomness depends only on seed and epoch, so that weights, optimizer state, and losses suffice
     to resume an interrupted run exactly.
     """
     device, steps = run.compute.device, run.plan.steps[epoch]

@@ -27,7 +27,7 @@ class Note:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEnd:
-    """An epoch was trained, scored and saved."""
+    """An epoch was trained, scored, and saved."""
 
     title: str
     epochs: int

@@ -14,6 +14,7 @@ from torch import nn
 from compress import distributed
 from compress.data.load import Data
 from compress.errors import CompressError
+from compress.log import count_of
 from compress.train.config import Precision, TrainConfig
 from compress.train.epoch import Compute, Loss, Run, train_epoch
 from compress.train.evaluate import evaluate, first_images
@@ -93,7 +94,9 @@ def train(
         on_event(EpochEnd(title=title, epochs=epochs, row=history[-1]))
     _finish(run.state)
     if len(history) < epochs:
-        message = f"{title}: no improvement in {config.patience} epochs, stopped early"
+        message = (
+            f"{title}: stopped early after {count_of(config.patience, 'epoch')} without improvement"
+        )
         on_event(Note(message=message))
     return history
 

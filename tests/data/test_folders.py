@@ -127,7 +127,7 @@ def test_a_class_without_test_images_is_told(
     for image in (photos / "test" / "green").iterdir():
         image.unlink()
     assert set(load(photos).test.labels.tolist()) == {0}
-    assert "test/ has no image of: green; its top-1 does not cover" in capsys.readouterr().err
+    assert "test/ has no images of: green; its top-1 does not cover" in capsys.readouterr().err
 
 
 def test_more_than_a_tenth_of_unreadable_images_is_an_error(photos: Path) -> None:
@@ -189,7 +189,7 @@ def test_multi_frame_images_are_named_in_order_once_per_process(
         path = photos / "train" / "blue" / f"frames-{number}.gif"
         frames[0].save(path, save_all=True, append_images=frames[1:])
     expected = ", ".join(f"{photos}/train/blue/frames-{number}.gif" for number in range(5))
-    warning = f"only the first frame is used of 7 multi-frame images: {expected} and 2 more"
+    warning = f"only the first frame is used in 7 multi-frame images: {expected} and 2 more"
     counts = []
     for _ in range(2):
         load(photos)

@@ -60,7 +60,7 @@ def test_hundreds_of_classes_are_listed_in_few_words(
     data = load(root)
     assert (len(data.class_names), len(data.train), len(data.validation)) == (300, 300, 300)
     told = capsys.readouterr().err
-    assert "test/ has no image of: class-0001, class-0002" in told
+    assert "test/ has no images of: class-0001, class-0002" in told
     assert "and 294 more" in told
     assert len(told) < 1000
 

@@ -135,7 +135,7 @@ def test_other_settings_of_a_stage_redo_it_and_what_follows(run_copy: Path) -> N
     assert result.output.count("already done") == 3
     assert "quantize: method = ptq, calib = 64\n" in result.output
     assert "3-quantize, made with calib = 512" in result.output
-    assert "4-export, made from another input" in result.output
+    assert "4-export, made from a different input" in result.output
     assert "export: default settings" in result.output
     until = CliRunner().invoke(main, [*command, "--from", "quantize", "--until", "quantize"])
     assert until.exit_code == 0, until.output
