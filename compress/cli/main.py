@@ -38,7 +38,7 @@ remeasure_option = click.option(
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__)
 def main(debug: bool) -> None:
-    """Turn an image classifier into a small, fast ONNX file, and prove every step.
+    """Turn an image classifier into a small, fast ONNX file, and measure every stage.
 
     \b
     All stages, from training the teacher to choosing the file to ship:

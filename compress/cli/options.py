@@ -64,7 +64,7 @@ def stage_config(stage: str, given: Mapping[str, Any]) -> Any:
 def _option(setting: Setting) -> click.Option:
     name = setting.path[-1].replace("_", "-")
     is_switch = setting.annotation is bool
-    facts = [f"default: {setting.default}"]
+    facts = ["default: none" if setting.default == "" else f"default: {setting.default}"]
     if not (setting.choices or is_switch):
         facts.insert(0, setting.allowed)
     return click.Option(

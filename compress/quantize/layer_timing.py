@@ -45,8 +45,8 @@ def time_layers(
         low, high = mixed.speedup_ci95
         verdict = "they stay in float" if mixed.is_faster else "not faster, so all are int8"
         say(
-            f"  {len(mixed.float_layers)} of {count_of(len(mixed.costs), 'layer')} in float: {low:.2f} to "
-            f"{high:.2f}x the speed of int8; {verdict}"
+            f"  {len(mixed.float_layers)} of {count_of(len(mixed.costs), 'layer')} in float: "
+            f"{low:.2f} to {high:.2f}x the speed of int8; {verdict}"
         )
     return mixed
 
