@@ -18,13 +18,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(READY)  ## make .venv with the pinned dependencies
+setup: $(READY)  ## create .venv with the pinned dependencies
 
 # uv installs the stack in half a minute where pip takes minutes. Compiled once, the libraries start
 # in half the time, whatever PYTHONDONTWRITEBYTECODE says.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "compress needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 2; }
+		{ echo "compress needs Python 3.11 or newer; specify one: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --compile-bytecode --require-hashes -r requirements.lock

@@ -219,7 +219,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} is not a checkpoint: the folder does not exist")
     if not path.is_file():
         stages = sorted(found.parent.name for found in folder.glob(f"[0-9]-*/{DESCRIPTION}"))
-        hint = f"; it is a run, name one of its stages: {', '.join(stages)}" if stages else ""
+        hint = f"; it is a run: choose one of its stages: {', '.join(stages)}" if stages else ""
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {DESCRIPTION}{hint}")
     try:
         raw = parse_json(read_text(path))

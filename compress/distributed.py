@@ -35,7 +35,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 WAIT = timedelta(days=7)
-"""Timeout for the next call; a process that dies is noticed at once by its closed connections."""
+"""Timeout for the next call; a dead process is noticed immediately by its closed connections."""
 LOST = re.compile("gloo|nccl|closed by peer|reset by peer|broken pipe", re.IGNORECASE)
 """Matches torch's messages when another process is gone."""
 

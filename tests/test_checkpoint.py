@@ -58,7 +58,7 @@ def test_another_format_version_is_refused(run_copy: Path) -> None:
 
 
 def test_a_run_is_not_a_checkpoint(finished_run: Path) -> None:
-    with pytest.raises(CheckpointError, match="name one of its stages: 0-teacher, 1-distill"):
+    with pytest.raises(CheckpointError, match="choose one of its stages: 0-teacher, 1-distill"):
         load_checkpoint(finished_run)
 
 

@@ -61,7 +61,7 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: C
 def _train(
     spec: ModelSpec, config: TrainConfig, name: str, context: Context
 ) -> tuple[nn.Module, list[Epoch]]:
-    """Trains a new student on labels in a folder of its own."""
+    """Trains a new student on labels alone, in a separate folder."""
     torch.manual_seed(context.seed)
     model = build(spec)
     folder = context.folder / name

@@ -24,7 +24,7 @@ from compress.export.result import ExportResult
 from compress.files import atomic_write
 from compress.int8.restore import load_model
 from compress.kd.context import Context
-from compress.log import say, warn
+from compress.log import count_of, say, warn
 from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.latency import measure_latency
 from compress.onnx_file import read_facts
@@ -128,7 +128,7 @@ def choose(folder: Path, names: list[str], config: ExportConfig, context: Contex
         f"int8 takes {int8_time.latency_ms_p50:.3f} ms, float {float_time.latency_ms_p50:.3f} ms "
         f"({int8_time.speedup:.2f}x, 95 % interval {int8_time.speedup_ci95[0]:.2f} to "
         f"{int8_time.speedup_ci95[1]:.2f}); top-1 {top1[INT8_FILE]:.2f} % against "
-        f"{top1[FLOAT_FILE]:.2f} % on {len(validation)} validation images"
+        f"{top1[FLOAT_FILE]:.2f} % on {count_of(len(validation), 'validation image')}"
     )
     verdict = judge(drop, config.max_drop, int8_time.speedup_ci95)
     return dataclasses.replace(verdict, reason=f"{verdict.reason}: {evidence}")

@@ -57,7 +57,7 @@ def measure_latency(
 ) -> list[Latency]:
     """Times ONNX files against each other; the first is the reference.
 
-    In each round, every file runs for a short slice, one after the other. Ratios are taken within
+    In each round, the files take turns, each running for a short slice. Ratios are taken within
     a round, so slow phases of the machine cancel.
 
     Args:

@@ -23,7 +23,7 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
         return ort.InferenceSession(
             as_model(path), session_options(threads=threads), providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # ONNX Runtime raises many types of its own
+    except Exception as error:  # ONNX Runtime raises many error types
         raise CompressError(f"ONNX Runtime cannot load {path}: {_reason(error)}") from None
 
 

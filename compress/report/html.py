@@ -33,7 +33,13 @@ def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, An
         report: the run's report.
         histories: rows of `history.jsonl` by stage, for the stages that trained.
     """
-    figures = [figure_html(_draw_trade, report, "Each stage's file: faster is left, better is up.")]
+    figures = [
+        figure_html(
+            _draw_trade,
+            report,
+            "Each stage's file: farther left is faster, higher is more accurate.",
+        )
+    ]
     if histories:
         caption = (
             "Validation accuracy after each epoch, in PyTorch: how training went, not what ships."

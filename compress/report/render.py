@@ -61,7 +61,7 @@ def conditions(stage: StageReport) -> str:
     versions = stage.host.versions
     return (
         f"ONNX Runtime {versions['onnxruntime']}, {plural(stage.threads, 'thread')}, "
-        f"batch {stage.batch}, {host_text(stage.host)}, {stage.n_images} test images, "
+        f"batch {stage.batch}, {host_text(stage.host)}, {plural(stage.n_images, 'test image')}, "
         f"{stage.created[:10]}"
     )
 
@@ -115,7 +115,10 @@ def stage_markdown(report: StageReport) -> str:
         ("parameters", f"{report.parameters:,}"),
         ("MACs per image", f"{report.macs:,}"),
         ("size", f"{report.size_bytes:,} bytes"),
-        ("top-1", f"{report.top1:.2f} % [{low:.2f}, {high:.2f}] on {report.n_images} images"),
+        (
+            "top-1",
+            f"{report.top1:.2f} % [{low:.2f}, {high:.2f}] on {plural(report.n_images, 'image')}",
+        ),
         *balanced,
         ("latency p50 / p90", f"{report.latency_ms_p50:.3f} / {report.latency_ms_p90:.3f} ms"),
         ("times faster than the teacher", f"{report.speedup:.2f}"),

@@ -25,7 +25,7 @@ UNTRAINED = (
 
 
 def run(start: Start, config: TeacherConfig, context: Context) -> Product:
-    """Trains the teacher, or returns a trained one as it is.
+    """Trains the teacher, or returns a trained one unchanged.
 
     Args:
         start: network to train, or a checkpoint of any stage.

@@ -197,8 +197,8 @@ def _batch_size(config: TrainConfig, n_images: int) -> int:
     own = size // processes
     if own < MIN_OWN_BATCH and processes > 1:
         raise CompressError(
-            f"a batch of {size} images is too small for {processes} processes, which need "
-            f"{MIN_OWN_BATCH} each; use fewer processes, a larger batch size or more images"
+            f"a batch of {count_of(size, 'image')} is too small for {processes} processes, which "
+            f"need {MIN_OWN_BATCH} each; use fewer processes, a larger batch size, or more images"
         )
     return own * processes
 
