@@ -1,4 +1,4 @@
-"""Data sets in folders: speed of training, memory at 224 px, and listing 200,000 files.
+"""Datasets in folders: speed of training, memory at 224 px, and listing 200,000 files.
 
     python -m bench.folders
 

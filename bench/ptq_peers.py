@@ -137,7 +137,7 @@ class Subject:
 
 
 def trained_subject(folder: Path, count: int) -> Subject:
-    """Returns a checkpoint with images of its own data set; `count` for calibration."""
+    """Returns a checkpoint with images of its own dataset; `count` for calibration."""
     checkpoint = load_checkpoint(folder)
     data = data_of(checkpoint)
     order = calibration_order(data.train, count, seed=0)

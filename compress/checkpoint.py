@@ -59,7 +59,7 @@ class Step:
     parent: str | None
     """Digest of the checkpoint that it started from."""
     data: FileName
-    """The data set's name, as the user gave it."""
+    """The dataset's name, as the user gave it."""
     data_config: Mapping[str, Any]
     data_fingerprint: str
     split_fingerprint: str
@@ -238,7 +238,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     tensors = folder / TENSORS
     if not tensors.is_file() or file_digest(tensors) != description.tensors:
         raise CheckpointError(
-            f"{tensors} is missing, truncated or changed: its checksum differs from "
+            f"{tensors} is missing, truncated, or changed: its checksum differs from "
             f"{DESCRIPTION}; run the stage again"
         )
     return Checkpoint(folder=folder, description=description)

@@ -2,7 +2,7 @@
 
     CompressError
     ├── CheckpointError    a checkpoint is missing, damaged, of another version or stage
-    ├── DataError          a data set is missing or unusable
+    ├── DataError          a dataset is missing or unusable
     ├── NonFiniteLossError training diverged (train/loop.py)
     └── UnmetBudgetError   no network is fast or small enough (prune/search.py)
 
@@ -24,4 +24,4 @@ class CheckpointError(CompressError):
 
 
 class DataError(CompressError):
-    """A data set is missing or unusable; the message says what to do."""
+    """A dataset is missing or unusable; the message says what to do."""

@@ -60,7 +60,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> None:
-    """A cache for this session: its processes share measurements, and the data set with others."""
+    """A cache for this session: its processes share measurements, and the dataset with others."""
     own = tmp_path_factory.mktemp("cache")
     data_set, measured = cache_folder() / "fashion-mnist", shared / MEASURED
     if data_set.is_dir():

@@ -30,7 +30,7 @@ def test_lineage_names_every_stage_on_the_way(finished_run: Path) -> None:
 def test_a_truncated_file_is_refused(run_copy: Path) -> None:
     tensors = run_copy / "2-prune" / TENSORS
     tensors.write_bytes(tensors.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="truncated or changed"):
+    with pytest.raises(CheckpointError, match="truncated, or changed"):
         load_checkpoint(run_copy / "2-prune")
 
 
@@ -39,7 +39,7 @@ def test_one_changed_bit_is_refused(run_copy: Path) -> None:
     content = bytearray(tensors.read_bytes())
     content[-1] ^= 1
     tensors.write_bytes(content)
-    with pytest.raises(CheckpointError, match="truncated or changed"):
+    with pytest.raises(CheckpointError, match="truncated, or changed"):
         load_checkpoint(run_copy / "2-prune")
 
 

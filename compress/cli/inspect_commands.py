@@ -17,7 +17,7 @@ MODEL = click.Path(path_type=Path, exists=True)
 
 @click.command()
 @click.argument("model", type=MODEL)
-@click.option("--data", help="Data set.  [default: the checkpoint's]")
+@click.option("--data", help="Dataset.  [default: the checkpoint's]")
 @click.option(
     "--split",
     type=click.Choice(["test", "validation"]),

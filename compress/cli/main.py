@@ -22,7 +22,7 @@ data_option = click.option(
     "--data",
     default=DEFAULT_DATA,
     show_default=True,
-    help="Data set: fashion-mnist, digits, or imagefolder:PATH.",
+    help="Dataset: fashion-mnist, digits, or imagefolder:PATH.",
 )
 run_out_option = click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
 remeasure_option = click.option(

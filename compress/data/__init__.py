@@ -1,1 +1,1 @@
-"""Data sets: sources, splits, augmentation, and preprocessing."""
+"""Datasets: sources, splits, augmentation, and preprocessing."""

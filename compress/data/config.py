@@ -13,7 +13,7 @@ MAX_SIDE = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How a data set is split, sized, and augmented."""
+    """How a dataset is split, sized, and augmented."""
 
     validation: Annotated[
         float,
@@ -24,7 +24,7 @@ class DataConfig:
         Field(
             ge=0,
             le=MAX_SIDE,
-            description="Image side in pixels; 0 uses the data set's own (224 for folders).",
+            description="Image side in pixels; 0 uses the dataset's own (224 for folders).",
         ),
     ] = 0
     flip: Annotated[
@@ -32,7 +32,7 @@ class DataConfig:
         Field(description="Random horizontal flips; auto turns them off for digits."),
     ] = "auto"
     shift: Annotated[
-        int, Field(ge=0, description="Maximum random shift in pixels (in-memory data sets only).")
+        int, Field(ge=0, description="Maximum random shift in pixels (in-memory datasets only).")
     ] = 1
     min_scale: Annotated[
         float,

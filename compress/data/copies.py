@@ -37,7 +37,7 @@ def copied_files(root: Path, splits: Mapping[str, Sequence[str]]) -> dict[tuple[
     Opens only files of equal size, and reads only those with equal ends.
 
     Args:
-        root: root folder of the data set.
+        root: root folder of the dataset.
         splits: image paths relative to the root, by split name.
 
     Returns:

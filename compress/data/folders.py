@@ -22,7 +22,7 @@ from compress.files import readable_name
 from compress.log import count_of, track
 
 MAX_UNREADABLE = 0.1
-"""Maximum fraction of unreadable images; more indicate a problem with the whole data set."""
+"""Maximum fraction of unreadable images; more indicate a problem with the whole dataset."""
 NAMED = 5
 """Number of files or classes that a message lists; the rest are counted."""
 CHECKED_AT_ONCE = 1024
@@ -46,7 +46,7 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:
-    """The readable images of a data set in folders."""
+    """The readable images of a dataset in folders."""
 
     root: Path
     class_names: tuple[str, ...]
@@ -69,7 +69,7 @@ class _Check:
 
 
 def read_folders(root: Path) -> Folders:
-    """Lists a data set and checks that each image can be decoded; the check is cached.
+    """Lists a dataset and checks that each image can be decoded; the check is cached.
 
     Raises:
         DataError: the layout is wrong, or too many images are unreadable.

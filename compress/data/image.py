@@ -103,7 +103,7 @@ def range_warning(root: Path, names: Sequence[str]) -> str | None:
     """Checks the range of values of a sample of images.
 
     Args:
-        root: root folder of the data set.
+        root: root folder of the dataset.
         names: paths relative to the root.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Loads a data set by name: `fashion-mnist`, `digits`, or `imagefolder:PATH`."""
+"""Loads a dataset by name: `fashion-mnist`, `digits`, or `imagefolder:PATH`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DIGITS_TEST_SHARE = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set: three splits and their common properties."""
+    """A dataset: three splits and their common properties."""
 
     name: str
     """As given by the user; folders with their absolute path."""
@@ -58,7 +58,7 @@ class Data:
 
 
 def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
-    """Loads a data set.
+    """Loads a dataset.
 
     Args:
         name: one of `DATASETS`.
@@ -66,13 +66,13 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
         seed: random seed of the splits.
 
     Raises:
-        DataError: the data set is unavailable, or not laid out as expected.
-        CompressError: there is no such data set.
+        DataError: the dataset is unavailable, or not laid out as expected.
+        CompressError: there is no such dataset.
     """
     if name not in DATASETS and not name.startswith(FOLDER_PREFIX):
         folder = Path(name).expanduser().is_dir()
         hint = f"did you mean {FOLDER_PREFIX}{name}?" if folder else nearest(name, DATASETS)
-        raise CompressError(f"unknown data set {name!r}; {hint}")
+        raise CompressError(f"unknown dataset {name!r}; {hint}")
     if name == "fashion-mnist":
         data = _fashion_mnist(config, seed)
     elif name == "digits":

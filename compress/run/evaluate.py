@@ -38,14 +38,14 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
 
     Args:
         model: the file, a checkpoint, or a run.
-        data: data set; None: the checkpoint's.
+        data: dataset; None: the checkpoint's.
         split: `test` or `validation`.
 
     Returns:
-        The file, its score, and the data set's name.
+        The file, its score, and the dataset's name.
 
     Raises:
-        CompressError: no data set is known, or its classes differ from the file's.
+        CompressError: no dataset is known, or its classes differ from the file's.
     """
     path = find_onnx(model)
     checkpoint = load_checkpoint(path.parent) if is_checkpoint(path.parent) else None
@@ -61,7 +61,7 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
         name, seed = data or step.data, step.seed
         config = parse(config, step.data_config, section="data")
     if name is None:
-        raise CompressError(f"{path} is not in a checkpoint; specify the data set with --data")
+        raise CompressError(f"{path} is not in a checkpoint; specify the dataset with --data")
     loaded = load_data(name, dataclasses.replace(config, size=facts.preprocess.size), seed=seed)
     if loaded.class_names != facts.class_names:
         raise CompressError(

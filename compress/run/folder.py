@@ -139,14 +139,14 @@ def _now() -> str:
 def claim_run(run: Path, *, model: str, pipeline: str, data: Data) -> None:
     """Records a run's model, recipe, and data, or checks that they match the recorded ones.
 
-    The folder's name does not distinguish data sets, cards, or recipes of the same name. One that
+    The folder's name does not distinguish datasets, cards, or recipes of the same name. One that
     was moved or copied counts as the same.
 
     Args:
         run: the run's folder.
         model: the card, as the user named it.
         pipeline: the recipe, as the user named it.
-        data: the data set.
+        data: the dataset.
 
     Raises:
         CompressError: the folder belongs to another run.

@@ -50,7 +50,7 @@ def measure_stage(
     Args:
         checkpoint: the stage's checkpoint.
         path: the stage's ONNX file.
-        data: data set whose test split is scored.
+        data: dataset whose test split is scored.
         reference: the teacher's ONNX file, timed alternately; None for the teacher.
         before: ONNX file of the stage that this one started from, unless it is one of the others.
         config: threads and batch size.

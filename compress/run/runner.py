@@ -67,7 +67,7 @@ def run_recipe(
     Args:
         card: teacher and student.
         recipe: stages and settings.
-        data: the loaded data set.
+        data: the loaded dataset.
         folder: the run's folder; finished stages in it are reused if nothing they depend on
             changed.
         teachers: trained teachers instead of the card's; the first becomes the run's teacher.
@@ -226,7 +226,7 @@ def _announce(request: Request) -> None:
 
 
 def model_spec(network: Network, data: Data) -> ModelSpec:
-    """Returns the spec of a card's network for a data set."""
+    """Returns the spec of a card's network for a dataset."""
     stem = network.stem
     if stem == "auto":
         stem = "small" if data.preprocess.size < SMALL_IMAGE else "large"
@@ -242,7 +242,7 @@ def model_spec(network: Network, data: Data) -> ModelSpec:
 
 
 def _resized_for(teacher: Teacher, data: Data, seed: int) -> Data:
-    """Returns the data set at the teacher's image size."""
+    """Returns the dataset at the teacher's image size."""
     size = teacher.preprocess.size
     if size == data.preprocess.size:
         return data

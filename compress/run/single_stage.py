@@ -128,7 +128,7 @@ def measure_of(folder: Path) -> MeasureConfig:
 
 
 def data_of(checkpoint: Checkpoint) -> Data:
-    """Loads a checkpoint's data set."""
+    """Loads a checkpoint's dataset."""
     step = checkpoint.description.step
     config = parse(DataConfig(), step.data_config, section="data")
     return load_data(step.data, config, seed=step.seed)

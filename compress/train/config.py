@@ -24,7 +24,7 @@ class TrainConfig:
         ),
     ] = 120
     batch_size: Annotated[
-        int, Field(ge=2, description="Batch size; reduced automatically for small data sets.")
+        int, Field(ge=2, description="Batch size; reduced automatically for small datasets.")
     ] = 128
     optimizer: Annotated[
         Literal["sgd", "muon"],

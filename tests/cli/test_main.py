@@ -71,7 +71,7 @@ def test_models_and_pipelines_are_listed() -> None:
     ("arguments", "part"),
     [
         (["run", "resnet19"], "unknown model 'resnet19'; did you mean resnet18"),
-        (["run", "resnet18", "--data", "digit"], "unknown data set 'digit'; did you mean digits?"),
+        (["run", "resnet18", "--data", "digit"], "unknown dataset 'digit'; did you mean digits?"),
         (["run", "resnet18", "--pipeline", "defautl"], "unknown recipe 'defautl'; did you mean"),
         (
             ["run", "resnet18", "--set", "prune.macs_ratio=2"],
@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_is_named(run_copy: Path) -> None:
     tensors.write_bytes(tensors.read_bytes()[:1000])
     result = call("quantize", "--in", run_copy / "2-prune", "--out", run_copy / "new")
     assert result.exit_code == 2
-    assert "truncated or changed" in result.output
+    assert "truncated, or changed" in result.output
     assert not (run_copy / "new").exists()
 
 
@@ -205,7 +205,7 @@ def test_evaluate_scores_checkpoints_and_files_alike(finished_run: Path, tmp_pat
     assert expected in call("evaluate", alone, "--data", "digits").output
     without = call("evaluate", alone)
     assert without.exit_code == 2
-    assert "specify the data set with --data" in without.output
+    assert "specify the dataset with --data" in without.output
     other = call("evaluate", alone, "--data", "fashion-mnist")
     assert other.exit_code == 2
     assert "has the classes 0, 1" in other.output
