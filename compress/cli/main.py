@@ -14,6 +14,7 @@ import click
 from compress import __version__
 from compress.cli.group import FOLDER, RUNS, Program, StageCommand, starting
 from compress.cli.inspect_commands import COMMANDS
+from compress.data.names import DATASETS, short_name
 from compress.run.stages import STAGES, Stage
 from compress.trust import trust_option
 
@@ -22,7 +23,7 @@ data_option = click.option(
     "--data",
     default=DEFAULT_DATA,
     show_default=True,
-    help="Dataset: fashion-mnist, digits, or imagefolder:PATH.",
+    help=f"Dataset: {', '.join(DATASETS)}.",
 )
 run_out_option = click.option("--out", type=FOLDER, help="Run folder.  [default: runs/MODEL-DATA]")
 remeasure_option = click.option(
@@ -202,7 +203,7 @@ for _stage in STAGES.values():
 
 def run_name(model: str, data: str, pipeline: str) -> str:
     """Returns the name of a run's folder: model, data and, unless default, the recipe."""
-    parts = [Path(model).stem, data.removeprefix("imagefolder:").rstrip("/").rpartition("/")[2]]
+    parts = [Path(model).stem, short_name(data)]
     if pipeline != DEFAULT_PIPELINE:
         parts.append(Path(pipeline).stem)
     return "-".join(parts)

@@ -1,4 +1,4 @@
-"""Loads a dataset by name: `fashion-mnist`, `digits`, or `imagefolder:PATH`."""
+"""Loads a dataset by name, one of `names.DATASETS`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from compress.data.config import DataConfig
 from compress.data.copies import copied_files, copied_images
 from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
 from compress.data.folders import Listing, folder_warnings, read_folders
+from compress.data.names import DATASETS, FOLDER_PREFIX
 from compress.data.preprocess import Preprocess
 from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_split
 from compress.distributed import processes_here
@@ -28,8 +29,6 @@ from compress.host import allowed_cores
 from compress.log import count_of, say, warn_once
 from compress.settings import nearest
 
-FOLDER_PREFIX = "imagefolder:"
-DATASETS = ("fashion-mnist", "digits", f"{FOLDER_PREFIX}PATH")
 FOLDER_SIZE = 224
 RESIZE_TO_CROP = 256 / 224
 """Ratio of resized short side to crop, as is common for evaluating ImageNet models."""
@@ -69,17 +68,17 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
         DataError: the dataset is unavailable, or not laid out as expected.
         CompressError: there is no such dataset.
     """
-    if name not in DATASETS and not name.startswith(FOLDER_PREFIX):
-        folder = Path(name).expanduser().is_dir()
-        hint = f"did you mean {FOLDER_PREFIX}{name}?" if folder else nearest(name, DATASETS)
-        raise CompressError(f"unknown dataset {name!r}; {hint}")
     if name == "fashion-mnist":
         data = _fashion_mnist(config, seed)
     elif name == "digits":
         data = _digits(config, seed)
-    else:
+    elif name.startswith(FOLDER_PREFIX):
         root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve()
         data = _image_folder(root, config, seed)
+    else:
+        folder = Path(name).expanduser().is_dir()
+        hint = f"did you mean {FOLDER_PREFIX}{name}?" if folder else nearest(name, DATASETS)
+        raise CompressError(f"unknown dataset {name!r}; {hint}")
     if not len(data.validation):
         raise DataError(
             f"{name}: no class has two training images, so none can be held out for validation; "

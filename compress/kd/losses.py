@@ -1,4 +1,8 @@
-"""Distillation losses: pure functions of logits."""
+"""Distillation losses: pure functions of logits.
+
+Teacher logits have zero mean over the classes (`teachers.mean_logits`), student logits do not: a
+loss must not depend on that mean, or subtract it.
+"""
 
 from __future__ import annotations
 

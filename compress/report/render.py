@@ -51,6 +51,7 @@ def _row(stage: StageReport, teacher: StageReport) -> tuple[str, ...]:
 def run_table(report: RunReport) -> Table:
     """Returns the run's table for the terminal."""
     table = terminal_table(COLUMNS, title=report.name, padding=0)
+    table.columns[0].no_wrap = True
     for row in run_rows(report):
         table.add_row(*row)
     return table

@@ -1,10 +1,12 @@
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from compress.kd.config import SoftLoss
 from compress.kd.losses import (
     attention_transfer,
     correlation,
@@ -100,6 +102,18 @@ LOSSES = {
     ),
     "dist": lambda s, t: relational_distillation(s, t, temperature=2.0),
 }
+
+
+def test_every_loss_is_here() -> None:
+    assert set(LOSSES) == set(get_args(SoftLoss))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_loss_depends_on_the_mean_of_the_logits(name: str) -> None:
+    """Teacher logits arrive centered."""
+    student, teacher = random_logits(5), random_logits(6)
+    shifted = LOSSES[name](student + 3, teacher - 2)
+    torch.testing.assert_close(shifted, LOSSES[name](student, teacher), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)

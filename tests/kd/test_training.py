@@ -1,6 +1,7 @@
 """The distillation loss, by hand, and training with it."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_the_original_image_comes_first_among_fresh_views() -> None:
     assert views_to_store(KDConfig(n_views=0), seed=3) == []
 
 
-@pytest.mark.parametrize("name", ["kd", "standardized", "dkd", "dist"])
+@pytest.mark.parametrize("name", get_args(SoftLoss))
 def test_each_soft_loss_is_the_named_one(digits: Data, name: SoftLoss) -> None:
     batch = first_batch(digits, View(seed=0, number=0))
     student, teacher = torch.randn(2, 32, 10, generator=torch.Generator().manual_seed(0))

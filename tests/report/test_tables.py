@@ -1,8 +1,11 @@
 import io
+from pathlib import Path
 
 from rich.console import Console
 
+from compress.report.render import run_rows, run_table
 from compress.report.tables import html_table, markdown_table, terminal_table
+from compress.run.lookup import read_run_report
 
 COLUMNS, ROWS = ("layer", "ms"), (("a<b", "1.5"), ("conv", "20"))
 
@@ -29,3 +32,12 @@ def test_the_terminal_aligns_numbers_to_the_right() -> None:
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     assert lines[0] == "run [1]"
     assert lines[-2:] == ["a<b    1.5", "conv    20"]
+
+
+def test_the_table_of_a_run_fits_a_terminal_of_80_columns() -> None:
+    report = read_run_report(Path("bench/results/resnet18-fashion-mnist.json"))
+    text = io.StringIO()
+    Console(file=text, width=80).print(run_table(report))
+    lines = text.getvalue().splitlines()
+    for row, line in zip(run_rows(report), lines[-len(report.stages) :], strict=True):
+        assert " ".join(line.split()) == " ".join(cell for cell in row if cell)
