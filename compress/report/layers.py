@@ -12,10 +12,11 @@ from rich.table import Table
 from compress.cache import Measurements
 from compress.files import printable, write_json, write_text
 from compress.host import Host
+from compress.log import count_of
 from compress.quantize.sensitivity import Sensitivity
 from compress.report.figure import figure_html
 from compress.report.html import page
-from compress.report.render import measured_text, plural
+from compress.report.render import measured_text
 from compress.report.tables import html_table, terminal_table
 from compress.report.text import html_text
 
@@ -58,7 +59,7 @@ def write_layers_report(folder: Path, report: LayersReport) -> None:
     measured = "; ".join(map(measured_text, report.measurements))
     below = (
         f"{report.n_images} validation images, simulated in PyTorch; {report.calibration_images} "
-        f"calibration images; latency in ONNX Runtime, {plural(report.threads, 'thread')}, batch "
+        f"calibration images; latency in ONNX Runtime, {count_of(report.threads, 'thread')}, batch "
         f"1, {report.host.cpu}: {measured}"
     )
     body = (
@@ -67,7 +68,7 @@ def write_layers_report(folder: Path, report: LayersReport) -> None:
         + f"<p class='conditions'>{html_text(below)}</p>"
     )
     write_text(
-        folder / LAYERS_HTML, page(f"Sensitivity of {plural(len(report.rows), 'layer')}", body)
+        folder / LAYERS_HTML, page(f"Sensitivity of {count_of(len(report.rows), 'layer')}", body)
     )
 
 

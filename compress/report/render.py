@@ -10,6 +10,7 @@ from rich.table import Table
 from compress.cache import Measurements
 from compress.distill.result import DistillResult
 from compress.host import Host
+from compress.log import count_of
 from compress.measure.results import OperatorSummary, RunReport, StageReport
 from compress.report.tables import markdown_table, terminal_table
 from compress.report.text import markdown_text
@@ -61,8 +62,8 @@ def conditions(stage: StageReport) -> str:
     """Returns how and where a stage was measured, on one line."""
     versions = stage.host.versions
     return (
-        f"ONNX Runtime {versions['onnxruntime']}, {plural(stage.threads, 'thread')}, "
-        f"batch {stage.batch}, {host_text(stage.host)}, {plural(stage.n_images, 'test image')}, "
+        f"ONNX Runtime {versions['onnxruntime']}, {count_of(stage.threads, 'thread')}, "
+        f"batch {stage.batch}, {host_text(stage.host)}, {count_of(stage.n_images, 'test image')}, "
         f"{stage.created[:10]}"
     )
 
@@ -70,7 +71,7 @@ def conditions(stage: StageReport) -> str:
 def host_text(host: Host) -> str:
     """Returns a machine's CPU, cores, and instruction sets."""
     isa = ", ".join(host.isa) or "no known vector extensions"
-    return f"{host.cpu} ({plural(host.cores, 'core')}, {isa})"
+    return f"{host.cpu} ({count_of(host.cores, 'core')}, {isa})"
 
 
 def run_markdown(report: RunReport) -> str:
@@ -118,7 +119,7 @@ def stage_markdown(report: StageReport) -> str:
         ("size", f"{report.size_bytes:,} bytes"),
         (
             "top-1",
-            f"{report.top1:.2f} % [{low:.2f}, {high:.2f}] on {plural(report.n_images, 'image')}",
+            f"{report.top1:.2f} % [{low:.2f}, {high:.2f}] on {count_of(report.n_images, 'image')}",
         ),
         *balanced,
         ("latency p50 / p90", f"{report.latency_ms_p50:.3f} / {report.latency_ms_p90:.3f} ms"),
@@ -157,8 +158,8 @@ def ablation_text(stage: StageReport) -> str:
         verdict = "distillation made no significant difference"
     return (
         f"{verdict} ({gain:+.2f} points): {stage.top1:.2f} % with the teacher, "
-        f"{plural(alone.kd_epochs, 'epoch')} in {alone.kd_seconds:.0f} s; "
-        f"{alone.top1:.2f} % on labels alone, {plural(alone.epochs, 'epoch')} in "
+        f"{count_of(alone.kd_epochs, 'epoch')} in {alone.kd_seconds:.0f} s; "
+        f"{alone.top1:.2f} % on labels alone, {count_of(alone.epochs, 'epoch')} in "
         f"{alone.seconds:.0f} s"
     )
 
@@ -168,11 +169,6 @@ def speedup_text(ratio: float) -> str:
     if round(ratio, 1) == 1:
         return "as fast as"
     return f"{ratio:.1f}x faster than" if ratio > 1 else f"{1 / ratio:.1f}x slower than"
-
-
-def plural(count: int, noun: str) -> str:
-    """Returns a count with its noun: `1 epoch`, `2 epochs`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _records_table(records: Sequence[Mapping[str, object]]) -> str:
@@ -188,7 +184,7 @@ def operators_text(summary: OperatorSummary) -> str:
     """Returns how much of a graph is int8: `21 int8, 1 float, 2 conversions`."""
     return (
         f"{summary.n_int8} int8, {summary.n_float} float, "
-        f"{plural(summary.n_conversions, 'conversion')} in ONNX Runtime's optimized graph"
+        f"{count_of(summary.n_conversions, 'conversion')} in ONNX Runtime's optimized graph"
     )
 
 

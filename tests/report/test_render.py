@@ -5,7 +5,7 @@ import pytest
 
 from compress.distill.result import Ablation, DistillResult
 from compress.measure.results import StageReport
-from compress.report.render import ablation_text, plural, speedup_text, stage_markdown
+from compress.report.render import ablation_text, speedup_text, stage_markdown
 from compress.run.lookup import read_stage_report
 
 
@@ -21,10 +21,6 @@ from compress.run.lookup import read_stage_report
 )
 def test_a_speed_ratio_reads_as_faster_or_slower(ratio: float, text: str) -> None:
     assert speedup_text(ratio) == text
-
-
-def test_plural() -> None:
-    assert [plural(count, "layer") for count in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
 
 
 def distilled(report: StageReport, alone_top1: float) -> StageReport:
