@@ -572,7 +572,7 @@ def _memory_kib(entry: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Lets the kernel count the peak of resident memory anew."""
+    """Lets the kernel restart its count of peak resident memory."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 

@@ -100,6 +100,10 @@ class Description:
     checksum: str = ""
     """SHA-256 of the rest of this file."""
 
+    def __post_init__(self) -> None:
+        if not self.stage.isidentifier():  # it becomes part of a path
+            raise CheckpointError(f"stage must be a name, got {self.stage!r}")
+
     @property
     def step(self) -> Step:
         """The stage that made it.

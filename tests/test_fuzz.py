@@ -1,5 +1,6 @@
 """A few seeded cases of what `make fuzz` does at length."""
 
+import mmap
 import os
 import signal
 import time
@@ -63,7 +64,9 @@ def _raise(folder: Path) -> None:
 
 
 def _fill(folder: Path) -> None:
-    assert b"x" * (128 * 2**20)
+    block = mmap.mmap(-1, 128 * 2**20)  # not from memory that the process has already freed
+    block.write(b"x" * (64 * 2**20))
+    block.write(b"x" * (64 * 2**20))
 
 
 def _refuse(folder: Path) -> None:

@@ -120,9 +120,9 @@ def test_json_that_cannot_be_written_again_is_refused(text: str) -> None:
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    with pytest.raises(CompressError, match="more than 64 MiB"):
+    with pytest.raises(CompressError, match="larger than 64 MiB"):
         read_text(tmp_path / "large")
-    with pytest.raises(CompressError, match="no file"):
+    with pytest.raises(CompressError, match="not a file"):
         read_text(Path("/dev/zero"))
 
 
@@ -155,7 +155,7 @@ def test_tensors_of_another_type_are_refused(checkpoint: Checkpoint) -> None:
     tensors["network.fc.bias"] = tensors["network.fc.bias"].to(torch.complex64)
     save_file(tensors, checkpoint.folder / TENSORS)
     content = (checkpoint.folder / TENSORS).read_bytes()
-    with pytest.raises(CheckpointError, match=r"fc.bias is complex64 \[10\] there, float32 \[10\]"):
+    with pytest.raises(CheckpointError, match=r"complex64 \[10\] there, but float32 \[10\]"):
         load_model(resigned(checkpoint, content))
 
 

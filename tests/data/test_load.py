@@ -90,7 +90,7 @@ def test_a_set_whose_classes_differ_in_size_is_scored_by_class_too(tmp_path: Pat
     command = ["run", str(card), "--pipeline", "smoke", "--data", f"imagefolder:{root}"]
     result = CliRunner().invoke(main, [*command, "--until", "teacher", "--out", str(run), *options])
     assert result.exit_code == 0, result.output
-    assert "balanced top-1, the mean over classes: teacher" in " ".join(result.output.split())
+    assert "balanced top-1 (mean over classes): teacher" in " ".join(result.output.split())
     assert "balanced top-1" in (run / "0-teacher" / "report.md").read_text()
     result = CliRunner().invoke(main, ["evaluate", str(run / "0-teacher")])
     assert "balanced (mean over classes)" in result.output

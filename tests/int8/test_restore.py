@@ -55,5 +55,5 @@ def test_tensors_of_another_layout_are_refused_by_name(
     name = list(layers_of(network))[1]
     layout = QuantizedLayout(float_layers=(name,))
     checkpoint = saved_int8(network, digits, tmp_path / "int8", layout)
-    with pytest.raises(CheckpointError, match=f"{name}.bias is missing there, float32"):
+    with pytest.raises(CheckpointError, match=f"{name}.bias is missing there, but float32"):
         load_model(checkpoint)

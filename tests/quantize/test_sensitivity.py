@@ -34,7 +34,7 @@ def test_sensitivity_has_a_row_for_each_layer(run_copy: Path) -> None:
 def test_sensitivity_requires_a_float_checkpoint(run_copy: Path) -> None:
     result = CliRunner().invoke(main, ["sensitivity", str(run_copy / "3-quantize")])
     assert result.exit_code == 2
-    assert "quantized already" in result.output
+    assert "already quantized" in result.output
 
 
 def test_a_row_says_what_its_layer_alone_costs_and_regains() -> None:

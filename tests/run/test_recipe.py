@@ -64,7 +64,7 @@ def test_a_recipe_of_ones_own_is_read_by_path(tmp_path: Path) -> None:
     ("text", "part"),
     [
         ('stages = ["prune", "teacher"]', "in this order"),
-        ('stages = ["distill"]', "with teacher"),
+        ('stages = ["distill"]', "including teacher"),
         ("[purne]\nratio = 0.5", "did you mean prune?"),
         ("stages = [", "own.toml"),
     ],

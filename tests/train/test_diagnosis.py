@@ -12,7 +12,7 @@ from torch import nn
 from compress.architectures.build import Classifier, build
 from compress.data.load import Data
 from compress.data.splits import TensorSplit
-from compress.run.recipe import Recipe
+from compress.run.stages import STAGES
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding, diagnose, diagnose_labels, diagnose_student
 from compress.train.epoch import label_loss
@@ -211,7 +211,8 @@ def test_remedies_name_settings_of_the_stage() -> None:
         names = {name for one in findings for name in re.findall(r"[a-z]+\.[a-z_.]+", one.remedy)}
         assert len(names) >= 5
         for name in names:
-            value: object = Recipe
-            for part in name.split("."):
+            section, *path = name.split(".")
+            value: object = STAGES[section].config
+            for part in path:
                 value = getattr(value, part)
             assert isinstance(value, int | float), name
