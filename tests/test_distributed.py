@@ -23,6 +23,7 @@ TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 TEACHER = (
     *("run", "simple_cnn", "--data", "digits", "--pipeline", "smoke", "--until", "teacher"),
     *("--set", "teacher.train.precision=fp32", "--set", "teacher.train.epochs=4"),
+    *("--set", "measure.rounds=5"),
     *("--set", "teacher.train.min_steps=0", "--set", "teacher.train.batch_size=64"),
     *("--set", "teacher.train.optimizer=sgd", "--set", "teacher.train.lr=0.02"),
     *("--set", "teacher.train.weight_decay=0", "--set", "teacher.train.data_fraction=1"),

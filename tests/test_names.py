@@ -60,7 +60,7 @@ arguments = { width = 0.125, depths = [1] }
 
 
 SMALL = (
-    *("--set", "data.size=16"),
+    *("--set", "data.size=16", "--set", "measure.rounds=5"),
     *("--set", "teacher.train.epochs=1"),
     *("--set", "teacher.train.min_steps=4"),
 )

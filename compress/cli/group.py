@@ -201,7 +201,7 @@ class StageCommand(click.Command):
         rows: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 heading = heading_of(str(self.name), str(parameter.name))
                 rows.setdefault(heading, []).append(record)
         for heading, records in rows.items():

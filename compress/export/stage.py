@@ -120,9 +120,7 @@ def choose(folder: Path, names: list[str], config: ExportConfig, context: Contex
     }
     drop = top1[FLOAT_FILE] - top1[INT8_FILE]
     float_time, int8_time = measure_latency(
-        [folder / FLOAT_FILE, folder / INT8_FILE],
-        threads=context.measure.threads,
-        batch=context.measure.batch,
+        [folder / FLOAT_FILE, folder / INT8_FILE], **dataclasses.asdict(context.measure)
     )
     evidence = (
         f"int8 takes {int8_time.latency_ms_p50:.3f} ms, float {float_time.latency_ms_p50:.3f} ms "

@@ -14,9 +14,9 @@ import onnxruntime as ort
 
 from compress.errors import CompressError
 from compress.log import count_of, track
+from compress.measure.config import ROUNDS
 from compress.measure.runtime import open_session, run_file
 
-ROUNDS = 60
 SLICE_S = 0.02
 """Each file's turn takes this long, or one run if that is longer."""
 WARMUP_RUNS = 10
@@ -44,6 +44,7 @@ class Latency:
     n_runs: int
     batch: int
     threads: int
+    rounds: int = ROUNDS
 
     @property
     def speedup_spread(self) -> float:
@@ -112,6 +113,7 @@ def _summary(
         n_runs=len(milliseconds),
         batch=batch,
         threads=threads,
+        rounds=len(ratios),
     )
 
 

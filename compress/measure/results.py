@@ -13,6 +13,7 @@ from compress.checkpoint import HISTORY
 from compress.errors import CompressError
 from compress.files import parse_json, read_text
 from compress.host import Host
+from compress.measure.config import ROUNDS
 
 Count = Annotated[int, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -60,6 +61,7 @@ class StageReport:
     operators: OperatorSummary
     batch: int
     threads: int
+    rounds: int = ROUNDS
     seconds: float
     """Duration of the stage without its measurements, including what ran before an interruption."""
     created: str

@@ -108,6 +108,7 @@ class Probe:
             "precision": self._precision,
             "threads": measure.threads,
             "batch": measure.batch,
+            "rounds": measure.rounds,
         }
 
     def _cached(self, model: Classifier, structure: Mapping[str, object]) -> Measured:
@@ -127,7 +128,7 @@ class Probe:
             [unpruned, file, empty_file],
             threads=threads,
             batch=self._context.measure.batch,
-            rounds=ROUNDS,
+            rounds=min(ROUNDS, self._context.measure.rounds),
         )
         # Relative to the unpruned file timed alongside, so that slow phases of the machine cancel.
         reference = self._reference_ms or first.latency_ms_p50

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from compress.cache import Measurement, cached_measurement
 from compress.checkpoint import MODEL_FILE, Checkpoint
@@ -32,8 +31,7 @@ def time_layers(
         "spec": dataclasses.asdict(checkpoint.spec),
         "shapes": dict(checkpoint.description.shapes),
         "removed": checkpoint.description.removed,
-        "threads": context.measure.threads,
-        "batch": context.measure.batch,
+        **dataclasses.asdict(context.measure),
     }
     mixed = cached_measurement(
         MixedPrecision,
@@ -54,31 +52,25 @@ def time_layers(
 def _measure(
     calibration: Calibration, plan: Plan, checkpoint: Checkpoint, context: Context
 ) -> Measurement[MixedPrecision]:
-    threads, batch = context.measure.threads, context.measure.batch
+    threads = context.measure.threads
     float_file = checkpoint.folder / MODEL_FILE
-    with _exported(calibration, plan, checkpoint, context.folder / "int8.onnx") as int8_file:
+    with TemporaryDirectory() as scratch:
+        int8_file, mixed_file = Path(scratch) / "int8.onnx", Path(scratch) / "mixed.onnx"
+        _export(calibration, plan, checkpoint, int8_file)
         with waiting("timing each layer"):
             costs, spread = layer_costs(float_file, int8_file, threads=threads)
             edges = layer_edges(int8_file, threads=threads)
         layers = choose_float_layers(costs, edges)
         if not layers or len(layers) == len(costs):
             return Measurement(value=MixedPrecision(costs=costs), spread=spread)
-        mixed_plan = with_float_layers(plan, layers)
-        mixed_path = context.folder / "mixed.onnx"
-        with _exported(calibration, mixed_plan, checkpoint, mixed_path) as mixed_file:
-            _, latency = measure_latency([int8_file, mixed_file], threads=threads, batch=batch)
+        _export(calibration, with_float_layers(plan, layers), checkpoint, mixed_file)
+        how = dataclasses.asdict(context.measure)
+        _, latency = measure_latency([int8_file, mixed_file], **how)
     value = MixedPrecision(costs=costs, float_layers=layers, speedup_ci95=latency.speedup_ci95)
     return Measurement(value=value, spread=max(spread, latency.speedup_spread))
 
 
-@contextmanager
-def _exported(
-    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, path: Path
-) -> Iterator[Path]:
+def _export(calibration: Calibration, plan: Plan, checkpoint: Checkpoint, path: Path) -> None:
     """Writes a file to time, without the corrections, which do not change its speed."""
     model = convert(calibration.quantize(without_corrections(plan)))
     export_onnx(model, checkpoint.spec, path, digest=checkpoint.digest, stage="quantize")
-    try:
-        yield path
-    finally:
-        path.unlink()

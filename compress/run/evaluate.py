@@ -20,7 +20,8 @@ from compress.files import printable
 from compress.host import Host, describe_host
 from compress.log import warn
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
-from compress.measure.latency import ROUNDS, Latency, measure_latency
+from compress.measure.config import ROUNDS
+from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
 from compress.onnx_file import read_facts, read_onnx
 from compress.report.render import size_text

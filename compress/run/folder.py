@@ -50,7 +50,7 @@ STAGE_FILES = frozenset(
     {
         *(TENSORS, DESCRIPTION, MODEL_FILE, FLOAT_FILE, INT8_FILE),
         *(REPORT_JSON, REPORT_MD, REPORT_HTML, HISTORY, LAYERS_JSON, LAYERS_HTML),
-        *(STATE, WORK_FILE, "probe.onnx", "mixed.onnx"),
+        *(STATE, WORK_FILE),
     }
 )
 """All files that compress may write to a stage's folder."""

@@ -53,15 +53,16 @@ def measure_stage(
         data: dataset whose test split is scored.
         reference: the teacher's ONNX file, timed alternately; None for the teacher.
         before: ONNX file of the stage that this one started from, unless it is one of the others.
-        config: threads and batch size.
+        config: threads, batch size and rounds.
         facts: fields of the report that are not measured here.
     """
     predicted = predict_split(path, data.test, title="scoring the test split")
     files = [path] if reference is None else [reference, path]
-    latency = measure_latency(files, threads=config.threads, batch=config.batch)[-1]
+    how = dataclasses.asdict(config)
+    latency = measure_latency(files, **how)[-1]
     step = None
     if before is not None:  # ratios to the teacher are minutes apart, and machines drift
-        step = measure_latency([before, path], threads=config.threads, batch=config.batch)[-1]
+        step = measure_latency([before, path], **how)[-1]
     return StageReport(
         stage=checkpoint.stage,
         file=path.name,

@@ -208,8 +208,8 @@ def _done_before(request: Request, key: str) -> Checkpoint | None:
     report = read_stage_report(folder)
     say(f"{request.stage}: already done, top-1 {report.top1:.2f} %", style="bold")
     if _measured_otherwise(report, request.measure):
-        wanted = request.measure
-        say(f"  measuring again: threads {wanted.threads}, batch {wanted.batch}")
+        how = dataclasses.asdict(request.measure)
+        say(f"  measuring again: {', '.join(f'{name} {value}' for name, value in how.items())}")
         kept = ("parameters", "macs", "seconds", "findings", "measurements", "result")
         facts = {name: getattr(report, name) for name in kept}
         _measure(done, request, folder / report.file, facts)
@@ -292,4 +292,4 @@ def _measure(
 
 
 def _measured_otherwise(report: StageReport, config: MeasureConfig) -> bool:
-    return (report.threads, report.batch) != (config.threads, config.batch)
+    return any(getattr(report, name) != how for name, how in dataclasses.asdict(config).items())

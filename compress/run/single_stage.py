@@ -124,7 +124,7 @@ def _card_of(checkpoint: Checkpoint) -> ModelCard | None:
 def measure_of(folder: Path) -> MeasureConfig:
     """Returns the settings that a stage was measured with."""
     report = read_stage_report(folder)
-    return MeasureConfig(threads=report.threads, batch=report.batch)
+    return MeasureConfig(threads=report.threads, batch=report.batch, rounds=report.rounds)
 
 
 def data_of(checkpoint: Checkpoint) -> Data:

@@ -15,7 +15,10 @@ from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
 from tests.conftest import RUN
 
-QUICK = ("teacher.train.epochs=1", "teacher.train.min_steps=0", "teacher.train.batch_size=256")
+QUICK = (
+    *("teacher.train.epochs=1", "teacher.train.min_steps=0", "teacher.train.batch_size=256"),
+    "measure.rounds=5",
+)
 
 
 def call(*arguments: object) -> Result:
@@ -162,6 +165,7 @@ def test_two_data_sets_of_the_same_name_do_not_share_a_run(
     other = next((tmp_path / "b/photos/train/0").iterdir())
     other.unlink()
     common = ["run", "simple_cnn", "--until", "teacher", "--set", "data.size=16"]
+    common += ["--set", "measure.rounds=5"]
     common += run_settings(QUICK)
     first = call(*common, "--data", f"imagefolder:{tmp_path}/a/photos")
     assert first.exit_code == 0, first.output

@@ -43,7 +43,7 @@ def make(num_classes):
         torch.nn.Flatten(), torch.nn.Linear(8, num_classes),
     )
 """
-UNTRAINED = ("--set", "teacher.train.epochs=0")
+UNTRAINED = ("--set", "teacher.train.epochs=0", "--set", "measure.rounds=5")
 
 
 def call(*arguments: object) -> Result:
@@ -197,7 +197,7 @@ def other_split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("other") / "run"
     command = ["run", "simple_cnn", "--data", "digits", "--seed", 3, "--until", "teacher"]
     command += ["--set", "data.validation=0.2", "--set", "teacher.train.epochs=1", "--out", out]
-    result = call(*command, "--set", "teacher.train.min_steps=0")
+    result = call(*command, "--set", "teacher.train.min_steps=0", "--set", "measure.rounds=5")
     assert result.exit_code == 0, result.output
     return out / "0-teacher"
 

@@ -85,7 +85,8 @@ def test_a_new_stage_is_a_row_in_the_table_and_a_folder(tmp_path: Path) -> None:
         return result.stdout + result.stderr
 
     out = ("--out", str(tmp_path / "run"))
-    quick = ("--set", "teacher.train.epochs=1", "--set", "teacher.train.min_steps=0")
+    settings = ("teacher.train.epochs=1", "teacher.train.min_steps=0", "measure.rounds=5")
+    quick = [part for setting in settings for part in ("--set", setting)]
     said = compress(
         "run", "simple_cnn", "--data", "digits", "--pipeline", str(recipe), *quick, *out
     )
