@@ -35,7 +35,7 @@ from compress.checkpoint import Checkpoint, Product, load_checkpoint, write_chec
 from compress.cli.terminal import print_table
 from compress.data.load import IMAGENET_MEAN, IMAGENET_STD, as_numpy, calibration_order
 from compress.data.preprocess import Preprocess
-from compress.data.splits import Split, TensorSplit
+from compress.data.splits import Split, TensorSplit, batch_count
 from compress.files import write_json
 from compress.host import Host, allowed_cores, describe_host
 from compress.int8.restore import load_model
@@ -301,7 +301,7 @@ def _logits(path: Path, split: Split, title: str) -> np.ndarray:
         ValueError: ONNX Runtime cannot load the file, or some answers are no numbers.
     """
     session = open_session(path, threads=allowed_cores())
-    total = -(-len(split) // SCORING_BATCH)
+    total = batch_count(len(split), SCORING_BATCH)
     batches = track(split.batches(SCORING_BATCH), title, total=total)
     logits = np.concatenate([run_session(session, as_numpy(batch.images)) for batch in batches])
     if not np.isfinite(logits).all():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,15 +14,12 @@ def watch_inputs(
     modules: Mapping[str, nn.Module], note: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
     """Calls `note(name, input)` before each module runs, while the context is open."""
-    handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
-        for name, module in modules.items()
-    ]
-    try:
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(
+                module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
+            )
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -30,12 +27,11 @@ def watch_outputs(
     modules: Mapping[str, nn.Module], note: Callable[[str, tuple[Any, ...], Any], None]
 ) -> Iterator[None]:
     """Calls `note(name, inputs, output)` after each module has run, while the context is open."""
-    handles = [
-        module.register_forward_hook(lambda _, args, output, name=name: note(name, args, output))
-        for name, module in modules.items()
-    ]
-    try:
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(
+                module.register_forward_hook(
+                    lambda _, args, output, name=name: note(name, args, output)
+                )
+            )
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

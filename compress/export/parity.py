@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compress.data.load import as_numpy
-from compress.data.splits import Split
+from compress.data.splits import Split, batch_count
 from compress.host import allowed_cores
 from compress.log import track
 from compress.measure.runtime import open_session, run_session
@@ -40,7 +40,7 @@ def check_parity(model: nn.Module, path: Path, split: Split) -> Parity:
     model.eval()
     agreed, largest = 0, 0.0
     by_batch: dict[str, float] = {}
-    n_batches = -(-len(split) // BATCH)
+    n_batches = batch_count(len(split), BATCH)
     for batch in track(split.batches(BATCH), "comparing with torch", total=n_batches):
         expected = model(batch.images).numpy()
         got = run_session(session, as_numpy(batch.images))

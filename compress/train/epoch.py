@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from compress import distributed
 from compress.data.load import Data
-from compress.data.splits import Batch, View
+from compress.data.splits import Batch, View, batch_count
 from compress.errors import CompressError
 from compress.train.config import Precision, TrainConfig
 from compress.train.events import OnEvent, progress_bar
@@ -241,7 +241,7 @@ def _backward(run: Run, part: TrainBatch, batch_size: int) -> _Outcome:
 
 def _micro_batches(batch: TrainBatch, micro_batch: int) -> list[TrainBatch]:
     """Splits a batch into parts of similar size with at most `micro_batch` images."""
-    count = -(-len(batch.index) // micro_batch)
+    count = batch_count(len(batch.index), micro_batch)
     if count == 1:
         return [batch]
     split = zip(

@@ -1,12 +1,14 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.models import regnet_y_400mf as torchvision_regnet
 
 from compress.architectures.build import build
 from compress.architectures.sources import torchvision_names
 from compress.architectures.spec import ModelSpec
 from compress.data.load import Data
 from compress.data.preprocess import Preprocess
+from compress.errors import CompressError
 from tests.architectures.helpers import spec_32
 from tests.conftest import student_spec, torchvision_spec
 
@@ -107,3 +109,15 @@ def test_relu_takes_the_place_of_smooth_activations(name: str) -> None:
     assert "ReLU" in relu
     trained = build(spec_32(name, activation="relu")).train()
     trained(torch.zeros(2, 1, 32, 32)).sum().backward()  # torchvision drops out in place
+
+
+def test_a_network_that_the_meta_device_cannot_build_takes_arguments_too(digits: Data) -> None:
+    """RegNet's constructor reads tensors, so it is built on the CPU, within the same limits."""
+    spec = torchvision_spec("regnet_y_400mf", digits, stem_width=16)
+    with pytest.raises(NotImplementedError), torch.device("meta"):
+        torchvision_regnet(stem_width=16)
+    stem = build(spec).network.get_submodule("stem.0")
+    assert isinstance(stem, nn.Conv2d)
+    assert stem.out_channels == 16
+    with pytest.raises(CompressError, match="more than 1,000 parameters"):
+        build(spec, most=1000)

@@ -1,31 +1,11 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from compress.data.config import DataConfig
 from compress.data.copies import copied_files
-from compress.data.load import Data, load_data
 from compress.log import warn_once
-
-
-def write_set(root: Path, counts: dict[str, dict[str, int]]) -> Path:
-    """Different images of noise, 16 px, by split and class."""
-    generator = np.random.default_rng(0)
-    for split, classes in counts.items():
-        for name, count in classes.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                noise = generator.integers(0, 256, (16, 16, 3), np.uint8)
-                Image.fromarray(noise).save(folder / f"{number}.bmp")
-    return root
-
-
-def load(root: Path) -> Data:
-    return load_data(f"imagefolder:{root}", DataConfig(size=16), seed=0)
+from tests.data.helpers import load, write_set
 
 
 def test_copies_in_two_splits_are_counted_and_said(

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,26 +11,10 @@ from PIL import Image
 
 from compress.cli.main import main
 from compress.data.config import DataConfig
-from compress.data.load import Data, as_numpy, calibration_order, load_data
+from compress.data.load import as_numpy, calibration_order, load_data
 from compress.data.splits import TensorSplit
 from compress.errors import CompressError, DataError
-
-
-def write_set(root: Path, counts: dict[str, dict[str, int]]) -> Path:
-    """Different images of noise, 16 px, by split and class."""
-    generator = np.random.default_rng(0)
-    for split, classes in counts.items():
-        for name, count in classes.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                noise = generator.integers(0, 256, (16, 16, 3), np.uint8)
-                Image.fromarray(noise).save(folder / f"{number}.bmp")
-    return root
-
-
-def load(root: Path) -> Data:
-    return load_data(f"imagefolder:{root}", DataConfig(size=16), seed=0)
+from tests.data.helpers import load, write_set
 
 
 def test_one_image_a_class_is_enough_beside_validation_images(tmp_path: Path) -> None:
