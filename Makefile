@@ -13,7 +13,7 @@ READY := .venv/ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline lint types test coverage test-slow torture fuzz bench lock format clean
+.PHONY: help setup pipeline lint types test coverage test-slow torture fuzz mutation bench lock format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ torture: $(READY)  ## 200 kills, Ctrl-C and full disks; half an hour; result in 
 
 fuzz: $(READY)  ## read 10,000 damaged files; a quarter of an hour; result in bench/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz
+
+mutation: $(READY)  ## put small faults into the code, one at a time; 45 minutes; result in bench/results
+	$(BIN)/python -m bench.mutation
 
 bench: $(READY)  ## every comparison, half a day; results go to bench/results
 	$(BIN)/python -m bench
