@@ -50,7 +50,9 @@ FILES = (50_000, 100_000, 200_000)
 LIST = """
 import json, resource, sys, time
 from pathlib import Path
+from compress.data.config import DataConfig
 from compress.data.folders import read_folders
+from compress.data.preprocess import Inputs
 from compress.log import console
 console.quiet = True
 
@@ -62,7 +64,7 @@ found = {}
 before = resident()
 for name in ("first", "again"):
     started = time.perf_counter()
-    folders = read_folders(Path(sys.argv[1]))
+    folders = read_folders(Path(sys.argv[1]), Inputs().preprocess(0), DataConfig())
     found[name] = time.perf_counter() - started
     if name == "first":
         folders = None

@@ -33,7 +33,8 @@ from compress.architectures.build import SMALL_IMAGE, build
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import Checkpoint, Product, load_checkpoint, write_checkpoint
 from compress.cli.terminal import print_table
-from compress.data.load import IMAGENET_MEAN, IMAGENET_STD, as_numpy, calibration_order
+from compress.data.augment import Augmentation
+from compress.data.load import IMAGENET_INPUTS, as_numpy, calibration_order
 from compress.data.preprocess import Preprocess
 from compress.data.splits import Split, TensorSplit, batch_count
 from compress.files import write_json
@@ -165,7 +166,11 @@ def untrained_subject(name: str, size: int, count: int, scratch: Path) -> Subjec
         stem="large" if size >= SMALL_IMAGE else "small",
         class_names=tuple(f"class {number}" for number in range(SYNTHETIC_CLASSES)),
         preprocess=Preprocess(
-            size=size, resize=size, channels=3, mean=IMAGENET_MEAN, std=IMAGENET_STD
+            size=size,
+            resize=size,
+            channels=3,
+            mean=IMAGENET_INPUTS.mean,
+            std=IMAGENET_INPUTS.std,
         ),
     )
     torch.manual_seed(0)
@@ -188,7 +193,7 @@ def untrained_subject(name: str, size: int, count: int, scratch: Path) -> Subjec
         test=TensorSplit(
             images=synthetic_images(SYNTHETIC_TEST_IMAGES, size, seed=1),
             labels=torch.zeros(SYNTHETIC_TEST_IMAGES, dtype=torch.int64),
-            flip=False,
+            augmentation=Augmentation(),
             shift=0,
         ),
         labeled=False,

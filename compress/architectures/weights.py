@@ -15,10 +15,17 @@ from torchvision import models
 
 from compress.architectures.sources import TIMM, import_timm
 from compress.architectures.spec import WEIGHT_FILES
+from compress.data.preprocess import Inputs, Interpolation
 from compress.errors import CompressError
 from compress.settings import nearest
 
 PRETRAINED = "pretrained"
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "backbone.")
+"""What wrappers put before names: DataParallel, torch.compile, Lightning, this program, others."""
+STATES = ("state_dict", "model_state_dict", "model")
+"""Names of the state dict in a training checkpoint."""
+HEADS = ("fc", "classifier", "head", "heads")
+"""Common names of the classifier, which may be another in the file."""
 NPZ = ".npz"
 
 
@@ -46,22 +53,86 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
     given = _read_file(Path(weights)) if weights.endswith(WEIGHT_FILES) else None
     if given is None:
         given = _download(architecture, weights)
-    # Checkpoints of this program contain the network as a submodule.
-    given = {name.removeprefix("network."): value for name, value in given.items()}
     own = network.state_dict()
+    given = _without_prefixes(given, own)
     missing, foreign = sorted(set(own) - set(given)), sorted(set(given) - set(own))
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or foreign:
+    if not _only_heads(network, missing, foreign):
         raise CompressError(
             f"{weights} belongs to a different network: missing {_some(missing)}; unexpected "
             f"{_some(foreign)}"
         )
-    fitting = {name: value for name, value in given.items() if value.shape == own[name].shape}
+    common = set(given) & set(own)
+    fitting = {name: given[name] for name in common if given[name].shape == own[name].shape}
     network.load_state_dict(fitting, strict=False)
     return [
-        f"{name} ({_shape(given[name])}, the network has {_shape(own[name])})"
-        for name in sorted(set(given) - set(fitting))
+        *(f"{name} (not in the file)" for name in missing),
+        *(
+            f"{name} ({_shape(given[name])}, the network has {_shape(own[name])})"
+            for name in sorted(common - set(fitting))
+        ),
     ]
+
+
+def weights_inputs(architecture: str, weights: str) -> Inputs:
+    """Returns how images must be prepared for pretrained weights, by their own description.
+
+    A file has none: for timm's networks it is that of the network's default weights; for others,
+    ImageNet's usual values.
+
+    Args:
+        architecture: as in a `ModelSpec`.
+        weights: see `load_weights`.
+
+    Raises:
+        CompressError: the weights do not exist.
+    """
+    if weights and architecture.startswith(TIMM):
+        source = import_timm().get_pretrained_cfg(architecture.removeprefix(TIMM))
+        if source is not None:
+            return Inputs(
+                size=source.input_size[-1],
+                crop_pct=source.crop_pct,
+                interpolation=_interpolation(source.interpolation),
+                mean=tuple(source.mean),
+                std=tuple(source.std),
+            )
+    if weights and not weights.endswith(WEIGHT_FILES):
+        preset = _torchvision_weights(architecture, weights).transforms()
+        return Inputs(
+            size=preset.crop_size[0],
+            crop_pct=preset.crop_size[0] / preset.resize_size[0],
+            interpolation=_interpolation(preset.interpolation.value),
+            mean=tuple(preset.mean),
+            std=tuple(preset.std),
+        )
+    return Inputs()
+
+
+def _interpolation(name: str) -> Interpolation:
+    return "bilinear" if name == "bilinear" else "bicubic"
+
+
+def _without_prefixes(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """Removes the prefixes of wrappers, as long as all names have one and more of them fit."""
+    while True:
+        first = next(iter(given), "")
+        prefix = next((prefix for prefix in PREFIXES if first.startswith(prefix)), None)
+        if prefix is None or not all(name.startswith(prefix) for name in given):
+            return given
+        shorter = {name.removeprefix(prefix): value for name, value in given.items()}
+        if len(set(own) & set(given)) >= len(set(own) & set(shorter)) > 0:
+            return given
+        given = shorter
+
+
+def _only_heads(network: nn.Module, missing: list[str], foreign: list[str]) -> bool:
+    """Returns whether network and file differ in the classifier only, which is trained anyway."""
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    heads = {*HEADS, *(name.partition(".")[0] for name in linear[-1:])}
+    return all(name.partition(".")[0] in heads for name in (*missing, *foreign))
 
 
 def _refuse_npz(name: str) -> None:
@@ -97,7 +168,8 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         if isinstance(error, pickle.UnpicklingError):  # torch suggests running it
             reason = "it was not saved by torch.save, or contains more than tensors"
         raise CompressError(f"{path} cannot be read as weights: {reason}") from None
-    state = raw.get("state_dict", raw) if isinstance(raw, dict) else raw
+    keys = [key for key in STATES if isinstance(raw, dict) and isinstance(raw.get(key), dict)]
+    state = raw[keys[0]] if keys else raw
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
@@ -120,14 +192,17 @@ def _download(architecture: str, name: str) -> Mapping[str, Tensor]:
 
 
 def _from_torchvision(architecture: str, name: str) -> Mapping[str, Tensor]:
+    return _fetch(_torchvision_weights(architecture, name).url)
 
+
+def _torchvision_weights(architecture: str, name: str) -> models.Weights:
     try:
         known = models.get_model_weights(architecture)
     except ValueError:
         raise CompressError(f"torchvision has no weights for {architecture!r}") from None
     if name not in known.__members__:
         raise CompressError(f"unknown weights {name!r}; {nearest(name, known.__members__)}")
-    return _fetch(known[name].url)
+    return known[name]
 
 
 def _from_timm(architecture: str, name: str) -> Mapping[str, Tensor]:

@@ -96,19 +96,21 @@ def run(
     """
     from compress.run.recipe import check_stages, load_card, load_recipe
 
-    card, recipe = load_card(model), load_recipe(pipeline, overrides, seed=seed)
+    card = load_card(model)
+    pretrained = bool(card.teacher.weights)
+    recipe = load_recipe(pipeline, overrides, seed=seed, pretrained=pretrained)
     check_stages(recipe, first, last)
     with starting():
         from compress.cli.terminal import print_report
         from compress.data.load import load_data
         from compress.kd.teachers import read_teachers
         from compress.run.folder import claim_run, owned_run
-        from compress.run.runner import run_recipe
+        from compress.run.runner import card_inputs, run_recipe
 
     folder = out or RUNS / run_name(model, data, pipeline)
     with owned_run(folder):
         given = read_teachers(teachers)
-        loaded = load_data(data, recipe.data, seed=recipe.seed)
+        loaded = load_data(data, recipe.data, seed=recipe.seed, inputs=card_inputs(card))
         claim_run(folder, model=model, pipeline=pipeline, data=loaded)
         report = run_recipe(
             card,
@@ -136,18 +138,19 @@ def _first_stage_command(stage: Stage) -> None:
         from compress.cli.options import stage_config
         from compress.run.recipe import load_card, load_recipe
 
-        card, recipe = load_card(model), load_recipe(DEFAULT_PIPELINE)
-        config = stage_config(stage.name, settings)
+        card = load_card(model)
+        recipe = load_recipe(DEFAULT_PIPELINE, pretrained=bool(card.teacher.weights))
+        config = stage_config(stage.name, settings, recipe.settings[stage.name])
         recipe = dataclasses.replace(recipe, stages=(stage.name,), settings={stage.name: config})
         with starting():
             from compress.data.load import load_data
             from compress.run.folder import claim_run, owned_run
-            from compress.run.runner import run_recipe
+            from compress.run.runner import card_inputs, run_recipe
             from compress.run.stages import stage_folder
 
         folder = out or RUNS / run_name(model, data, DEFAULT_PIPELINE)
         with owned_run(folder):
-            loaded = load_data(data, recipe.data, seed=recipe.seed)
+            loaded = load_data(data, recipe.data, seed=recipe.seed, inputs=card_inputs(card))
             claim_run(folder, model=model, pipeline=DEFAULT_PIPELINE, data=loaded)
             first = stage.name if remeasure else None
             run_recipe(card, recipe, loaded, folder, first=first, remeasure=remeasure)
@@ -187,7 +190,7 @@ def _stage_command(stage: Stage) -> None:
     ) -> None:
         from compress.cli.options import stage_config
 
-        config = stage_config(stage.name, settings)
+        config = stage_config(stage.name, settings, stage.config)
         with starting():
             from compress.run.single_stage import run_single_stage
 

@@ -42,13 +42,12 @@ def heading_of(command: str, option: str) -> str:
     return OWN_OPTIONS
 
 
-def stage_config(stage: str, given: Mapping[str, Any]) -> Any:
+def stage_config(stage: str, given: Mapping[str, Any], default: Any) -> Any:
     """Returns a stage's config from options; None leaves the default.
 
     Raises:
         CompressError: a value is out of range.
     """
-    default = STAGES[stage].config
     nested: dict[str, Any] = {}
     for setting in settings_of(default):
         value = given[setting.path[-1]]

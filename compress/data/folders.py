@@ -7,16 +7,25 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from compress.cache import cached
-from compress.data.image import decode_image, range_warning
+from compress.data.config import DataConfig
+from compress.data.image import range_warning
+from compress.data.image_cache import (
+    MULTI_FRAME,
+    UNREADABLE,
+    ImageCache,
+    decode_all,
+    open_image_cache,
+)
+from compress.data.preprocess import Preprocess
 from compress.errors import DataError
 from compress.files import readable_name
 from compress.log import count_of, track
@@ -25,8 +34,6 @@ MAX_UNREADABLE = 0.1
 """Maximum fraction of unreadable images; more indicate a problem with the whole dataset."""
 NAMED = 5
 """Number of files or classes that a message lists; the rest are counted."""
-CHECKED_AT_ONCE = 1024
-"""Images queued for the threads at a time; queuing a million would take gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +44,13 @@ class Listing:
     """Paths relative to the root."""
     labels: Tensor
     """int64 `[n_images]`."""
+    rows: Tensor
+    """int64 `[n_images]`: positions in the image cache."""
 
     def chosen(self, indices: Tensor) -> Listing:
         """Returns the images at the given indices, int64 `[n]`."""
         names = [self.names[index] for index in indices.tolist()]
-        return Listing(names=names, labels=self.labels[indices])
+        return Listing(names=names, labels=self.labels[indices], rows=self.rows[indices])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,8 @@ class Folders:
     """Files with several frames or pages, of which the first is used."""
     digest: str
     """Digest of all paths, sizes, and modification times, and of the skipped files."""
+    cache: ImageCache | None
+    """The decoded images; None if they are decoded when they are needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +79,13 @@ class _Check:
     multi_frame: tuple[int, ...]
 
 
-def read_folders(root: Path) -> Folders:
-    """Lists a dataset and checks that each image can be decoded; the check is cached.
+def read_folders(root: Path, spec: Preprocess, config: DataConfig) -> Folders:
+    """Lists a dataset and decodes each image, into the image cache if there is room.
+
+    Args:
+        root: root folder of the dataset.
+        spec: how images are decoded and shrunk.
+        config: whether to cache images.
 
     Raises:
         DataError: the layout is wrong, or too many images are unreadable.
@@ -90,10 +106,14 @@ def read_folders(root: Path) -> Folders:
             "needed"
         )
     content = hashlib.sha256()
-    listed = {split: _list_split(root, split, class_names, content) for split in splits}
-    names = [name for split in listed.values() for name in split.names]
+    listed: dict[str, Listing] = {}
+    names: list[str] = []
+    for split in splits:
+        listed[split] = _list_split(root, split, class_names, content, len(names))
+        names += listed[split].names
     digest = content.hexdigest()[:32]
-    check = cached(_Check, "folders", digest, lambda: _check(root, names))
+    cache = open_image_cache(root, names, digest, spec, config)
+    check = cached(_Check, "folders", digest, lambda: _check(root, names, spec, cache))
     unreadable = tuple(names[index] for index in check.unreadable)
     if len(unreadable) > MAX_UNREADABLE * len(names):
         raise DataError(
@@ -116,6 +136,7 @@ def read_folders(root: Path) -> Folders:
         unreadable=unreadable,
         multi_frame=tuple(names[index] for index in check.multi_frame),
         digest=hashlib.sha256(json.dumps([digest, unreadable]).encode()).hexdigest()[:32],
+        cache=cache,
     )
 
 
@@ -152,7 +173,7 @@ def _without(listing: Listing, left_out: set[str]) -> Listing:
 
 
 def _list_split(
-    root: Path, split: str, class_names: Sequence[str], content: hashlib._Hash
+    root: Path, split: str, class_names: Sequence[str], content: hashlib._Hash, first: int
 ) -> Listing:
     """Lists a split's images; adds their names, sizes, and modification times to the digest."""
     Image.init()
@@ -173,7 +194,11 @@ def _list_split(
             content.update(os.fsencode(name) + facts.encode())
         names += [name for name, _ in found]
         labels += [label_of[_class_name(folder)]] * len(found)
-    return Listing(names=names, labels=torch.tensor(labels, dtype=torch.int64))
+    return Listing(
+        names=names,
+        labels=torch.tensor(labels, dtype=torch.int64),
+        rows=first + torch.arange(len(names)),
+    )
 
 
 def _class_name(folder: str) -> str:
@@ -196,25 +221,14 @@ def _images_below(root: Path, folder: str, suffixes: Set[str]) -> Iterator[tuple
                 yield name, f"\0{facts.st_size}\0{facts.st_mtime_ns}\n"
 
 
-def _check(root: Path, names: Sequence[str]) -> _Check:
-    """Decodes all images."""
-
-    def checked() -> Iterator[bool | None]:
-        with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while decoding
-            for start in range(0, len(names), CHECKED_AT_ONCE):
-                few = names[start : start + CHECKED_AT_ONCE]
-                yield from pool.map(lambda name: _has_more_frames(root / name), few)
-
-    results = list(track(checked(), "checking images", total=len(names)))
+def _check(root: Path, names: Sequence[str], spec: Preprocess, cache: ImageCache | None) -> _Check:
+    """Finds unreadable and multi-frame images; decodes all images unless they are cached."""
+    if cache is None:
+        decoded = track(decode_all(root, names, spec), "checking images", total=len(names))
+        flags = np.array([flag for _, flag in decoded])
+    else:
+        flags = cache.flags
     return _Check(
-        unreadable=tuple(index for index, result in enumerate(results) if result is None),
-        multi_frame=tuple(index for index, result in enumerate(results) if result),
+        unreadable=tuple(np.flatnonzero(flags == UNREADABLE).tolist()),
+        multi_frame=tuple(np.flatnonzero(flags == MULTI_FRAME).tolist()),
     )
-
-
-def _has_more_frames(path: Path) -> bool | None:
-    """Returns whether a file has several frames; None if it cannot be read."""
-    try:
-        return decode_image(path, "RGB").has_more_frames
-    except DataError:
-        return None

@@ -16,12 +16,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from compress.cache import cached
+from compress.data.augment import Augmentation
 from compress.data.config import DataConfig
 from compress.data.copies import copied_files, copied_images
 from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
 from compress.data.folders import Listing, folder_warnings, read_folders
 from compress.data.names import DATASETS, FOLDER_PREFIX
-from compress.data.preprocess import Preprocess
+from compress.data.preprocess import Inputs, Preprocess
 from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_split
 from compress.distributed import processes_here
 from compress.errors import CompressError, DataError
@@ -29,13 +30,12 @@ from compress.host import allowed_cores
 from compress.log import count_of, say, warn_once
 from compress.settings import nearest
 
-FOLDER_SIZE = 224
-RESIZE_TO_CROP = 256 / 224
-"""Ratio of resized short side to crop, as is common for evaluating ImageNet models."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CHANGE_NO_IMAGE = ("threads", "cache", "cache_gb")
+"""Settings that are not part of a dataset's fingerprint."""
 DIGITS_SIZE = 16
 """The 8 px digits are upsampled by 2, since most networks downsample by 32."""
 DIGITS_TEST_SHARE = 0.2
+IMAGENET_INPUTS = Inputs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,17 @@ class Data:
     """Changes with the images and the splits, but not with size or augmentation."""
 
 
-def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
+def load_data(
+    name: str, config: DataConfig, *, seed: int, inputs: Inputs = IMAGENET_INPUTS
+) -> Data:
     """Loads a dataset.
 
     Args:
         name: one of `DATASETS`.
         config: splits, size, and augmentation.
         seed: random seed of the splits.
+        inputs: how the network wants images from folders; datasets in memory have their own
+            size, mean, and deviation.
 
     Raises:
         DataError: the dataset is unavailable, or not laid out as expected.
@@ -74,7 +78,7 @@ def load_data(name: str, config: DataConfig, *, seed: int) -> Data:
         data = _digits(config, seed)
     elif name.startswith(FOLDER_PREFIX):
         root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve()
-        data = _image_folder(root, config, seed)
+        data = _image_folder(root, config, seed, inputs)
     else:
         folder = Path(name).expanduser().is_dir()
         hint = f"did you mean {FOLDER_PREFIX}{name}?" if folder else nearest(name, DATASETS)
@@ -125,7 +129,7 @@ def _fashion_mnist(config: DataConfig, seed: int) -> Data:
         class_names=CLASS_NAMES,
         train=(train_images, train_labels.long()),
         test=(test_images, test_labels.long()),
-        flip=config.flip != "off",
+        flip=True,
         moments=((0.2860,), (0.3530,)),
         content=",".join(SHA256.values()),
         config=config,
@@ -146,7 +150,7 @@ def _digits(config: DataConfig, seed: int) -> Data:
         class_names=tuple(str(digit) for digit in range(10)),
         train=(images[rest], labels[rest]),
         test=(images[test], labels[test]),
-        flip=config.flip == "on",
+        flip=False,
         moments=((0.3052,), (0.3760,)),
         content=hashlib.sha256(images.numpy().tobytes()).hexdigest(),
         config=config,
@@ -166,26 +170,47 @@ def _in_memory(
     config: DataConfig,
     seed: int,
 ) -> Data:
-    """Builds the splits of a grayscale set in memory; images are uint8 `[n, side, side]`."""
+    """Builds the splits of a grayscale set in memory.
+
+    Images are uint8 `[n, side, side]`; `flip` is what `config.flip = "auto"` means for them.
+    """
 
     def split(images: Tensor, labels: Tensor) -> TensorSplit:
         resized = _resized(images[:, None], config.size)
-        return TensorSplit(images=resized, labels=labels, flip=flip, shift=config.shift)
+        return TensorSplit(
+            images=resized,
+            labels=labels,
+            augmentation=_augmentation(config, flip=flip),
+            shift=0 if config.augment == "none" else config.shift,
+        )
 
     images, labels = train
     kept, held_out = stratified_split(labels, config.validation, seed)
     side = config.size or images.shape[-1]
     mean, std = moments
+    preprocess = Preprocess(size=side, resize=side, channels=1, mean=mean, std=std)
     return Data(
         name=name,
         config=config,
         class_names=class_names,
-        preprocess=Preprocess(size=side, resize=side, channels=1, mean=mean, std=std),
+        preprocess=preprocess,
         train=split(images[kept], labels[kept]),
         validation=split(images[held_out], labels[held_out]),
         test=split(*test),
-        fingerprint=_fingerprint(content, config, seed),
+        fingerprint=_fingerprint(content, config, seed, preprocess),
         split_fingerprint=_split_fingerprint(content, _split_rule(config, seed)),
+    )
+
+
+def _augmentation(config: DataConfig, *, flip: bool) -> Augmentation:
+    """Returns the augmentation of training images; `flip` is what `auto` means."""
+    automatic = flip and config.augment != "none"
+    return Augmentation(
+        policy=config.augment,
+        flip=config.flip == "on" or (config.flip == "auto" and automatic),
+        vertical_flip=config.vertical_flip,
+        rotate=config.rotate,
+        erasing=config.erasing,
     )
 
 
@@ -199,26 +224,21 @@ def _resized(images: Tensor, size: int) -> Tensor:
     )
 
 
-def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
-    folders = read_folders(root)
+def _image_folder(root: Path, config: DataConfig, seed: int, inputs: Inputs) -> Data:
+    preprocess = inputs.preprocess(config.size)
+    folders = read_folders(root, preprocess, config)
     for warning in folder_warnings(folders):
         warn_once(f"warning: {warning}")
-    size = config.size or FOLDER_SIZE
-    preprocess = Preprocess(
-        size=size,
-        resize=round(size * RESIZE_TO_CROP),
-        channels=3,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    )
 
     def split(listed: Listing) -> FolderSplit:
         return FolderSplit(
             root=root,
             names=listed.names,
             labels=listed.labels,
+            rows=listed.rows,
+            cache=folders.cache,
             preprocess=preprocess,
-            flip=config.flip != "off",
+            augmentation=_augmentation(config, flip=True),
             min_scale=config.min_scale,
             threads=config.threads or max(1, allowed_cores() // processes_here()),
         )
@@ -242,14 +262,16 @@ def _image_folder(root: Path, config: DataConfig, seed: int) -> Data:
         train=split(train),
         validation=split(held_out),
         test=split(test),
-        fingerprint=_fingerprint(folders.digest, config, seed),
+        fingerprint=_fingerprint(folders.digest, config, seed, preprocess),
         split_fingerprint=_split_fingerprint(folders.digest, split_rule),
     )
 
 
-def _fingerprint(content: str, config: DataConfig, seed: int) -> str:
+def _fingerprint(content: str, config: DataConfig, seed: int, preprocess: Preprocess) -> str:
     facts = {**dataclasses.asdict(config), "seed": seed, "content": content}
-    del facts["threads"]  # the number of threads changes no image
+    facts |= {"resize": preprocess.resize, "interpolation": preprocess.interpolation}
+    for setting in CHANGE_NO_IMAGE:
+        del facts[setting]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

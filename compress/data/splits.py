@@ -19,11 +19,19 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from compress.data.augment import random_flip, random_resized_crop
+from compress.data.augment import Augmentation, augment, erase, random_resized_crop
 from compress.data.image import read_image
-from compress.data.preprocess import Preprocess, channels_first, preprocess_image
+from compress.data.image_cache import ImageCache
+from compress.data.preprocess import (
+    Preprocess,
+    center_crop,
+    channels_first,
+    preprocess_image,
+    shrink,
+)
 from compress.distributed import device
 
 AHEAD = 2
@@ -79,12 +87,12 @@ class Split(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSplit:
-    """A small split in memory; augmented by flips and shifts, a batch at a time."""
+    """A small split in memory; flips and shifts are made a batch at a time."""
 
     images: Tensor
     """uint8 `[n_images, channels, size, size]`."""
     labels: Tensor
-    flip: bool
+    augmentation: Augmentation
     shift: int
     """Maximum shift in pixels."""
 
@@ -100,25 +108,42 @@ class TensorSplit:
     ) -> Iterator[Batch]:
         """See `Split.batches`."""
         order = torch.arange(len(self)) if order is None else order
-        augment = None if view is None else self._augmentation(view)
+        change = None if view is None else self._augmentation(view)
         for index in order.split(batch_size):
             images = self.images[index]
-            if augment is not None:
-                images = augment(images, index)
+            if change is not None:
+                images = change(images, index)
             yield Batch(images=images, labels=self.labels[index], index=index)
 
     def _augmentation(self, view: View) -> Callable[[Tensor, Tensor], Tensor]:
         generator, n = view.generator(), len(self)
-        mirrored = torch.rand(n, generator=generator) < (0.5 if self.flip else 0.0)
+        flip = self.augmentation.flip
+        mirrored = torch.rand(n, generator=generator) < (0.5 if flip else 0.0)
         top, left = torch.randint(0, 2 * self.shift + 1, (2, n), generator=generator)
         device = self.images.device  # drawn on the CPU for the same views on every device
         mirrored, top, left = mirrored.to(device), top.to(device), left.to(device)
 
-        def augment(images: Tensor, index: Tensor) -> Tensor:
-            images = torch.where(mirrored[index, None, None, None], images.flip(3), images)
-            return shifted_crop(images, top[index], left[index], margin=self.shift)
+        others = dataclasses.replace(self.augmentation, flip=False)
 
-        return augment
+        def change(images: Tensor, index: Tensor) -> Tensor:
+            images = torch.where(mirrored[index, None, None, None], images.flip(3), images)
+            images = shifted_crop(images, top[index], left[index], margin=self.shift)
+            if not others.does_something:
+                return images
+            pairs = zip(images.cpu(), index.tolist(), strict=True)
+            changed = [_augmented(one, others, view.generator(item)) for one, item in pairs]
+            return torch.stack(changed).to(device)
+
+        return change
+
+
+def _augmented(image: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Augments an image, uint8 `[channels, size, size]`."""
+    gray = len(image) == 1
+    changed = augment(
+        Image.fromarray((image[0] if gray else image.permute(1, 2, 0)).numpy()), how, generator
+    )
+    return erase(torch.from_numpy(channels_first(changed).copy()), how.erasing, generator)
 
 
 def shifted_crop(images: Tensor, top: Tensor, left: Tensor, *, margin: int) -> Tensor:
@@ -157,8 +182,11 @@ class FolderSplit:
     names: Sequence[str]
     """Paths relative to the root; strings take a tenth of the memory of `Path`s."""
     labels: Tensor
+    rows: Tensor
+    """int64 `[n_images]`: positions in the cache."""
+    cache: ImageCache | None
     preprocess: Preprocess
-    flip: bool
+    augmentation: Augmentation
     min_scale: float
     threads: int
 
@@ -192,14 +220,23 @@ class FolderSplit:
 
     def image(self, index: int, view: View | None) -> Tensor:
         """Returns one image as uint8 `[channels, size, size]`."""
-        image = read_image(self.root / self.names[index], self.preprocess.mode)
+        image = self._decoded(index)
         if view is None:
             return torch.from_numpy(preprocess_image(image, self.preprocess))
-        generator = view.generator(index)
-        image = random_resized_crop(image, self.preprocess.size, self.min_scale, generator)
-        if self.flip:
-            image = random_flip(image, generator)
-        return torch.from_numpy(channels_first(image).copy())
+        how, generator = self.augmentation, view.generator(index)
+        if how.policy == "none":
+            image = center_crop(image, self.preprocess)
+        else:
+            image = random_resized_crop(image, self.preprocess.size, self.min_scale, generator)
+        image = augment(image, how, generator)
+        return erase(torch.from_numpy(channels_first(image).copy()), how.erasing, generator)
+
+    def _decoded(self, index: int) -> Image.Image:
+        """Returns an image, shrunk: the same with and without a cache."""
+        if self.cache is not None:
+            return self.cache.image(int(self.rows[index]))
+        spec, path = self.preprocess, self.root / self.names[index]
+        return shrink(read_image(path, spec.mode, short_side=spec.resize), spec)
 
 
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

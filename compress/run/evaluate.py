@@ -14,7 +14,7 @@ from compress.checkpoint import is_checkpoint, load_checkpoint
 from compress.data.config import DataConfig
 from compress.data.image import decode_image
 from compress.data.load import load_data
-from compress.data.preprocess import preprocess_image
+from compress.data.preprocess import inputs_of, preprocess_image
 from compress.errors import CompressError, DataError
 from compress.files import printable
 from compress.host import Host, describe_host
@@ -63,7 +63,8 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
         config = parse(config, step.data_config, section="data")
     if name is None:
         raise CompressError(f"{path} is not in a checkpoint; specify the dataset with --data")
-    loaded = load_data(name, dataclasses.replace(config, size=facts.preprocess.size), seed=seed)
+    sized = dataclasses.replace(config, size=facts.preprocess.size)
+    loaded = load_data(name, sized, seed=seed, inputs=inputs_of(facts.preprocess))
     if loaded.class_names != facts.class_names:
         raise CompressError(
             f"{path} has the classes {', '.join(facts.class_names)}; {loaded.name} has "
@@ -157,7 +158,7 @@ def predict_images(
     session = open_session(file, threads=1)
     for path in images:
         try:
-            decoded = decode_image(path, facts.preprocess.mode)
+            decoded = decode_image(path, facts.preprocess.mode, short_side=facts.preprocess.resize)
         except DataError as error:
             yield path, str(error)
             continue

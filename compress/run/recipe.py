@@ -20,6 +20,7 @@ from compress.files import parse_toml, read_text
 from compress.measure.config import MeasureConfig
 from compress.run.stages import STAGES
 from compress.settings import FileName, nearest, parse, settings_of, shown
+from compress.teacher.config import FINETUNE
 
 MAX_SEED = 2**63 - 1
 """Largest seed that torch accepts."""
@@ -40,6 +41,9 @@ class Network:
     weights: FileName = ""
     """Initial weights: a torchvision weights name, or a .safetensors or .pth file, relative to the
     card. Used for the teacher only."""
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """Overrides of what the teacher's weights say about images in folders: `size`, `crop_pct`,
+    `interpolation`, `mean`, `std`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +149,20 @@ def check_stages(recipe: Recipe, first: str | None, last: str | None) -> None:
         raise CompressError(f"--from {first} comes after --until {last}")
 
 
-def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = None) -> Recipe:
+def load_recipe(
+    name: str,
+    overrides: Iterable[str] = (),
+    *,
+    seed: int | None = None,
+    pretrained: bool = False,
+) -> Recipe:
     """Reads a recipe by name, or from a .toml file by path.
 
     Args:
         name: name or path of the recipe.
         overrides: settings to replace, as `section.key=value`.
         seed: random seed; None: the recipe's.
+        pretrained: whether the card names weights: the teacher's defaults are then for fine-tuning.
 
     Raises:
         CompressError: there is no such recipe, or a setting is unknown or out of range.
@@ -163,7 +174,8 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, seed: int | None = 
         )
     stages = _check_order(raw.get("stages", list(STAGES)), name)
     sections = {}
-    for section, default in DEFAULTS.items():
+    defaults = DEFAULTS | {"teacher": FINETUNE} if pretrained else DEFAULTS
+    for section, default in defaults.items():
         if not isinstance(given := raw.get(section, {}), Mapping):
             raise CompressError(
                 f"recipe {name}: {section} must be a table of settings, got {shown(given)}"

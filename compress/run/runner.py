@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from compress.architectures.build import SMALL_IMAGE, build
 from compress.architectures.sources import user_code
 from compress.architectures.spec import ModelSpec
+from compress.architectures.weights import weights_inputs
 from compress.cache import measuring_for, now
 from compress.checkpoint import (
     MODEL_FILE,
@@ -24,6 +28,7 @@ from compress.checkpoint import (
     write_checkpoint,
 )
 from compress.data.load import Data, load_data
+from compress.data.preprocess import Inputs, inputs_of
 from compress.errors import CompressError
 from compress.files import write_json, write_text
 from compress.kd.context import Context
@@ -208,7 +213,7 @@ def _done_before(request: Request, key: str) -> Checkpoint | None:
     report = read_stage_report(folder)
     say(f"{request.stage}: already done, top-1 {report.top1:.2f} %", style="bold")
     if _measured_otherwise(report, request.measure):
-        how = dataclasses.asdict(request.measure)
+        how = asdict(request.measure)
         say(f"  measuring again: {', '.join(f'{name} {value}' for name, value in how.items())}")
         kept = ("parameters", "macs", "seconds", "findings", "measurements", "result")
         facts = {name: getattr(report, name) for name in kept}
@@ -223,6 +228,21 @@ def _announce(request: Request) -> None:
     say(f"{request.stage}: {settings}", style="bold")
     if request.folder.exists() and any(request.folder.iterdir()):
         say(f"  will replace {request.folder}, made {difference(request.folder, request)}")
+
+
+def card_inputs(card: ModelCard) -> Inputs:
+    """Returns how the card's teacher wants its images: as its weights, unless the card overrides.
+
+    Raises:
+        CompressError: the weights are unknown, or an override is wrong.
+    """
+    described = weights_inputs(card.teacher.architecture, card.teacher.weights)
+    try:
+        return TypeAdapter(Inputs).validate_python(asdict(described) | card.teacher.inputs)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(map(str, ("teacher", "inputs", *problem["loc"])))
+        raise CompressError(f"{name}: {problem['msg']}") from None
 
 
 def model_spec(network: Network, data: Data) -> ModelSpec:
@@ -242,11 +262,11 @@ def model_spec(network: Network, data: Data) -> ModelSpec:
 
 
 def _resized_for(teacher: Teacher, data: Data, seed: int) -> Data:
-    """Returns the dataset at the teacher's image size."""
-    size = teacher.preprocess.size
-    if size == data.preprocess.size:
+    """Returns the dataset with the teacher's preprocessing."""
+    if teacher.preprocess == data.preprocess:
         return data
-    return load_data(data.name, dataclasses.replace(data.config, size=size), seed=seed)
+    sized = dataclasses.replace(data.config, size=teacher.preprocess.size)
+    return load_data(data.name, sized, seed=seed, inputs=inputs_of(teacher.preprocess))
 
 
 def _finished(folder: Path, key: str) -> Checkpoint | None:
@@ -292,4 +312,4 @@ def _measure(
 
 
 def _measured_otherwise(report: StageReport, config: MeasureConfig) -> bool:
-    return any(getattr(report, name) != how for name, how in dataclasses.asdict(config).items())
+    return any(getattr(report, name) != how for name, how in asdict(config).items())

@@ -10,6 +10,7 @@ from compress.cache import now
 from compress.checkpoint import Checkpoint, find_origin, is_checkpoint, load_checkpoint
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
+from compress.data.preprocess import inputs_of
 from compress.errors import CompressError
 from compress.kd.teachers import read_teachers
 from compress.log import say, warn
@@ -131,4 +132,5 @@ def data_of(checkpoint: Checkpoint) -> Data:
     """Loads a checkpoint's dataset."""
     step = checkpoint.description.step
     config = parse(DataConfig(), step.data_config, section="data")
-    return load_data(step.data, config, seed=step.seed)
+    inputs = inputs_of(checkpoint.description.spec.preprocess)
+    return load_data(step.data, config, seed=step.seed, inputs=inputs)

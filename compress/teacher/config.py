@@ -10,7 +10,7 @@ from compress.train.config import MUON, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Train the teacher, or use pretrained weights as they are (0 epochs)."""
+    """Train or fine-tune the teacher, or use pretrained weights as they are (0 epochs)."""
 
     train: TrainConfig = field(
         default=dataclasses.replace(
@@ -23,3 +23,9 @@ class TeacherConfig:
             start_size=0.5,
         )
     )
+
+
+FINETUNE = TeacherConfig(
+    train=TrainConfig(epochs=6, min_steps=300, batch_size=32, lr=0.01, warmup=0.3)
+)
+"""Defaults if the card names pretrained weights."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
-from compress.architectures.weights import load_weights
+from compress.architectures.weights import load_weights, weights_inputs
 from compress.data.load import Data
 from tests.conftest import student_spec, torchvision_spec
 
@@ -70,3 +70,45 @@ def test_numpy_archives_are_refused_with_the_remedy(digits: Data) -> None:
     model = build(torchvision_spec("resnet18", digits))
     with pytest.raises(ValueError, match=r"^vit\.npz is a NumPy archive.*timm\.create_model.*pth"):
         load_weights(model.network, "timm:vit_tiny_patch16_224", "vit.npz")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.backbone.", "_orig_mod.module.", "network."])
+def test_prefixes_of_wrappers_are_removed(digits: Data, tmp_path: Path, prefix: str) -> None:
+    spec = student_spec(digits)
+    source, target = build(spec).network, build(spec).network
+    state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
+    torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "weights.pth")
+    assert load_weights(target, spec.architecture, str(tmp_path / "weights.pth")) == []
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], tensor)
+
+
+def test_another_head_is_left_out_and_listed(digits: Data, tmp_path: Path) -> None:
+    """A fine-tuned network often has a new classifier, with names of its own."""
+    source = build(student_spec(digits)).network
+    target = build(student_spec(digits)).network
+    state = source.state_dict()
+    head = {f"fc.{name.replace('fc.', '1.')}": state.pop(name) for name in ("fc.weight", "fc.bias")}
+    torch.save(state | head, tmp_path / "weights.pth")
+    left_out = load_weights(target, "scaled_resnet", str(tmp_path / "weights.pth"))
+    assert left_out == ["fc.bias (not in the file)", "fc.weight (not in the file)"]
+    assert torch.equal(target.get_parameter("conv1.weight"), source.get_parameter("conv1.weight"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "weights", "expected"),
+    [
+        ("resnet50", "IMAGENET1K_V1", (224, 256, "bilinear", 0.485)),
+        ("resnet50", "IMAGENET1K_V2", (224, 232, "bilinear", 0.485)),
+        ("efficientnet_b3", "IMAGENET1K_V1", (300, 320, "bicubic", 0.485)),
+        ("timm:tf_efficientnet_lite0", "pretrained", (224, 256, "bicubic", 0.5)),
+        ("timm:convnext_tiny.fb_in22k", "own.safetensors", (224, 256, "bicubic", 0.485)),
+        ("resnet18", "own.pth", (224, 256, "bilinear", 0.485)),
+        ("resnet18", "", (224, 256, "bilinear", 0.485)),
+    ],
+)
+def test_inputs_are_those_that_the_weights_describe(
+    architecture: str, weights: str, expected: tuple[int, int, str, float]
+) -> None:
+    spec = weights_inputs(architecture, weights).preprocess(0)
+    assert (spec.size, spec.resize, spec.interpolation, spec.mean[0]) == expected

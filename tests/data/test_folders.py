@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from PIL import Image
 
 from compress.data.config import DataConfig
-from compress.data.folders import read_folders
+from compress.data.folders import Folders, read_folders
 from compress.data.load import Data, load_data
+from compress.data.preprocess import Inputs
 from compress.data.splits import FolderSplit, View
 from compress.errors import DataError
 from compress.files import cache_folder
@@ -34,6 +36,10 @@ def photos(tmp_path: Path) -> Path:
     root = tmp_path / "photos"
     write_images(root, {"train": 20, "val": 4, "test": 6}, ("blue", "green"))
     return root
+
+
+def read(root: Path) -> Folders:
+    return read_folders(root, Inputs().preprocess(32), DataConfig())
 
 
 def load(root: Path) -> Data:
@@ -81,7 +87,7 @@ def test_a_few_unreadable_images_are_left_out_by_name(
     truncated = photos / "train" / "green" / "1.jpg"
     truncated.write_bytes(truncated.read_bytes()[:200])
     for _ in range(2):  # the second time from the cache
-        folders = read_folders(photos)
+        folders = read(photos)
         assert folders.unreadable == ("train/blue/broken.png", "train/green/1.jpg")
         assert len(folders.splits["train"].names) == 39
 
@@ -89,9 +95,9 @@ def test_a_few_unreadable_images_are_left_out_by_name(
 def test_unreadable_images_stay_out_after_the_folder_is_moved(photos: Path) -> None:
     broken = photos / "train" / "blue" / "9.jpg"
     broken.write_bytes(b"not an image")
-    before = read_folders(photos)
+    before = read(photos)
     moved = photos.rename(photos.parent / "elsewhere")
-    after = read_folders(moved)
+    after = read(moved)
     assert after.unreadable == ("train/blue/9.jpg",)
     assert len(after.splits["train"].names) == 39
     assert after.digest == before.digest
@@ -106,17 +112,18 @@ def test_the_digest_says_which_images_are_left_out(photos: Path) -> None:
         os.utime(listed, ns=(times.st_atime_ns, times.st_mtime_ns))
         for cached in (cache_folder() / "folders").glob("*.json"):
             cached.unlink()
-        digests.append(read_folders(photos).digest)
+        shutil.rmtree(cache_folder() / "images")
+        digests.append(read(photos).digest)
     assert digests[0] == digests[2] != digests[1]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"unreadable": 3}', '{"unreadable": [0]}'])
 def test_a_damaged_cache_is_made_again(photos: Path, content: str) -> None:
     (photos / "train" / "blue" / "broken.png").write_bytes(b"not an image")
-    before = read_folders(photos)
+    before = read(photos)
     for cached in (cache_folder() / "folders").glob("*.json"):
         cached.write_text(content)
-    after = read_folders(photos)
+    after = read(photos)
     assert after.unreadable == before.unreadable == ("train/blue/broken.png",)
     assert after.digest == before.digest
 
@@ -134,10 +141,10 @@ def test_more_than_a_tenth_of_unreadable_images_is_an_error(photos: Path) -> Non
     paths = sorted((photos / "train" / "blue").iterdir())
     for path in paths[:6]:
         path.write_bytes(b"not an image")
-    assert len(read_folders(photos).unreadable) == 6
+    assert len(read(photos).unreadable) == 6
     paths[6].write_bytes(b"not an image")
     with pytest.raises(DataError, match="7 of 60 images .* cannot be read"):
-        read_folders(photos)
+        read(photos)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +162,13 @@ def test_a_wrong_layout_is_explained(tmp_path: Path, folders: list[str], part: s
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
     with pytest.raises(DataError) as caught:
-        read_folders(tmp_path)
+        read(tmp_path)
     assert part in str(caught.value)
 
 
 def test_a_missing_folder_is_explained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        read_folders(tmp_path / "nowhere")
+        read(tmp_path / "nowhere")
 
 
 def test_class_folders_in_either_unicode_form_are_one_class(photos: Path) -> None:
@@ -173,7 +180,7 @@ def test_class_folders_in_either_unicode_form_are_one_class(photos: Path) -> Non
     (photos / "train" / decomposed).mkdir()
     moved = photos / "train" / composed / "0.png"
     moved.rename(photos / "train" / decomposed / "other.png")
-    folders = read_folders(photos)
+    folders = read(photos)
     assert folders.class_names == (composed, "green")
     train = folders.splits["train"]
     assert train.labels.tolist() == [0] * 20 + [1] * 20

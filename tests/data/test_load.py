@@ -94,7 +94,7 @@ def test_digits_are_mirrored_only_on_demand(
 ) -> None:
     data = load_data("digits", DataConfig(flip=flip), seed=0)
     assert isinstance(data.train, TensorSplit)
-    assert data.train.flip == flipped
+    assert data.train.augmentation.flip == flipped
     assert (data.preprocess.size, len(data.class_names)) == (16, 10)
     assert (len(data.test), len(data.train) + len(data.validation)) == (359, 1438)
 

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from compress.data.augment import Augmentation
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.data.splits import (
@@ -58,8 +60,8 @@ def test_digits_are_not_mirrored_but_clothes_may_be() -> None:
     one[..., 0] = 255
     labels = torch.zeros(64, dtype=torch.int64)
     view = View(seed=0, number=0)
-    still = TensorSplit(images=one, labels=labels, flip=False, shift=0)
-    mirrored = TensorSplit(images=one, labels=labels, flip=True, shift=0)
+    still = TensorSplit(images=one, labels=labels, augmentation=Augmentation(), shift=0)
+    mirrored = dataclasses.replace(still, augmentation=Augmentation(flip=True))
     assert torch.equal(next(iter(still.batches(64, view=view))).images, one)
     share = (next(iter(mirrored.batches(64, view=view))).images[:, 0, 0, 3] == 255).float().mean()
     assert 0.3 < share < 0.7
@@ -128,7 +130,9 @@ def test_an_image_damaged_after_the_check_is_told_in_a_line(tmp_path: Path, thre
             (tmp_path / split / name).mkdir(parents=True)
             for number in range(10):
                 Image.new("L", (20, 20), 99).save(tmp_path / split / name / f"{number}.png")
-    data = load_data(f"imagefolder:{tmp_path}", DataConfig(size=16, threads=threads), seed=0)
+    data = load_data(
+        f"imagefolder:{tmp_path}", DataConfig(size=16, threads=threads, cache=False), seed=0
+    )
     damaged = tmp_path / "train" / "a" / "3.png"
     damaged.write_text("not an image")
     with pytest.raises(DataError) as caught:

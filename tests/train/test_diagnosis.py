@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compress.architectures.build import Classifier, build
+from compress.data.augment import Augmentation
 from compress.data.load import Data
 from compress.data.splits import TensorSplit
 from compress.run.stages import STAGES
@@ -66,7 +67,8 @@ def test_too_few_images_are_overfitted(digits: Data, tmp_path: Path) -> None:
     assert isinstance(train_split, TensorSplit)
     labels = train_split.labels[:40].clone()
     labels[::2] = labels[::2].roll(1)
-    few = replace(train_split, images=train_split.images[:40], labels=labels, flip=False, shift=0)
+    plain = replace(train_split, augmentation=Augmentation(), shift=0)
+    few = replace(plain, images=train_split.images[:40], labels=labels)
     data = replace(digits, train=few)
     history = trained(data, tmp_path, replace(CONFIG, epochs=40, batch_size=20, lr=0.1))
     assert history[-1].train_top1 > 95

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress.data.augment import Augmentation
 from compress.data.load import Data
 from compress.data.splits import TensorSplit, View
 from compress.train.config import TrainConfig
@@ -36,7 +37,7 @@ class Linear(nn.Module):
 def plain(digits: Data) -> Data:
     """Without augmentation."""
     assert isinstance(digits.train, TensorSplit)
-    return replace(digits, train=replace(digits.train, flip=False, shift=0))
+    return replace(digits, train=replace(digits.train, augmentation=Augmentation(), shift=0))
 
 
 def trained(

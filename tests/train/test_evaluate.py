@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress.data.augment import Augmentation
 from compress.data.load import Data
 from compress.data.splits import TensorSplit
 from compress.train.evaluate import evaluate, evaluation_batch, first_images
@@ -45,7 +46,8 @@ def test_a_sample_has_all_classes(digits: Data) -> None:
 def test_batches_of_large_images_are_small(size: int, batch: int) -> None:
     images = torch.zeros(1, 3, size, size, dtype=torch.uint8)
     labels = torch.zeros(1, dtype=torch.int64)
-    assert evaluation_batch(TensorSplit(images=images, labels=labels, flip=False, shift=0)) == batch
+    split = TensorSplit(images=images, labels=labels, augmentation=Augmentation(), shift=0)
+    assert evaluation_batch(split) == batch
 
 
 def test_first_images_are_in_order_and_not_augmented(digits: Data) -> None:
