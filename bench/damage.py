@@ -1,7 +1,5 @@
 """Ways to damage files: bytes, JSON and TOML, safetensors, ONNX; all follow from a seed."""
 
-from __future__ import annotations
-
 import copy
 import json
 import random

@@ -14,8 +14,6 @@ Writes bench/results/distill_CARD_EPOCHS_epochs.json, where results of other var
 page.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import statistics

@@ -8,8 +8,6 @@ peak of memory. Then lists sets of up to 200,000 small files. Writes bench/resul
 a page.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -10,8 +10,6 @@ fault, as are a death of the child, more than `CASE_S` seconds, and more memory 
 states. Writes bench/results/fuzz.json.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import json
 import os

@@ -6,8 +6,6 @@ OpenMP reads its settings once, so each setting has a process of its own; these 
 Writes bench/results/train_speed_neighbor.json and a page.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import statistics
@@ -19,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +99,7 @@ class Trainer:
         assert self._process.stdout is not None
         return float(self._process.stdout.readline())
 
-    def __enter__(self) -> Trainer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

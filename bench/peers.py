@@ -4,8 +4,6 @@ This file is also the program of those processes, `python bench/peers.py TOOL SO
 and runs where `compress` is not installed: only the function that needs a library imports it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

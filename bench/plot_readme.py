@@ -5,8 +5,6 @@
 Reads bench/results/resnet18-fashion-mnist.json and writes docs/resnet18-fashion-mnist.svg.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from matplotlib import rc_context

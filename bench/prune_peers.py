@@ -9,8 +9,6 @@ takes nearly two hours on 2 cores.
 Writes bench/results/prune_peers.json, where the results of other variants stay, and a page.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import shlex

@@ -7,8 +7,6 @@ Same float ONNX file, same calibration images, same scoring; latencies interleav
 bench/results/ptq_peers.json, where the results of other networks stay, and prints the tables.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 import tempfile

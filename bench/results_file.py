@@ -1,7 +1,5 @@
 """Results files of the benches: one row a variant, the newest one; and pages made from them."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterable, Sequence

@@ -8,8 +8,6 @@ undisturbed run's, bit for bit, no finished stage may have been made twice, and 
 the run's folder must still be there. Writes bench/results/torture.json.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -9,8 +9,6 @@ it, and as PyTorch runs by itself. Writes bench/results/train_speed.json and a p
 see bench/neighbor.py.
 """
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import statistics

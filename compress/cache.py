@@ -5,8 +5,6 @@ whose repeats differ too much is used by the current stage only. A stage also ke
 its working folder: after an interruption, it continues with the same values to the same result.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

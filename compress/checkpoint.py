@@ -4,8 +4,6 @@ A stage starts from a `Checkpoint`, or from a `NewNetwork`, and returns a `Produ
 the next checkpoint.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -10,8 +10,6 @@ torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, and MASTER_PORT
 same paths on all machines.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

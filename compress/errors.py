@@ -9,8 +9,6 @@
 Any other exception is a bug: exit code 1, with the traceback in a file.
 """
 
-from __future__ import annotations
-
 
 class CompressError(ValueError):
     """A user error; the message says what is wrong, what is allowed, and what to do.

@@ -1,7 +1,5 @@
 """The cache folder, atomic writes, and checked reading of text, JSON, and TOML."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import hashlib

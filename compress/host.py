@@ -1,7 +1,5 @@
 """Properties of this machine, and the limits that control groups (containers) set."""
 
-from __future__ import annotations
-
 import math
 import os
 import platform

@@ -1,7 +1,5 @@
 """Progress, messages, and warnings, on standard error so that results can be piped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache

@@ -1,7 +1,5 @@
 """Writes and reads ONNX files that map uint8 images to logits, with classes and preprocessing."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,21 +1,23 @@
-"""Settings: frozen dataclasses whose fields carry their range and help text.
+"""Settings: frozen dataclasses whose fields carry their range; the docstring below is their help.
 
 A stage's settings are one dataclass, from which TOML validation and command-line options are
 derived. Neither this module nor the config dataclasses import torch, so `--help` is fast.
 """
 
-from __future__ import annotations
-
+import ast
 import dataclasses
 import difflib
+import functools
+import inspect
+import itertools
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import PlainValidator, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
 
 from compress.errors import CompressError
 from compress.files import check_plain
@@ -84,14 +86,16 @@ class Setting:
 def settings_of(config: object, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
     """Yields all settings of a config instance, with its values as defaults."""
     hints = typing.get_type_hints(type(config), include_extras=True)
+    texts = _help_texts(type(config))
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
         path = (*prefix, field.name)
         if dataclasses.is_dataclass(value):
             yield from settings_of(value, path)
             continue
-        annotation, *extras = typing.get_args(hints[field.name])
-        info = next(extra for extra in extras if isinstance(extra, FieldInfo))
+        hint, info = hints[field.name], Field()
+        if typing.get_origin(hint) is Annotated:
+            hint, info = typing.get_args(hint)
         bounds = {
             key: getattr(item, key)
             for item in info.metadata
@@ -100,11 +104,24 @@ def settings_of(config: object, prefix: tuple[str, ...] = ()) -> Iterator[Settin
         }
         yield Setting(
             path=path,
-            annotation=annotation,
+            annotation=hint,
             default=value,
-            help=info.description or "",
+            help=info.description or texts[field.name],
             bounds=types.MappingProxyType(bounds),
         )
+
+
+@functools.cache
+def _help_texts(kind: type) -> dict[str, str]:
+    """Returns the docstring below each field of a dataclass."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for above, below in itertools.pairwise(definition.body):
+        match above, below:
+            case ast.AnnAssign(target=ast.Name(id=field)), ast.Expr(ast.Constant(str(text))):
+                texts[field] = " ".join(text.split())
+    return texts
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

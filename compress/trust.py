@@ -1,7 +1,5 @@
 """Permission to import code that a card or checkpoint names (`--trust`)."""
 
-from __future__ import annotations
-
 from contextvars import ContextVar
 
 import click

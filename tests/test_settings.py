@@ -9,13 +9,17 @@ from compress.settings import parse, settings_of
 
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    share: Annotated[float, Field(gt=0, lt=1, description="A share.")] = 0.5
-    count: Annotated[int, Field(ge=1, description="A count.")] = 3
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """A share; its help
+    has two lines."""
+    count: Annotated[int, Field(ge=1)] = 3
+    """A count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outer:
-    mode: Annotated[Literal["a", "b"], Field(description="A mode.")] = "a"
+    mode: Literal["a", "b"] = "a"
+    """A mode."""
     inner: Inner = field(default=Inner(count=7))
 
 
@@ -53,5 +57,6 @@ def test_settings_are_listed_with_their_facts() -> None:
     listed = {setting.name: setting for setting in settings_of(Outer())}
     assert list(listed) == ["mode", "inner.share", "inner.count"]
     assert listed["inner.count"].default == 7
-    assert listed["inner.share"].help == "A share."
+    assert listed["inner.share"].help == "A share; its help has two lines."
+    assert listed["mode"].help == "A mode."
     assert listed["mode"].choices == ("a", "b")

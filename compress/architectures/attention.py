@@ -1,7 +1,5 @@
 """Self-attention whose heads can be removed."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Builds a classifier from its spec."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

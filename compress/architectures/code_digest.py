@@ -1,7 +1,5 @@
 """Digests of code: a module and everything that it imports."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 from collections.abc import Iterator

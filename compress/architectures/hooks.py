@@ -1,7 +1,5 @@
 """Forward hooks that observe the inputs and outputs of modules."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any

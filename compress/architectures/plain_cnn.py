@@ -1,7 +1,5 @@
 """A plain convolutional network, as in tutorials."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F

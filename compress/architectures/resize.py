@@ -1,7 +1,5 @@
 """Resizes a newly built network to the shapes of a pruned one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch

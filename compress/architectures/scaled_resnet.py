@@ -1,7 +1,5 @@
 """A residual network that scales down to kilobytes: the default student."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Sources of networks: our own, torchvision, timm, or the user's code."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import inspect

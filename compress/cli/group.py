@@ -1,7 +1,5 @@
 """Shared by all commands: one-line errors, settings as options, a spinner during imports."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,7 +1,5 @@
 """Commands that do not create checkpoints: score, compare, list, classify."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 `compress --help` must be fast, so torch is imported by the commands that need it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

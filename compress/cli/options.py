@@ -1,7 +1,5 @@
 """Command-line options of a stage, derived from its config."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from typing import Any

@@ -8,8 +8,6 @@ OpenMP reads its environment variables once, when torch loads it. Variables that
 take precedence.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

@@ -1,7 +1,5 @@
 """Output of the commands."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Ablation: the same student without a teacher, trained for the same time."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

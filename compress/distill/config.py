@@ -1,12 +1,7 @@
 """Settings of the distill stage."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated
-
-from pydantic import Field
 
 from compress.kd.config import KDConfig, check_kd
 from compress.train.config import MUON, TrainConfig
@@ -20,13 +15,9 @@ class DistillConfig:
     train: TrainConfig = field(
         default=dataclasses.replace(MUON, epochs=12, batch_size=256, lr=0.01)
     )
-    ablation: Annotated[
-        bool,
-        Field(
-            description="Also train the student without a teacher for the same amount of time and "
-            "report whether distillation helped."
-        ),
-    ] = False
+    ablation: bool = False
+    """Also train the student without a teacher for the same amount of time and report whether
+    distillation helped."""
 
     def __post_init__(self) -> None:
         check_kd(self.kd, self.train)

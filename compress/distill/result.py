@@ -1,7 +1,5 @@
 """Results of the distill stage."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

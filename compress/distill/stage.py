@@ -1,7 +1,5 @@
 """The distill stage: trains a small student from scratch with teachers."""
 
-from __future__ import annotations
-
 import torch
 
 from compress.architectures.build import build

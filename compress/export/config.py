@@ -1,7 +1,5 @@
 """Settings of the export stage."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,11 +10,5 @@ from pydantic import Field
 class ExportConfig:
     """Criteria for shipping the int8 file."""
 
-    max_drop: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="Maximum drop in validation top-1, in percentage points, for the int8 file "
-            "to ship.",
-        ),
-    ] = 1.0
+    max_drop: Annotated[float, Field(ge=0)] = 1.0
+    """Maximum drop in validation top-1, in percentage points, for the int8 file to ship."""

@@ -1,7 +1,5 @@
 """Comparison of an exported file with torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

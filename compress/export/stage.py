@@ -1,7 +1,5 @@
 """The export stage: copies the float and int8 files, checks them, and picks one to ship."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """AdaRound: learns whether to round each weight up or down (Nagel et al., arXiv 2004.10568)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx

@@ -1,7 +1,5 @@
 """Bias correction (Nagel et al., arXiv 1906.04721, section 4.2), on calibration images."""
 
-from __future__ import annotations
-
 from torch import Tensor, fx
 
 from compress.int8.layer import Layer

@@ -1,7 +1,5 @@
 """Names of the calibration methods, in a module that settings can import without torch."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 Observer = Literal["minmax", "average", "percentile", "entropy", "mse"]

@@ -1,7 +1,5 @@
 """Converts a calibrated or trained network, with float weights, to int8."""
 
-from __future__ import annotations
-
 from torch import fx
 
 from compress.int8.graph import layer_of, module_of, only_reader, quantizers_of

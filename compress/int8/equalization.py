@@ -1,7 +1,5 @@
 """Cross-layer equalization (Nagel et al., arXiv 1906.04721, section 4.1)."""
 
-from __future__ import annotations
-
 import torch
 from torch import fx
 

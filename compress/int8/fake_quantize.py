@@ -1,7 +1,5 @@
 """Building blocks of fake quantization: rounding with a gradient, and exact float32 arithmetic."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Helpers to inspect and edit a network's graph."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, fx, nn
 

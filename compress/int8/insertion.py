@@ -7,8 +7,6 @@ select values (max pooling, reshaping) reuse the quantizer of their input; all o
 An operator without weights only runs in int8 between operators that are int8 anyway.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import operator

@@ -1,11 +1,9 @@
 """Convolutions and linear layers, in float or with int8 weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +68,7 @@ class Layer(nn.Module):
         self.bias = nn.Parameter(bias.clone())
 
     @classmethod
-    def conv(cls, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]) -> Layer:
+    def conv(cls, weight: Tensor, bias: Tensor | None, geometry: Sequence[Any]) -> Self:
         """Returns a convolution over `[N, C, H, W]`.
 
         Args:
@@ -85,7 +83,7 @@ class Layer(nn.Module):
         return cls(weight, bias, operation, groups=groups)
 
     @classmethod
-    def linear(cls, weight: Tensor, bias: Tensor | None) -> Layer:
+    def linear(cls, weight: Tensor, bias: Tensor | None) -> Self:
         """Returns a linear layer over `[N, in]`."""
         return cls(weight, bias, F.linear)
 

@@ -1,7 +1,5 @@
 """Profiles ONNX files layer by layer: what each layer costs in float and in int8."""
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Runs the float and the quantized network side by side, layer by layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

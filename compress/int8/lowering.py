@@ -3,8 +3,6 @@
 The graph stays in float, and its results stay the same.
 """
 
-from __future__ import annotations
-
 import operator
 
 import torch

@@ -1,7 +1,5 @@
 """Mixed precision: which layers stay in float so that the network is fastest."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """ONNX operators that quantized modules emit while torch.onnx exports them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Operators without weights between quantized tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

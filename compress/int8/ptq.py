@@ -1,7 +1,5 @@
 """Post-training quantization: ranges from calibration images, and corrections without labels."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping

@@ -7,8 +7,6 @@ tensor, weights int8 with one scale per output channel, and biases int32 with th
 scales: what ONNX Runtime's integer kernels take.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

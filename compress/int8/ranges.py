@@ -1,7 +1,5 @@
 """Observers: choose the range that a tensor's 256 levels span from its values."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

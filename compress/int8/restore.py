@@ -1,7 +1,5 @@
 """Rebuilds the network of a checkpoint."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ neighboring input channels at the same kernel position. Depthwise kernels do not
 instruction.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

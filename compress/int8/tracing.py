@@ -1,7 +1,5 @@
 """Traces a classifier into a graph of ATen operators, ready for quantized modules."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Sequence

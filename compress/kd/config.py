@@ -1,7 +1,5 @@
 """Distillation settings, shared by distillation, recovery after pruning, and QAT."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -18,52 +16,30 @@ HintLoss = Literal["attention", "features"]
 class KDConfig:
     """Distillation loss and teacher logits."""
 
-    soft_loss: Annotated[
-        SoftLoss,
-        Field(
-            description="Loss on the teacher logits: KL divergence (kd), KL divergence of "
-            "standardized logits (standardized), decoupled (dkd), or relational (dist)."
-        ),
-    ] = "kd"
-    alpha: Annotated[
-        float,
-        Field(
-            ge=0, le=1, description="Weight of the soft loss; the label loss has weight 1 - alpha."
-        ),
-    ] = 0.5
-    temperature: Annotated[float, Field(gt=0, description="Distillation temperature.")] = 4.0
-    beta: Annotated[float, Field(ge=0, description="Weight of the non-target classes (dkd).")] = 2.0
-    n_views: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Views per image whose teacher logits are computed once and stored; 0 runs "
-            "the teacher at every step.",
-        ),
-    ] = 1
-    fresh_views: Annotated[
-        bool,
-        Field(
-            description="Show the student new augmented views in each epoch, all with the stored "
-            "logits of the original image (averaged over views if n_views > 1); when off, cycle "
-            "through the stored views."
-        ),
-    ] = True
-    hints: Annotated[
-        str,
-        Field(
-            description="Comma-separated STUDENT:TEACHER pairs of layers whose features are "
-            "matched, e.g. blocks.2:layer3; uses the first teacher and requires n_views = 0."
-        ),
-    ] = ""
-    hint_loss: Annotated[
-        HintLoss,
-        Field(
-            description="What hints match: attention maps (attention transfer) or features after a "
-            "learned projection (FitNets)."
-        ),
-    ] = "attention"
-    hint_weight: Annotated[float, Field(gt=0, description="Weight of the hint loss.")] = 1.0
+    soft_loss: SoftLoss = "kd"
+    """Loss on the teacher logits: KL divergence (kd), KL divergence of standardized logits
+    (standardized), decoupled (dkd), or relational (dist)."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the soft loss; the label loss has weight 1 - alpha."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """Distillation temperature."""
+    beta: Annotated[float, Field(ge=0)] = 2.0
+    """Weight of the non-target classes (dkd)."""
+    n_views: Annotated[int, Field(ge=0)] = 1
+    """Views per image whose teacher logits are computed once and stored; 0 runs the teacher at
+    every step."""
+    fresh_views: bool = True
+    """Show the student new augmented views in each epoch, all with the stored logits of the
+    original image (averaged over views if n_views > 1); when off, cycle through the stored
+    views."""
+    hints: str = ""
+    """Comma-separated STUDENT:TEACHER pairs of layers whose features are matched, e.g.
+    blocks.2:layer3; uses the first teacher and requires n_views = 0."""
+    hint_loss: HintLoss = "attention"
+    """What hints match: attention maps (attention transfer) or features after a learned projection
+    (FitNets)."""
+    hint_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the hint loss."""
 
 
 def check_kd(kd: KDConfig, train: TrainConfig) -> None:

@@ -1,7 +1,5 @@
 """Inputs of a stage other than its checkpoint and settings."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Hints: match intermediate features of student and teacher, recorded by forward hooks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ Teacher logits have zero mean over the classes (`teachers.mean_logits`), student
 loss must not depend on that mean, or subtract it.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

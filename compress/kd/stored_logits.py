@@ -1,7 +1,5 @@
 """Teacher logits for the training images, computed once and stored on disk in float16."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Teachers: trained networks, from checkpoints or ONNX files, alone or as an ensemble."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Training with teachers: distillation loss, hints, and findings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

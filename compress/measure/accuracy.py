@@ -1,7 +1,5 @@
 """Top-1 accuracy of an ONNX file in ONNX Runtime, with its confidence interval."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Latency measurement settings."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,12 +12,9 @@ ROUNDS = 60
 class MeasureConfig:
     """Latency measurement, the same for all stages of a run."""
 
-    threads: Annotated[int, Field(ge=1, description="ONNX Runtime intra-op threads.")] = 1
-    batch: Annotated[int, Field(ge=1, description="Batch size.")] = 1
-    rounds: Annotated[
-        int,
-        Field(
-            ge=3,
-            description="Rounds in which the files take turns; more rounds narrow the intervals.",
-        ),
-    ] = ROUNDS
+    threads: Annotated[int, Field(ge=1)] = 1
+    """ONNX Runtime intra-op threads."""
+    batch: Annotated[int, Field(ge=1)] = 1
+    """Batch size."""
+    rounds: Annotated[int, Field(ge=3)] = ROUNDS
+    """Rounds in which the files take turns; more rounds narrow the intervals."""

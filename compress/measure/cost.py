@@ -1,7 +1,5 @@
 """Parameters and multiply-accumulates of a network."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

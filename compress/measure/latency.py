@@ -1,7 +1,5 @@
 """Latency in ONNX Runtime: files take turns in one process, so that noise affects all equally."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Profiles an ONNX file: its operators in ONNX Runtime and their times."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Reports as plain data, with units in the names."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any

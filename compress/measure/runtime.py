@@ -1,7 +1,5 @@
 """ONNX Runtime sessions, all with the same options."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Chooses how many channels each group keeps, maximizing importance within the budgets."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Re-estimates BatchNorm's running statistics: after pruning, the old ones are wrong."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ torch-pruning traces which tensors depend on each other (DepGraph, arXiv 2301.12
 widths and surgery are our own and work on the plain data defined here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Channel importance: a score for each channel of each group."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 
 import torch

@@ -5,8 +5,6 @@ follow a layer (additions, pooling) come from a profile of the whole network, an
 to the latency of the whole network.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Exports a pruned candidate to ONNX, quickly quantized, and measures it."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Mapping

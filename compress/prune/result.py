@@ -1,7 +1,5 @@
 """Results of the prune stage."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

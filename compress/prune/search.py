@@ -1,7 +1,5 @@
 """One pruning iteration: propose widths, measure in ONNX Runtime, correct the budget, repeat."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence

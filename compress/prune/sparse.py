@@ -1,7 +1,5 @@
 """Sparse training: a growing penalty shrinks the least important channels before pruning."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

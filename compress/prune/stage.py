@@ -1,7 +1,5 @@
 """The prune stage: prunes to a measured latency and recovers accuracy by distillation."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

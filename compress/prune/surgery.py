@@ -1,7 +1,5 @@
 """Removes channels, heads, and whole blocks from a network."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Times layers separately in ONNX Runtime, at several widths; cached per machine."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Calibration images of a checkpoint, and the plan to quantize it with."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Settings of the quantize stage."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -16,48 +14,26 @@ from compress.train.config import TrainConfig
 class QuantizeConfig:
     """int8 weights and activations, with ranges from calibration images."""
 
-    method: Annotated[
-        Literal["auto", "ptq", "qat"],
-        Field(
-            description="ptq: post-training quantization with the corrections you enable; qat: "
-            "the same, then quantization-aware training; auto: ptq, then, while the drop exceeds "
-            "max_drop, all corrections, the most sensitive layers in float, and finally qat."
-        ),
-    ] = "auto"
-    calib: Annotated[
-        int,
-        Field(ge=1, description="Maximum number of training images used for calibration."),
-    ] = 512
-    observer: Annotated[
-        Literal[Observer, "auto"],
-        Field(
-            description="Observer for activation ranges; auto picks the best on validation images."
-        ),
-    ] = "mse"
-    weights: Annotated[
-        WeightScale,
-        Field(description="Weight scales: by largest magnitude or smallest squared error."),
-    ] = "mse"
-    equalization: Annotated[
-        bool, Field(description="Cross-layer equalization of channel ranges.")
-    ] = False
-    bias_correction: Annotated[
-        bool, Field(description="Bias correction; auto always tries it.")
-    ] = False
-    adaround: Annotated[bool, Field(description="AdaRound: learn how to round each weight.")] = (
-        False
-    )
-    max_drop: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="Maximum drop in validation top-1 that auto accepts, in percentage points.",
-        ),
-    ] = 0.3
-    reduce_range: Annotated[
-        bool,
-        Field(description="7-bit weights in layers that would saturate on CPUs without VNNI."),
-    ] = False
+    method: Literal["auto", "ptq", "qat"] = "auto"
+    """ptq: post-training quantization with the corrections you enable; qat: the same, then
+    quantization-aware training; auto: ptq, then, while the drop exceeds max_drop, all corrections,
+    the most sensitive layers in float, and finally qat."""
+    calib: Annotated[int, Field(ge=1)] = 512
+    """Maximum number of training images used for calibration."""
+    observer: Literal[Observer, "auto"] = "mse"
+    """Observer for activation ranges; auto picks the best on validation images."""
+    weights: WeightScale = "mse"
+    """Weight scales: by largest magnitude or smallest squared error."""
+    equalization: bool = False
+    """Cross-layer equalization of channel ranges."""
+    bias_correction: bool = False
+    """Bias correction; auto always tries it."""
+    adaround: bool = False
+    """AdaRound: learn how to round each weight."""
+    max_drop: Annotated[float, Field(ge=0)] = 0.3
+    """Maximum drop in validation top-1 that auto accepts, in percentage points."""
+    reduce_range: bool = False
+    """7-bit weights in layers that would saturate on CPUs without VNNI."""
     kd: KDConfig = field(default=KDConfig())
     train: TrainConfig = field(
         # With 256 levels, bf16's 8 bits of precision are too few.

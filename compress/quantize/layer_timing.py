@@ -1,7 +1,5 @@
 """Times a network's layers in float and in int8, and a file that mixes both."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from tempfile import TemporaryDirectory

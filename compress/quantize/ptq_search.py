@@ -1,7 +1,5 @@
 """Searches for good-enough post-training quantization, cheapest methods first."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Quantization-aware training of a calibrated network."""
 
-from __future__ import annotations
-
 from torch import fx
 
 from compress.int8.graph import layers_of, quantizers_of

@@ -1,7 +1,5 @@
 """Results of the quantize stage."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from compress.int8.saturation import Saturation

@@ -1,7 +1,5 @@
 """Sensitivity analysis: the accuracy that int8 costs and the time that it saves, per layer."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The quantize stage: converts float to int8, with or without training."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Plots for HTML pages."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Callable

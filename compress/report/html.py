@@ -1,7 +1,5 @@
 """Reports as self-contained HTML pages, with plots."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The int8 sensitivity of each layer: data, table, and page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Plots of pruning: widths, and the latency and accuracy of each iteration."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes

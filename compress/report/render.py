@@ -1,7 +1,5 @@
 """Reports as tables for the terminal and as Markdown."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 

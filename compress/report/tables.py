@@ -1,7 +1,5 @@
 """Tables for the terminal, Markdown, and HTML."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD

@@ -1,7 +1,5 @@
 """Arbitrary text, escaped for Markdown and HTML."""
 
-from __future__ import annotations
-
 import html
 import re
 

@@ -1,7 +1,5 @@
 """Uses ONNX files: scores one, compares the latency of several, classifies images."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ two renames. Whenever the process is killed, the next run of the same command fi
 or the new stage, intact.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Stage keys: a hash of everything that determines a stage's result; differences between runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

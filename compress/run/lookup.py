@@ -1,7 +1,5 @@
 """Finding runs and reading their reports."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """A stage's report: its ONNX file is scored, and timed alternately with the teacher's."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """Reads and validates model cards (models/*.toml) and recipes (pipelines/*.toml)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The run's report, assembled from its stages' reports."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Runs stages in order: skips finished ones, resumes interrupted ones, measures the results."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Mapping

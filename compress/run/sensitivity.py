@@ -1,7 +1,5 @@
 """The int8 sensitivity of each layer of a float checkpoint."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from tempfile import TemporaryDirectory
 

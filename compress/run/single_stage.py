@@ -1,7 +1,5 @@
 """Runs a single stage on a checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any

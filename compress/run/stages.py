@@ -5,8 +5,6 @@ its settings, without torch), `result.py` (`NameResult`, its results), and `stag
 are imported when needed, so that help texts are fast.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Settings of the teacher stage."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 

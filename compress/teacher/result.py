@@ -1,7 +1,5 @@
 """Results of the teacher stage."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from compress.measure.results import Count

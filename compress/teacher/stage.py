@@ -1,7 +1,5 @@
 """The teacher stage: trains or loads the large network, the baseline of later stages."""
 
-from __future__ import annotations
-
 import torch
 
 from compress.architectures.build import build

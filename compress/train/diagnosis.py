@@ -1,7 +1,5 @@
 """Common training problems: what is wrong, the evidence, and which setting to change."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

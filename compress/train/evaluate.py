@@ -1,7 +1,5 @@
 """Loss and accuracy in PyTorch, for development only; results are measured in ONNX Runtime."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

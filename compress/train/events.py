@@ -1,7 +1,5 @@
 """Events that a training run emits, and how they are printed."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext

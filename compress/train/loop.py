@@ -1,7 +1,5 @@
 """The training loop: deterministic, and resumable after each epoch."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Muon optimizer: momentum orthogonalized by Newton-Schulz iteration."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any

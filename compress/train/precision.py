@@ -1,7 +1,5 @@
 """Training precision: bf16 or fp32, whichever a short benchmark finds faster on this machine."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable

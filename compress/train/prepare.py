@@ -1,7 +1,5 @@
 """Setup of a training run: optimizer, EMA, BatchNorm momentum, data on the device."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

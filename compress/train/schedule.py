@@ -1,7 +1,5 @@
 """Training schedules over epochs and steps, as pure functions."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

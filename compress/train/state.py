@@ -1,7 +1,5 @@
 """Training state, saved after each epoch so that an interrupted run can resume."""
 
-from __future__ import annotations
-
 import io
 import json
 from dataclasses import asdict, dataclass, field

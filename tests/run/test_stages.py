@@ -20,16 +20,14 @@ ROW = """    Stage(
 """
 CONFIG = '''
 from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import Field
 
 
 @dataclass(frozen=True, kw_only=True)
 class NothingConfig:
     """Settings of stage nothing."""
 
-    reason: Annotated[str, Field(description="Reason to do nothing.")] = "none"
+    reason: str = "none"
+    """Reason to do nothing."""
 '''
 RESULT = '''
 from dataclasses import dataclass
