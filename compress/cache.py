@@ -119,14 +119,7 @@ def cached_measurement(
     structure: Mapping[str, object],
     measure: Callable[[], Measurement[T]],
 ) -> T:
-    """Returns a measurement from the cache, or measures.
-
-    Args:
-        kind: type of the value; a dataclass.
-        topic: what is measured, for messages and reports.
-        structure: everything but the machine that affects the value; JSON.
-        measure: called if the value is not cached.
-    """
+    """Returns one measurement, from the cache or measured now; see `cached_measurements`."""
     values = cached_measurements(kind, topic, structure, [topic], lambda _: {topic: measure()})
     return values[topic]
 

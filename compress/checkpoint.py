@@ -183,14 +183,7 @@ class Product:
 def write_checkpoint(
     folder: Path, product: Product, *, stage: str, lineage: tuple[Step, ...]
 ) -> Checkpoint:
-    """Writes a product's tensors and description into an existing folder.
-
-    Args:
-        folder: a stage's working folder.
-        product: the outcome of the stage.
-        stage: name of the stage.
-        lineage: all steps up to this one.
-    """
+    """Writes a product's tensors and description into a stage's working folder."""
     state = product.model.state_dict()
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(folder / TENSORS) as partial:

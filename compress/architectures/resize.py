@@ -21,10 +21,6 @@ def differing_shapes(network: nn.Module, original: nn.Module) -> dict[str, tuple
 def resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
     """Replaces tensors with empty ones of the given shapes, in place, and updates their layers.
 
-    Args:
-        network: the network, as built from its spec.
-        shapes: shapes by tensor name, from `differing_shapes`.
-
     Raises:
         CompressError: there is no such tensor, or it cannot be reduced to that shape.
     """
@@ -52,13 +48,7 @@ def remove_blocks(network: nn.Module, names: Iterable[str]) -> None:
 
 
 def set_tensor(network: nn.Module, name: str, value: Tensor) -> None:
-    """Replaces a parameter or buffer with one of another shape, in place, and updates its layer.
-
-    Args:
-        network: the network.
-        name: full name of the tensor.
-        value: the new tensor; converted to the old one's dtype.
-    """
+    """Replaces a parameter or buffer with a value of another shape, in place, and updates its layer."""
     path, _, attribute = name.rpartition(".")
     layer = network.get_submodule(path)
     old = getattr(layer, attribute)

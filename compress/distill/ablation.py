@@ -25,12 +25,6 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: C
     """Trains a new student with the same seed for as long as the distillation took.
 
     A run of two epochs measures how long an epoch takes without a teacher.
-
-    Args:
-        spec: the student's spec.
-        schedule: training settings of the distillation.
-        kd: outcome of the distillation.
-        context: data, seed, and folder.
     """
     schedule = dataclasses.replace(schedule, min_steps=0, patience=0)
     two_epochs = dataclasses.replace(schedule, epochs=2, start_size=1.0)

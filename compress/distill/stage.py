@@ -14,13 +14,7 @@ from compress.kd.training import train_with_kd
 
 
 def run(start: Start, config: DistillConfig, context: Context) -> Product:
-    """Trains a new student with the context's teachers.
-
-    Args:
-        start: network to train.
-        config: settings of the stage.
-        context: data, seed, folder, and teachers.
-    """
+    """Trains a new student with the context's teachers."""
     assert isinstance(start, NewNetwork)
     student = start.spec
     torch.manual_seed(context.seed)

@@ -42,10 +42,7 @@ class Verdict:
 def run(start: Start, config: ExportConfig, context: Context) -> Product:
     """Copies the float and the int8 file into the context's folder and chooses between them.
 
-    Args:
-        start: checkpoint of any stage.
-        config: criteria for shipping the int8 file.
-        context: validation images for the choice, test images for the comparison with torch.
+    Validation images decide; the comparison with torch uses test images.
 
     Raises:
         CheckpointError: a checkpoint's ONNX file is missing or was changed.
@@ -131,13 +128,7 @@ def choose(folder: Path, names: list[str], config: ExportConfig, context: Contex
 
 
 def judge(drop: float, max_drop: float, speedup_ci95: tuple[float, float]) -> Verdict:
-    """Decides between the files.
-
-    Args:
-        drop: drop in validation top-1 with int8, in percentage points.
-        max_drop: largest acceptable drop.
-        speedup_ci95: how many times faster int8 is than float.
-    """
+    """Decides by int8's drop in validation top-1, in percentage points, and its speedup."""
     if drop > max_drop:
         reason = f"int8 loses {drop:.2f} points, more than max_drop = {max_drop:g}"
         return Verdict(ship=FLOAT_FILE, reason=reason)

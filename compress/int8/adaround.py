@@ -22,9 +22,7 @@ SHARPNESS = (20.0, 2.0)
 def adaround(model: fx.GraphModule, images: Tensor) -> None:
     """Rounds the weights of each layer to best reproduce the float network's output, in place.
 
-    Args:
-        model: fake-quantized, calibrated.
-        images: uint8 `[N, C, H, W]`.
+    The arguments are those of `visit_layers`.
     """
     visit_layers(model, images, _learn_rounding, title="AdaRound")
 

@@ -86,14 +86,9 @@ CLIPS: Mapping[object, Clip] = {
 def insert_quantizers(
     lowered: fx.GraphModule, layout: QuantizedLayout = ALL_INT8
 ) -> fx.GraphModule:
-    """Returns a copy of a lowered graph with quantizers inserted, not yet calibrated.
+    """Returns a copy of a graph from `lower` with quantizers, not yet calibrated; it takes images.
 
-    Args:
-        lowered: a graph from `lower`.
-        layout: names the layers to leave in float.
-
-    Returns:
-        A module that takes images. The same network always gives the same names.
+    The same network always gives the same names.
     """
     model = fx.GraphModule(copy.deepcopy(lowered), copy.deepcopy(lowered.graph))
     inserter = _Inserter(model, frozenset(layout.float_layers))
@@ -198,9 +193,7 @@ class _Inserter:
     def _quantize_output(self, node: fx.Node, name: str) -> None:
         """Quantizes an operator's output, fused with a clipping activation after it, if any.
 
-        Args:
-            node: the operator.
-            name: its name in the lowered graph.
+        `name` is the operator's in the lowered graph.
         """
         if _is_output(node):
             return

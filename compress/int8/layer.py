@@ -128,11 +128,7 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def convert(self, input_scale: Tensor) -> None:
-        """Replaces the float weights with integers, in place.
-
-        Args:
-            input_scale: scale of the input quantizer.
-        """
+        """Replaces the float weights with integers, in place, given the input quantizer's scale."""
         # A nearly dead channel has a tiny scale, at which its bias would overflow int32.
         smallest = self.bias.abs() / (input_scale * QMAX_BIAS)
         scale = torch.maximum(self.weight_scale.clamp_min(MIN_SCALE), smallest)

@@ -48,12 +48,7 @@ class Edge:
 def layer_costs(
     float_file: Path, int8_file: Path, *, threads: int
 ) -> tuple[dict[str, LayerCost], float]:
-    """Profiles both files, layer by layer, at batch size 1.
-
-    Args:
-        float_file: an exported network.
-        int8_file: the same network, with all layers in int8.
-        threads: intra-op threads of ONNX Runtime.
+    """Profiles a network's float and int8 files, layer by layer, at batch size 1.
 
     Returns:
         Costs by layer name, in execution order; and the spread of the rounds' totals.

@@ -35,9 +35,6 @@ MAX_GROWTH = 2
 def lower(model: Classifier) -> fx.GraphModule:
     """Returns a copy of the model as a float graph, ready for `insert_quantizers`.
 
-    Args:
-        model: takes images; its BatchNorms are folded into the layers before them.
-
     Raises:
         CompressError: the network cannot be traced.
     """

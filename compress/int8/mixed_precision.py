@@ -34,10 +34,6 @@ def choose_float_layers(costs: Mapping[str, LayerCost], edges: Sequence[Edge]) -
     Each layer costs its time in the chosen precision, and a value between layers of different
     precisions must be converted. The cheapest assignment is a minimum cut between a source (int8)
     and a sink (float).
-
-    Args:
-        costs: layer costs by name.
-        edges: between those layers.
     """
     names = list(costs)
     index = {name: number for number, name in enumerate(names)}

@@ -22,9 +22,7 @@ MAX_PRUNED_RATIO = 256
 def build_pruned(description: Description, *, most: int = MAX_PARAMETERS) -> Classifier:
     """Builds the float network of a checkpoint, pruned accordingly, without loading its tensors.
 
-    Args:
-        description: the checkpoint's description.
-        most: maximum number of parameters before pruning.
+    At most `most` parameters are allowed before pruning.
 
     Raises:
         CheckpointError: the user's code has changed since the checkpoint was made.

@@ -43,12 +43,9 @@ class Saturation:
 
 @torch.no_grad()
 def find_saturation(model: fx.GraphModule, split: Split, n_images: int) -> Saturation:
-    """Finds the layers that saturate on CPUs without VNNI, and the resulting loss of accuracy.
+    """Finds an int8 network's layers that saturate on CPUs without VNNI, and the loss of accuracy.
 
-    Args:
-        model: converted to int8.
-        split: labeled images.
-        n_images: number of images to sample from all classes.
+    Both are measured on a sample of `n_images` from all classes.
     """
     order = stratified_sample(split.labels, n_images, seed=0)
 

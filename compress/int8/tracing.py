@@ -32,9 +32,6 @@ def trace(model: Classifier) -> fx.GraphModule:
     same ATen operator, and traces everything that can be exported to ONNX. Convolutions and linear
     layers become `Layer` modules with the same names; normalization is a call to its module.
 
-    Args:
-        model: takes uint8 images.
-
     Raises:
         CompressError: the network's control flow depends on its data and cannot be traced.
     """

@@ -1,5 +1,6 @@
-"""Distillation losses: pure functions of logits.
+"""Distillation losses: pure functions of the student's and the teacher's logits or features.
 
+Logits are float `[N, classes]`, features float `[N, C, H, W]`. No gradient flows to the teacher.
 Teacher logits have zero mean over the classes (`teachers.mean_logits`), student logits do not: a
 loss must not depend on that mean, or subtract it.
 """
@@ -13,15 +14,8 @@ def knowledge_distillation(student: Tensor, teacher: Tensor, *, temperature: flo
     """Kullback-Leibler divergence at a temperature (Hinton et al., arXiv 1503.02531, section 2).
 
     `T^2 * KL(softmax(teacher / T) || softmax(student / T))`, mean over the batch; the factor `T^2`
-    makes the gradient's magnitude independent of the temperature.
-
-    Args:
-        student: logits, float `[N, classes]`.
-        teacher: logits of the same shape; no gradient flows into them.
-        temperature: T > 0; higher values give small probabilities more weight.
-
-    Returns:
-        Scalar, zero if both agree.
+    makes the gradient's magnitude independent of the temperature. A higher one gives small
+    probabilities more weight.
     """
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=1)
@@ -45,14 +39,8 @@ def decoupled_distillation(
     """Divergence with separate weights for target and other classes (DKD, arXiv 2203.08679, eq. 7).
 
     `T^2 * (KL(b_t || b_s) + beta * KL(q_t || q_s))`: b is the binary distribution of target and
-    non-target, q the distribution over the non-target classes.
-
-    Args:
-        student: logits, float `[N, classes]`, at least three classes.
-        teacher: logits of the same shape; no gradient flows into them.
-        target: labels, int64 `[N]`.
-        temperature: T > 0.
-        beta: weight of the non-target classes.
+    non-target, q the distribution over the non-target classes. Targets are labels, int64 `[N]`; of
+    three or more classes.
     """
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=1)
@@ -78,15 +66,8 @@ def decoupled_distillation(
 def relational_distillation(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """One minus the correlation of probabilities, within images and within classes.
 
-    DIST (Huang et al., arXiv 2205.10536, equations 8 to 10), both terms with weight 1.
-
-    Args:
-        student: logits, float `[N, classes]`.
-        teacher: logits of the same shape; no gradient flows into them.
-        temperature: T > 0.
-
-    Returns:
-        Scalar from 0 (perfectly correlated) to `4 T^2`.
+    DIST (Huang et al., arXiv 2205.10536, equations 8 to 10), both terms with weight 1: from 0
+    (perfectly correlated) to `4 T^2`.
     """
     of_student = F.softmax(student / temperature, dim=1)
     of_teacher = F.softmax(teacher.detach() / temperature, dim=1)
@@ -104,12 +85,8 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
 def feature_hint(student: Tensor, teacher: Tensor) -> Tensor:
     """Relative squared distance of feature maps (FitNets, arXiv 1412.6550, equation 3).
 
-    `mean((s - t)^2) / mean(t^2)`: dividing by the teacher's mean square makes one weight suit
-    layers of any scale.
-
-    Args:
-        student: features after the learned projection, float `[N, C, H, W]`.
-        teacher: features of the same shape; no gradient flows into them.
+    `mean((s - t)^2) / mean(t^2)`, after the student's learned projection. Dividing by the teacher's
+    mean square makes one weight suit layers of any scale.
     """
     teacher = teacher.detach()
     return F.mse_loss(student, teacher) / teacher.square().mean().clamp(min=1e-12)
@@ -118,14 +95,8 @@ def feature_hint(student: Tensor, teacher: Tensor) -> Tensor:
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared distance of attention maps (Zagoruyko & Komodakis, arXiv 1612.03928, equation 2).
 
-    A map is the mean of squared activations over channels, normalized to length 1.
-
-    Args:
-        student: features, float `[N, C, H, W]`; C may differ from the teacher's.
-        teacher: features `[N, C', H, W]`; no gradient flows into them.
-
-    Returns:
-        Scalar from 0 (equal maps) to 2, mean over the batch.
+    A map is the mean of squared activations over channels, whose numbers may differ, normalized to
+    length 1. From 0 (equal maps) to 2, mean over the batch.
     """
 
     def attention(features: Tensor) -> Tensor:

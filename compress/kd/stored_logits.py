@@ -60,12 +60,7 @@ def stored_logits(
 ) -> StoredLogits:
     """Opens the stored logits of the training split; computes those that are missing or damaged.
 
-    Args:
-        teachers: the ensemble.
-        data: its training split is used.
-        views: augmented views; None means the original images.
-        store: folder of the logits, shared by the stages of a run.
-        on_event: receives notes; by default they are printed.
+    A view of None means the original images. The stages of a run share the store.
     """
     by_view, seconds = [], 0.0
     for view in views:

@@ -177,11 +177,7 @@ def distillation_loss(
 ) -> Loss:
     """Returns `alpha * soft_loss(teachers) + (1 - alpha) * cross-entropy(labels)`.
 
-    Args:
-        teachers: the ensemble; runs in every step if `kd.n_views` is 0.
-        stored: its stored logits, used otherwise.
-        kd: loss and weights.
-        schedule: training settings.
+    The teachers run in every step if `kd.n_views` is 0; otherwise their stored logits are used.
 
     Raises:
         CompressError: see `check_kd`.

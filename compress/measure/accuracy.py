@@ -41,12 +41,7 @@ def predict_split(path: Path, split: Split, *, title: str = "scoring") -> np.nda
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
-    """Scores predictions.
-
-    Args:
-        predicted: predicted classes, int `[n]`.
-        labels: true classes, int `[n]`.
-    """
+    """Scores predicted classes, int `[n]`, against the labels."""
     right = predicted == labels
     correct, n = int(right.sum()), len(labels)
     sizes = np.bincount(labels)

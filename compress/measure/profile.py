@@ -38,12 +38,7 @@ class Operator:
 
 
 def profile(path: Path, *, threads: int) -> list[Operator]:
-    """Runs a file with ONNX Runtime's profiler, at batch size 1.
-
-    Args:
-        path: an ONNX file with one input.
-        threads: ONNX Runtime's intra-op threads.
-    """
+    """Runs an ONNX file with one input in ONNX Runtime's profiler, at batch size 1."""
     with TemporaryDirectory() as folder:
         options = session_options(threads=threads)
         options.enable_profiling = True

@@ -45,11 +45,7 @@ class Choice:
 
 
 class BudgetError(Exception):
-    """No choice meets the budgets.
-
-    Args:
-        cheapest: the cheapest choice found.
-    """
+    """No choice meets the budgets; `cheapest` is the cheapest one found."""
 
     def __init__(self, cheapest: Choice) -> None:
         super().__init__("no choice of widths meets the budgets")
@@ -76,10 +72,6 @@ class Allocator:
 
     Costs are exact for every choice considered, including those of coupled groups, since a layer's
     cost depends on both its input and its output channels.
-
-    Args:
-        problem: the groups, scores, and allowed widths.
-        budgets: limits that must all be met.
     """
 
     def __init__(self, problem: Problem, budgets: Sequence[Budget]) -> None:
@@ -234,12 +226,9 @@ def _is_inside(group: Group, block: str) -> bool:
 def candidate_widths(
     groups: Sequence[Group], half_pays: Callable[[Use], bool], min_channels_ratio: float
 ) -> dict[str, tuple[int, ...]]:
-    """Returns the widths that each group may have, ascending.
+    """Returns the widths that each group may have, ascending: multiples of 16, and its own.
 
-    Args:
-        groups: the network's groups.
-        half_pays: whether odd multiples of 8 channels pay off in a layer.
-        min_channels_ratio: minimum fraction of its channels that a group keeps.
+    Multiples of 8 if they pay off in all of its layers (`half_pays`), any number of heads.
     """
     candidates: dict[str, tuple[int, ...]] = {}
     for group in groups:

@@ -75,12 +75,7 @@ class Groups:
 
 
 def find_groups(network: nn.Module, example: Tensor) -> Groups:
-    """Finds the channels that can be pruned.
-
-    Args:
-        network: takes normalized images; in eval mode.
-        example: its input, `[1, C, H, W]`.
-    """
+    """Finds the channels of a network in eval mode that can be pruned, by running an example."""
     kind = type(network).__name__
     groups: dict[str, Group] = {}
     fixed: dict[str, str] = {}

@@ -150,11 +150,9 @@ class LatencyModel:
 
 
 def layer_shapes(lowered: fx.GraphModule, images: Tensor) -> dict[str, LayerShape]:
-    """Returns the shape of every layer, in the order of execution.
+    """Returns the shape of every layer of a traced float graph, in execution order.
 
-    Args:
-        lowered: the traced float graph.
-        images: one image, `[1, C, H, W]`.
+    It runs one image, uint8 `[1, C, H, W]`.
     """
     shapes: dict[str, LayerShape] = {}
 

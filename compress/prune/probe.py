@@ -58,12 +58,7 @@ class Measured:
 class Probe:
     """Measures pruned versions of one network, with latencies relative to the unpruned one.
 
-    Args:
-        checkpoint: the unpruned network.
-        model: the same, loaded; a copy is kept.
-        context: data and measurement settings.
-        precision: precision of the ONNX files.
-        scratch: a folder for the ONNX files.
+    ONNX files of the given precision are written to the scratch folder.
     """
 
     def __init__(
@@ -83,11 +78,9 @@ class Probe:
         self._unpruned_structure, self._reference_ms = structure, self.unpruned.ms
 
     def measure(self, model: Classifier, removed: tuple[str, ...]) -> Measured:
-        """Exports, quantizes, and times a network, unless the result is cached.
+        """Exports, quantizes, and times a network of the same spec, unless the result is cached.
 
-        Args:
-            model: a network of the same spec, pruned or not.
-            removed: residual blocks that it lacks.
+        `removed` are the residual blocks that it lacks.
         """
         structure = self._structure(model, removed)
         if structure == self._unpruned_structure:
@@ -162,15 +155,7 @@ class Probe:
 def export_to_time(
     model: Classifier, spec: ModelSpec, images: Tensor, path: Path, *, precision: Precision
 ) -> None:
-    """Writes an ONNX file for timing; int8 ranges come from a few images.
-
-    Args:
-        model: float; left unchanged.
-        spec: the network's spec.
-        images: calibration images, uint8 `[N, C, H, W]`.
-        path: ONNX file to write.
-        precision: precision of the ONNX file.
-    """
+    """Writes an ONNX file for timing; int8 ranges come from a few images, uint8 `[N, C, H, W]`."""
     exported: torch.nn.Module = model
     with waiting("exporting a candidate"):
         if precision == "int8":

@@ -73,15 +73,7 @@ class _Trial:
 
 
 class Search:
-    """Prunes one network in several iterations, with costs relative to the unpruned network.
-
-    Args:
-        checkpoint: the unpruned network.
-        model: the same, loaded.
-        config: budgets and criteria.
-        context: data and measurement settings.
-        scratch: a folder for ONNX files.
-    """
+    """Prunes one network in several iterations, with costs relative to the unpruned network."""
 
     def __init__(
         self,

@@ -43,12 +43,7 @@ def growing_penalty(
 
     `t / T * PENALTY * sum_k 2^(SPREAD (I_max - I_k) / (I_max - I_min)) |w_k|^2` over the channels k
     of each group (DepGraph, arXiv 2301.12900, equation 6), with the weight growing over the steps
-    t as in growing regularization (Wang et al., arXiv 2012.09243).
-
-    Args:
-        network: the network in training.
-        groups: its groups of channels.
-        steps: number of steps over which the penalty grows.
+    t of T as in growing regularization (Wang et al., arXiv 2012.09243).
     """
     coefficients: dict[str, Tensor] = {}
 

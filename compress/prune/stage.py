@@ -26,11 +26,6 @@ from compress.train.evaluate import evaluate
 def run(start: Start, config: PruneConfig, context: Context) -> Product:
     """Prunes a network and fine-tunes it.
 
-    Args:
-        start: checkpoint of a float network.
-        config: budgets, criteria, and fine-tuning.
-        context: data, seed, folder, and teacher.
-
     Raises:
         UnmetBudgetError: no pruned network is fast (or small) enough. The default budget is
             relaxed instead, which the report mentions.

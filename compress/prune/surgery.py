@@ -13,12 +13,9 @@ from compress.prune.groups import Group
 
 @torch.no_grad()
 def keep_channels(network: nn.Module, groups: Sequence[Group], kept: Mapping[str, Tensor]) -> None:
-    """Removes all but the given channels from every tensor, in place.
+    """Removes all but the kept channels (int64, by group) from every tensor, in place.
 
-    Args:
-        network: the network that the groups were found in.
-        groups: all of its groups.
-        kept: channels to keep by group, int64; groups not listed keep all of theirs.
+    Groups that are not listed keep all of theirs.
     """
     removed: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     for group in groups:
@@ -53,11 +50,8 @@ def best_channels(scores: Tensor, width: int, partitions: int) -> Tensor:
 def residual_blocks(network: nn.Module, example: Tensor) -> tuple[str, ...]:
     """Returns the names of the residual blocks that can be removed, innermost ones only.
 
-    A module counts as one if it returns its input once all its parameters are zero.
-
-    Args:
-        network: the network, in eval mode; left unchanged.
-        example: its input, `[1, C, H, W]`.
+    A module counts as one if it returns its input once all its parameters are zero, as tried on an
+    example `[1, C, H, W]` in eval mode.
     """
     inputs: dict[str, Tensor] = {}
 

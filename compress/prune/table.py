@@ -39,12 +39,7 @@ def measure_layers(
 ) -> dict[str, LayerCurve]:
     """Times every layer at several widths, except for cached ones.
 
-    Args:
-        shapes: layer shapes by name.
-        unpruned: input and output channels before pruning, by layer.
-        varying: whether pruning can change the input and output channels, by layer.
-        precision: precision of the network.
-        threads: ONNX Runtime's intra-op threads.
+    `unpruned` are a layer's input and output channels, `varying` whether pruning can change each.
     """
     grids = {name: _grids(shape, unpruned[name], varying[name]) for name, shape in shapes.items()}
     points = {

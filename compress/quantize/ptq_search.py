@@ -40,12 +40,7 @@ class Candidate:
 
 
 class Trials:
-    """Scores quantizations of one network and records all of them.
-
-    Args:
-        calibration: the network's calibration.
-        score: scores a network on validation images.
-    """
+    """Scores quantizations of one network on validation images and records all of them."""
 
     def __init__(self, calibration: Calibration, score: Score) -> None:
         self.calibration, self.score = calibration, score
@@ -76,14 +71,7 @@ def search(
 ) -> Candidate:
     """Quantizes without training: per the settings or, for `auto`, until it is good enough.
 
-    Args:
-        trials: runs and records the attempts.
-        plan: the plan that the settings describe.
-        config: the settings.
-        costs: layer costs by name, to weigh what a fallback to float loses.
-
-    Returns:
-        The best attempt.
+    The layers' costs weigh what a fallback to float loses. Returns the best attempt.
     """
     best = _choose_observer(trials, plan, config)
     best = _add_corrections(trials, best, plan, config)

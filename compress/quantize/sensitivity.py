@@ -31,14 +31,7 @@ class Sensitivity:
 def analyze(
     calibration: Calibration, plan: Plan, score: Score, costs: Mapping[str, LayerCost]
 ) -> list[Sensitivity]:
-    """Measures every layer, in execution order.
-
-    Args:
-        calibration: the network's calibration.
-        plan: how to quantize; its layout is ignored.
-        score: scores a network on validation images.
-        costs: layer costs by name.
-    """
+    """Measures every layer, in execution order; the plan's own layout is ignored."""
     names = tuple(layers_of(calibration.lowered(equalized=plan.equalization)))
     float_loss, float_top1 = score_float(calibration, score)
     int8_loss, int8_top1 = score(calibration.quantize(dataclasses.replace(plan, layout=ALL_INT8)))

@@ -25,13 +25,7 @@ SATURATION_IMAGES = 256
 
 
 def run(start: Start, config: QuantizeConfig, context: Context) -> Product:
-    """Quantizes a float network.
-
-    Args:
-        start: checkpoint of a float network.
-        config: method, calibration, and the schedule of QAT.
-        context: data, seed, folder, and the teachers for QAT.
-    """
+    """Quantizes a float network."""
     assert isinstance(start, Checkpoint)
     calibration = calibrate(start, config, context)
     plan = fit_to_cpu(plan_of(config), calibration)

@@ -25,12 +25,7 @@ figcaption, .conditions { color: #555; font-size: .9rem }
 
 
 def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Returns the page of a run.
-
-    Args:
-        report: the run's report.
-        histories: rows of `history.jsonl` by stage, for the stages that trained.
-    """
+    """Returns the page of a run; histories are `history.jsonl` of the stages that trained."""
     figures = [
         figure_html(
             _draw_trade,

@@ -140,12 +140,6 @@ def claim_run(run: Path, *, model: str, pipeline: str, data: Data) -> None:
     The folder's name does not distinguish datasets, cards, or recipes of the same name. One that
     was moved or copied counts as the same.
 
-    Args:
-        run: the run's folder.
-        model: the card, as the user named it.
-        pipeline: the recipe, as the user named it.
-        data: the dataset.
-
     Raises:
         CompressError: the folder belongs to another run.
     """

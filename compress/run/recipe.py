@@ -110,11 +110,7 @@ def load_card(name: str) -> ModelCard:
 
 
 def parse_card(raw: Mapping[str, Any], name: str) -> ModelCard:
-    """Validates the content of a card.
-
-    Args:
-        raw: the content, from TOML or from a checkpoint.
-        name: name of the card, for messages.
+    """Validates the content of a card, from TOML or from a checkpoint.
 
     Raises:
         CompressError: it is invalid.

@@ -23,11 +23,7 @@ def analyze_layers(
 ) -> LayersReport:
     """Measures each layer of a float checkpoint and writes the report into its folder.
 
-    Args:
-        folder: the checkpoint.
-        config: quantization settings.
-        images: number of validation images to score.
-        remeasure: ignore cached measurements.
+    The layers are scored on a number of validation images.
 
     Raises:
         CompressError: the checkpoint is quantized already.

@@ -25,11 +25,6 @@ UNTRAINED = (
 def run(start: Start, config: TeacherConfig, context: Context) -> Product:
     """Trains the teacher, or returns a trained one unchanged.
 
-    Args:
-        start: network to train, or a checkpoint of any stage.
-        config: settings of the stage.
-        context: data, seed, and folder.
-
     Raises:
         CompressError: the weights do not fit the network, and epochs is 0.
     """

@@ -39,13 +39,7 @@ class Finding:
 
 
 def diagnose(history: Sequence[Epoch], classes: int, stage: str) -> list[Finding]:
-    """Returns the problems that a training history shows.
-
-    Args:
-        history: the run's training history.
-        classes: number of classes.
-        stage: stage whose settings the remedies refer to, e.g. `distill`.
-    """
+    """Returns the problems that a training history shows."""
     if not history:
         return []
     return [*_not_converging(history, classes, stage), *_overfitting(history, stage)]
@@ -56,11 +50,7 @@ def diagnose_student(
 ) -> list[Finding]:
     """Returns the problems that a comparison of student and teacher shows.
 
-    Args:
-        history: the student's training history.
-        teacher_top1: teacher's top-1 on the validation split, in percent.
-        n_images: size of the validation split.
-        stage: stage whose settings the remedies refer to, e.g. `distill`.
+    `teacher_top1` is the teacher's on the validation split of `n_images`, in percent.
     """
     if not history:
         return []
@@ -75,9 +65,7 @@ def diagnose_labels(
 ) -> list[Finding]:
     """Returns a finding if the teacher numbers the classes differently from the data.
 
-    Args:
-        confusion: validation images by label and by the teacher's prediction.
-        class_names: class names of the data.
+    `confusion` counts validation images by label and by the teacher's prediction.
     """
     swapped = []
     for label, predictions in enumerate(confusion):
