@@ -42,7 +42,7 @@ def describe_host() -> Host:
     """Returns the properties of this machine."""
     flags = set(_cpuinfo("flags").split())
     return Host(
-        cpu=cpu_name(),
+        cpu=_cpuinfo("model name") or platform.processor() or platform.machine(),
         isa=tuple(flag for flag in ISA_FLAGS if flag in flags),
         cores=allowed_cores(),
         system=f"{platform.system()} {platform.machine()}",
@@ -56,9 +56,6 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-def cpu_name() -> str:
-    """Returns the CPU's model name."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def allowed_cores() -> int:

@@ -11,7 +11,6 @@ import functools
 import inspect
 import itertools
 import textwrap
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ FileName = Annotated[str, PlainValidator(_text)]
 """May contain bytes that are not UTF-8, as Python's file names do; pydantic's own str may not."""
 SHOWN = 80
 """Maximum number of characters of an invalid value in a message."""
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Setting:
     default: Any
     help: str
     bounds: Mapping[str, float]
-    """Any of `gt`, `ge`, `lt`, `le`."""
+    """By `gt` or `ge` and `lt` or `le`, in this order."""
 
     @property
     def name(self) -> str:
@@ -69,17 +69,12 @@ class Setting:
             return "one of " + ", ".join(self.choices)
         words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
         kind = words[self.annotation]
-        low, high = self.bounds.get("gt"), self.bounds.get("lt")
-        low_incl, high_incl = self.bounds.get("ge"), self.bounds.get("le")
-        has_low, has_high = (low, low_incl) != (None, None), (high, high_incl) != (None, None)
-        if has_low and has_high:
-            left = f"({low:g}" if low is not None else f"[{low_incl:g}"
-            right = f"{high:g})" if high is not None else f"{high_incl:g}]"
-            return f"{kind} in {left}, {right}"
-        if has_low:
-            return f"{kind} > {low:g}" if low is not None else f"{kind} >= {low_incl:g}"
-        if has_high:
-            return f"{kind} < {high:g}" if high is not None else f"{kind} <= {high_incl:g}"
+        match list(self.bounds.items()):
+            case [(low, least), (high, most)]:
+                left, right = "(" if low == "gt" else "[", ")" if high == "lt" else "]"
+                return f"{kind} in {left}{least:g}, {most:g}{right}"
+            case [(bound, value)]:
+                return f"{kind} {SIGNS[bound]} {value:g}"
         return kind
 
 
@@ -97,17 +92,14 @@ def settings_of(config: object, prefix: tuple[str, ...] = ()) -> Iterator[Settin
         if typing.get_origin(hint) is Annotated:
             hint, info = typing.get_args(hint)
         bounds = {
-            key: getattr(item, key)
-            for item in info.metadata
-            for key in ("gt", "ge", "lt", "le")
-            if hasattr(item, key)
+            key: getattr(item, key) for item in info.metadata for key in SIGNS if hasattr(item, key)
         }
         yield Setting(
             path=path,
             annotation=hint,
             default=value,
             help=info.description or texts[field.name],
-            bounds=types.MappingProxyType(bounds),
+            bounds=bounds,
         )
 
 

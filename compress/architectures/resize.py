@@ -48,7 +48,7 @@ def remove_blocks(network: nn.Module, names: Iterable[str]) -> None:
 
 
 def set_tensor(network: nn.Module, name: str, value: Tensor) -> None:
-    """Replaces a parameter or buffer with a value of another shape, in place, and updates its layer."""
+    """Replaces a tensor with one of another shape, in place, and updates its layer."""
     path, _, attribute = name.rpartition(".")
     layer = network.get_submodule(path)
     old = getattr(layer, attribute)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from compress.cli.group import FOLDER, RUNS, starting
+from compress.cli.group import FOLDER, starting
 from compress.errors import CompressError
 from compress.files import printable
+from compress.run.stages import RUNS
 from compress.trust import trust_option
 
 MODEL = click.Path(path_type=Path, exists=True)

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from compress import __version__
-from compress.cli.group import FOLDER, RUNS, Program, StageCommand, starting
+from compress.cli.group import FOLDER, Program, StageCommand, starting
 from compress.cli.inspect_commands import COMMANDS
 from compress.data.names import DATASETS, short_name
-from compress.run.stages import STAGES, Stage
+from compress.run.stages import RUNS, STAGES, Stage
 from compress.trust import trust_option
 
 DEFAULT_DATA, DEFAULT_PIPELINE = "fashion-mnist", "default"

@@ -66,7 +66,8 @@ class Calibration:
         statistics = self._collected(
             equalized=plan.equalization, histogram=needs_histogram(plan.observer)
         )
-        apply_ranges(model, statistics, plan.observer)
+        for name, quantizer in quantizers_of(model).items():
+            quantizer.set_range(*choose_range(statistics[name], plan.observer))
         _choose_weight_scales(model, plan)
         if plan.adaround:
             adaround(model, self._layerwise_images())
@@ -142,12 +143,6 @@ def collect(
     return collected
 
 
-def apply_ranges(
-    model: fx.GraphModule, statistics: Mapping[str, Statistics], observer: Observer
-) -> None:
-    """Sets the range of every quantizer, in place."""
-    for name, quantizer in quantizers_of(model).items():
-        quantizer.set_range(*choose_range(statistics[name], observer))
 
 
 def _choose_weight_scales(model: fx.GraphModule, plan: Plan) -> None:

@@ -49,25 +49,14 @@ class UnmetBudgetError(CompressError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Iteration:
-    """Target and outcome of one pruning iteration."""
-
-    target_ms: float
-    predicted_ms: float
-    measured_ms: float
-    size_bytes: int
-    macs: int
-    tries: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Trial:
+class Trial:
     """A candidate network."""
 
     model: Classifier
     removed: tuple[str, ...]
     measured: Measured
     predicted_ms: float
+    target_ms: float
     worst: float
     """The largest ratio of a cost to its limit."""
 
@@ -91,12 +80,11 @@ class Search:
         """Layers that cannot be pruned, with the reason."""
         self.unpruned = self._probe.unpruned
 
-    def prune(self, model: Classifier, number: int) -> Iteration:
-        """Runs one iteration, in place.
+    def prune(self, model: Classifier, number: int) -> tuple[Trial, int]:
+        """Runs one iteration, in place; the first is number 1.
 
-        Args:
-            model: the network so far.
-            number: iteration number, starting at 1.
+        Returns:
+            The network chosen, and the number of those measured.
 
         Raises:
             UnmetBudgetError: the budget cannot be met; the model is unchanged.
@@ -111,14 +99,7 @@ class Search:
         if best.worst > 1 + TOLERANCE:
             raise UnmetBudgetError(_message(best.measured, self._limits(1.0)))
         model.network, self.removed = best.model.network, best.removed
-        return Iteration(
-            target_ms=limits["latency"],
-            predicted_ms=best.predicted_ms,
-            measured_ms=best.measured.ms,
-            size_bytes=best.measured.size_bytes,
-            macs=best.measured.macs,
-            tries=tries,
-        )
+        return best, tries
 
     def _problem(
         self, model: Classifier, groups: Sequence[Group], latency: LatencyModel
@@ -126,7 +107,9 @@ class Search:
         config, network = self._config, model.network
         with waiting("scoring channels"):
             batches = partial(self._batches, model)
-            scores = score_channels(network, groups, config.importance, batches)
+            scores = score_channels(
+                network, groups, config.importance, batches, seed=self._context.seed
+            )
         return Problem(
             groups=groups,
             scores=scores,
@@ -142,10 +125,10 @@ class Search:
         latency: LatencyModel,
         now: Measured,
         limits: Mapping[str, float],
-    ) -> tuple[_Trial, int]:
+    ) -> tuple[Trial, int]:
         """Proposes, measures, and corrects until the measured costs are close to their limits."""
         allowed = dict(limits)
-        trials: dict[Choice, _Trial] = {}
+        trials: dict[Choice, Trial] = {}
         for _ in range(TRIES):
             budgets = {
                 name: self._budget(name, limit, latency, now) for name, limit in allowed.items()
@@ -164,11 +147,12 @@ class Search:
             ratios = {name: _value(measured, name) / limit for name, limit in limits.items()}
             worst = max(ratios.values())
             predicted = allocator.total(choice, self._budget("latency", 1.0, latency, now))
-            trials[choice] = _Trial(
+            trials[choice] = Trial(
                 model=pruned,
                 removed=removed,
                 measured=measured,
                 predicted_ms=predicted,
+                target_ms=limits["latency"],
                 worst=worst,
             )
             say(
@@ -278,8 +262,7 @@ def _cost(name: str, latency: LatencyModel, precision: Precision) -> Cost:
 
 def _value(measured: Measured, name: str) -> float:
     """Returns the measured cost of that name."""
-    values = {"latency": measured.ms, "MACs": measured.macs, "size": measured.size_bytes}
-    return values[name]
+    return {"latency": measured.ms, "MACs": measured.macs, "size": measured.size_bytes}[name]
 
 
 def _message(measured: Measured, limits: Mapping[str, float]) -> str:

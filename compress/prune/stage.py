@@ -1,7 +1,6 @@
 """The prune stage: prunes to a measured latency and recovers accuracy by distillation."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -70,45 +69,46 @@ def _prune(
     iterations: list[IterationResult] = []
     for number in range(1, config.iterations + 1):
         try:
-            iteration = search.prune(model, number)
+            chosen, tries = search.prune(model, number)
         except UnmetBudgetError as failure:
             if _limits(config) != _limits(PruneConfig()):
                 raise
             finding = f"{len(iterations)} of {config.iterations} default iterations done; {failure}"
             warn(f"  {finding}")
             if iterations:  # the last successful iteration had a short recovery only
-                recovery = _recover(model, config, context, config.iterations)
-                iterations[-1] = dataclasses.replace(
-                    iterations[-1], top1_trained=recovery.top1_trained
-                )
+                *_, trained = _recover(model, config, context, config.iterations)
+                iterations[-1] = dataclasses.replace(iterations[-1], top1_trained=trained)
             return iterations, [finding]
-        recovery = _recover(model, config, context, number)
+        raw, reestimated, trained = _recover(model, config, context, number)
+        iteration = IterationResult(
+            target_ms=chosen.target_ms,
+            predicted_ms=chosen.predicted_ms,
+            measured_ms=chosen.measured.ms,
+            size_bytes=chosen.measured.size_bytes,
+            macs=chosen.measured.macs,
+            tries=tries,
+            top1_raw=raw,
+            top1_batchnorm=reestimated,
+            top1_trained=trained,
+        )
         say(
             f"  iteration {number}: {iteration.measured_ms:.3f} ms measured, "
             f"{iteration.predicted_ms:.3f} predicted, {search.unpruned.ms:.3f} unpruned; validation"
-            f" top-1 {recovery.top1_raw:.2f} % pruned, {recovery.top1_batchnorm:.2f} % with new "
-            f"BatchNorm statistics, {recovery.top1_trained:.2f} % fine-tuned"
+            f" top-1 {raw:.2f} % pruned, {reestimated:.2f} % with new BatchNorm statistics, "
+            f"{trained:.2f} % fine-tuned"
         )
-        iterations.append(
-            IterationResult(**dataclasses.asdict(iteration), **dataclasses.asdict(recovery))
-        )
+        iterations.append(iteration)
     return iterations, []
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recovery:
-    """Validation top-1 after a pruning iteration, percent, in PyTorch."""
+def _recover(
+    model: Classifier, config: PruneConfig, context: Context, number: int
+) -> tuple[float, float, float]:
+    """Re-estimates BatchNorm and fine-tunes, briefly unless it is the last iteration.
 
-    top1_raw: float
-    """Top-1 right after pruning."""
-    top1_batchnorm: float
-    """Top-1 with re-estimated BatchNorm statistics."""
-    top1_trained: float
-    """Top-1 after fine-tuning."""
-
-
-def _recover(model: Classifier, config: PruneConfig, context: Context, number: int) -> Recovery:
-    """Re-estimates BatchNorm and fine-tunes, briefly unless it is the last iteration."""
+    Returns:
+        Validation top-1 in percent, in PyTorch: before, after BatchNorm, and after fine-tuning.
+    """
     validation = context.data.validation
     _, raw = evaluate(model, validation)
     with waiting("re-estimating BatchNorm"):
@@ -120,11 +120,7 @@ def _recover(model: Classifier, config: PruneConfig, context: Context, number: i
         title = f"prune, iteration {number}"
         context = _subfolder(context, f"iteration-{number}")
     trained = everywhere(train_with_kd, model, config.kd, schedule, context, "prune", title=title)
-    return Recovery(
-        top1_raw=raw,
-        top1_batchnorm=reestimated,
-        top1_trained=trained.validation_top1 or reestimated,
-    )
+    return raw, reestimated, trained.validation_top1 or reestimated
 
 
 def _subfolder(context: Context, name: str) -> Context:

@@ -19,10 +19,8 @@ from compress.run.lookup import is_run, newest_stage_before, read_stage_report
 from compress.run.recipe import ModelCard, parse_card
 from compress.run.report import write_run_report
 from compress.run.runner import run_stage
-from compress.run.stages import STAGES, require_stage, stage_folder
+from compress.run.stages import RUNS, STAGES, require_stage, stage_folder
 from compress.settings import parse
-
-RUNS = Path("runs")
 
 
 def run_single_stage(

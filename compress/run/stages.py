@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 from compress.errors import CheckpointError
 
+RUNS = Path("runs")
+"""Parent of the run folders, in the working folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:

@@ -127,26 +127,22 @@ def _not_converging(history: Sequence[Epoch], classes: int, stage: str) -> Itera
     chance = 100 / classes
     rises = last.loss > first.loss / MIN_LOSS_DROP
     stays = last.loss > MIN_LOSS_DROP * first.loss and first.train_top1 < PRETRAINED_TOP1
+    remedy = f"multiply or divide {stage}.train.lr by ten (it peaked at {peak:.1g})"
     if rises:
-        yield Finding(
-            trouble="not converging",
-            evidence=f"the loss rose from {first.loss:.3f} in the first epoch to {last.loss:.3f} "
-            "in the last",
-            remedy=f"divide {stage}.train.lr by ten (it peaked at {peak:.1g}) or increase "
-            f"{stage}.train.warmup",
+        evidence = (
+            f"the loss rose from {first.loss:.3f} in the first epoch to {last.loss:.3f} in the last"
+        )
+        remedy = (
+            f"divide {stage}.train.lr by ten (it peaked at {peak:.1g}) or increase "
+            f"{stage}.train.warmup"
         )
     elif stays:
-        yield Finding(
-            trouble="not converging",
-            evidence=f"the loss stayed at {last.loss:.3f} ({first.loss:.3f} in the first epoch)",
-            remedy=f"multiply or divide {stage}.train.lr by ten (it peaked at {peak:.1g})",
-        )
+        evidence = f"the loss stayed at {last.loss:.3f} ({first.loss:.3f} in the first epoch)"
     elif last.validation_top1 < CHANCE_FACTOR * chance:
-        yield Finding(
-            trouble="not converging",
-            evidence=f"validation top-1 is {last.validation_top1:.2f} %, chance is {chance:.2f} %",
-            remedy=f"multiply or divide {stage}.train.lr by ten (it peaked at {peak:.1g})",
-        )
+        evidence = f"validation top-1 is {last.validation_top1:.2f} %, chance is {chance:.2f} %"
+    else:
+        return
+    yield Finding(trouble="not converging", evidence=evidence, remedy=remedy)
 
 
 def _overfitting(history: Sequence[Epoch], stage: str) -> Iterator[Finding]:

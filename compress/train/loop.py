@@ -26,7 +26,7 @@ from compress.train.prepare import (
     make_optimizer,
     raise_batchnorm_momentum,
 )
-from compress.train.schedule import effective_batch_size, plan_epochs
+from compress.train.schedule import Plan, effective_batch_size, plan_epochs
 from compress.train.state import STATE, Epoch, TrainState, read_state, restore, save
 
 MIN_OWN_BATCH = 2
@@ -70,27 +70,28 @@ def train(
         model.eval()
         return []
     torch.set_flush_denormal(True)  # denormal numbers make a CPU ten times slower
-    run = _set_up(
-        model,
-        data,
-        config,
+    config, plan, compute, state = _set_up(model, data, config, folder, on_event)
+    run = Run(
+        data=data_on(data, compute.device),
+        config=config,
         loss=loss,
         seed=seed,
-        folder=folder,
-        title=title,
         n_views=n_views,
-        on_event=on_event,
+        title=title,
+        plan=plan,
+        compute=compute,
+        state=state,
     )
-    history, epochs = run.state.history, run.plan.epochs
+    history, epochs = state.history, plan.epochs
     for epoch in range(len(history), epochs):
         if _out_of_patience(history, config.patience):
             break
         history.append(_run_epoch(run, epoch, on_event))
         _remember_best(run)
         if distributed.is_first():
-            save(folder, run.state, micro_batch=run.compute.micro_batch)
+            save(folder, state, micro_batch=compute.micro_batch)
         on_event(EpochEnd(title=title, epochs=epochs, row=history[-1]))
-    _finish(run.state)
+    _finish(state)
     if len(history) < epochs:
         message = (
             f"{title}: stopped early after {count_of(config.patience, 'epoch')} without improvement"
@@ -100,18 +101,9 @@ def train(
 
 
 def _set_up(
-    model: nn.Module,
-    data: Data,
-    config: TrainConfig,
-    *,
-    loss: Loss,
-    seed: int,
-    folder: Path,
-    title: str,
-    n_views: int,
-    on_event: OnEvent,
-) -> Run:
-    """Moves model and data to the device, and resumes a saved run."""
+    model: nn.Module, data: Data, config: TrainConfig, folder: Path, on_event: OnEvent
+) -> tuple[TrainConfig, Plan, Compute, TrainState]:
+    """Moves the model to the device, fits the settings to both, and resumes a saved run."""
     device = distributed.device()
     config = dataclasses.replace(config, batch_size=_batch_size(config, len(data.train)))
     saved = distributed.decide(lambda: _saved_state(folder, on_event))
@@ -135,19 +127,8 @@ def _set_up(
     forward = distributed.parallel(model)
     if config.compile:
         forward = cast(nn.Module, torch.compile(forward))
-    return Run(
-        data=data_on(data, device),
-        config=config,
-        loss=loss,
-        seed=seed,
-        n_views=n_views,
-        title=title,
-        plan=plan,
-        compute=Compute(
-            device=device, precision=precision, micro_batch=micro_batch, forward=forward
-        ),
-        state=state,
-    )
+    compute = Compute(device=device, precision=precision, micro_batch=micro_batch, forward=forward)
+    return config, plan, compute, state
 
 
 def _saved_state(folder: Path, on_event: OnEvent) -> dict[str, Any] | None:
