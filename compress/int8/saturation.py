@@ -76,9 +76,8 @@ def emulating_saturation(model: fx.GraphModule) -> Iterator[set[str]]:
 
         def saturate(sums: Tensor, levels: Tensor) -> Tensor:
             excess = saturation_excess(layer, levels, zero_point)
-            if excess is None:
-                return sums
-            saturating.add(name)
+            if bool(excess.any()):
+                saturating.add(name)
             return sums - excess
 
         return saturate
@@ -106,8 +105,8 @@ def reduce_range(calibration: Calibration, plan: Plan, split: Split, n_images: i
         plan = dataclasses.replace(plan, reduced_layers=reduced)
 
 
-def saturation_excess(layer: Layer, levels: Tensor, zero_point: int) -> Tensor | None:
-    """Returns by how much a layer's exact sums exceed the saturating ones, None if nowhere.
+def saturation_excess(layer: Layer, levels: Tensor, zero_point: int) -> Tensor:
+    """Returns by how much a layer's exact sums exceed the saturating ones.
 
     Args:
         layer: converted.
@@ -117,24 +116,14 @@ def saturation_excess(layer: Layer, levels: Tensor, zero_point: int) -> Tensor |
     Returns:
         Float, in the shape of the layer's output.
     """
-    raw = levels + zero_point
-    if not layer.is_convolution:
-        columns, weights = [raw[:, :, None]], [layer.weight_int8.float()]
-        shape: tuple[int, ...] = (len(raw), len(layer.weight_int8))
-    else:
+    raw, weight = levels + zero_point, layer.weight_int8.float()
+    if layer.is_convolution:
         columns, weights = _columns(layer, raw, zero_point)
-        shape = tuple(layer.operation(levels[:1], layer.weight_int8.float(), None).shape[1:])
-        shape = (len(raw), *shape)
-    parts = [_excess(column, weight) for column, weight in zip(columns, weights, strict=True)]
-    if all(part is None for part in parts):
-        return None
-    sizes = [len(weight) for weight in weights]
-    length = columns[0].shape[2]
-    whole = [
-        part if part is not None else torch.zeros(len(raw), size, length)
-        for part, size in zip(parts, sizes, strict=True)
-    ]
-    return torch.cat(whole, dim=1).reshape(shape)
+    else:
+        columns, weights = [raw[:, :, None]], [weight]
+    parts = [_excess(column, part) for column, part in zip(columns, weights, strict=True)]
+    shape = layer.operation(levels[:1], weight, None).shape[1:]
+    return torch.cat(parts, dim=1).reshape(len(raw), *shape)
 
 
 def _columns(layer: Layer, raw: Tensor, zero_point: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -159,16 +148,14 @@ def _columns(layer: Layer, raw: Tensor, zero_point: int) -> tuple[list[Tensor], 
     return columns, weights
 
 
-def _excess(columns: Tensor, weight: Tensor) -> Tensor | None:
-    """Returns by how much the sums of pairs exceed int16, `[N, out, L]`, None if nowhere."""
+def _excess(columns: Tensor, weight: Tensor) -> Tensor:
+    """Returns by how much the sums of pairs exceed int16, `[N, out, L]`."""
     if weight.shape[1] % 2:
         weight, columns = F.pad(weight, (0, 1)), F.pad(columns, (0, 0, 0, 1))
     pairs = weight.view(len(weight), -1, 2)
     largest = QMAX_ACTIVATION * pairs.clamp_min(0).sum(2)
     smallest = QMAX_ACTIVATION * pairs.clamp_max(0).sum(2)
     risky = ((largest > INT16[1]) | (smallest < INT16[0])).nonzero()
-    if not len(risky):
-        return None
     total = torch.zeros(len(columns), len(weight), columns.shape[2])
     for outputs, positions in zip(
         risky[:, 0].split(PAIRS_AT_ONCE), risky[:, 1].split(PAIRS_AT_ONCE), strict=True
@@ -177,7 +164,7 @@ def _excess(columns: Tensor, weight: Tensor) -> Tensor | None:
         sums = columns[:, 2 * positions] * chosen[:, 0, None]
         sums += columns[:, 2 * positions + 1] * chosen[:, 1, None]
         total.index_add_(1, outputs, sums - sums.clamp(*INT16))
-    return total if bool(total.any()) else None
+    return total
 
 
 def _input_zero_point(model: fx.GraphModule, layer: Layer) -> int:
