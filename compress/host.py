@@ -56,8 +56,6 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-
-
 def allowed_cores() -> int:
     """Returns the number of cores that this process may use at once.
 

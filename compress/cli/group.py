@@ -31,8 +31,6 @@ FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 """Resolved to an absolute path, because `.` has neither a name nor siblings."""
 
 
-
-
 class Program(click.Group):
     """Reports each error on one line."""
 

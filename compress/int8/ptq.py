@@ -143,8 +143,6 @@ def collect(
     return collected
 
 
-
-
 def _choose_weight_scales(model: fx.GraphModule, plan: Plan) -> None:
     choose_scale = mse_weight_scale if plan.weights == "mse" else weight_scale
     for name, layer in layers_of(model).items():

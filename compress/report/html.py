@@ -1,13 +1,16 @@
 """Reports as self-contained HTML pages, with plots."""
 
-from collections.abc import Mapping, Sequence
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from compress.measure.results import RunReport, StageReport
-from compress.report.figure import figure_html
-from compress.report.pruning import pruning_figures
+from compress.prune.result import PruneResult, Width
 from compress.report.render import COLUMNS, conditions, run_rows
 from compress.report.tables import html_table
 from compress.report.text import html_text
@@ -39,7 +42,7 @@ def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, An
         )
         figures.append(figure_html(_draw_training, histories, caption))
     for stage in report.stages:
-        figures += pruning_figures(stage)
+        figures += _pruning_figures(stage)
     remarks = "".join(f"<li>{html_text(remark)}</li>" for remark in report.remarks)
     return page(
         report.name,
@@ -53,7 +56,7 @@ def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, An
 
 def figures_html(stage: StageReport) -> str:
     """Returns a page with a stage's plots; empty if it has none."""
-    figures = pruning_figures(stage)
+    figures = _pruning_figures(stage)
     if not figures:
         return ""
     below = f"<p class='conditions'>{html_text(conditions(stage))}</p>"
@@ -67,6 +70,39 @@ def page(title: str, body: str) -> str:
         f"<title>{html_text(title)}</title><style>{STYLE}</style></head><body>"
         f"<h1>{html_text(title)}</h1>{body}</body></html>\n"
     )
+
+
+def figure_html(draw: Callable[[Axes, Any], None], content: Any, caption: str) -> str:
+    """Returns an HTML figure with an inline SVG."""
+    text = io.StringIO()
+    with rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # missing glyphs, degenerate axes
+        figure = Figure(figsize=(8, 4), layout="constrained")
+        draw(figure.subplots(), content)
+        figure.savefig(text, format="svg")
+    svg = text.getvalue()
+    drawing = svg[svg.index("<svg") :]  # without the XML declaration
+    return f"<figure>{drawing}<figcaption>{html_text(caption)}</figcaption></figure>"
+
+
+def _pruning_figures(report: StageReport) -> list[str]:
+    """Returns figures as HTML; none for a stage that pruned nothing."""
+    result = report.result
+    if not isinstance(result, PruneResult) or not result.iterations:
+        return []
+    return [
+        figure_html(
+            _draw_widths,
+            result.widths,
+            "Output channels of each layer before and after pruning; 0: layer removed.",
+        ),
+        figure_html(
+            _draw_iterations,
+            result,
+            f"Each iteration: {result.precision} latency, predicted and measured, and validation "
+            "top-1 (in PyTorch) as pruned, with re-estimated BatchNorm statistics, and fine-tuned.",
+        ),
+    ]
 
 
 def _draw_trade(axes: Axes, report: RunReport) -> None:
@@ -90,5 +126,41 @@ def _draw_training(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any
         epochs = [row["epoch"] for row in rows]
         axes.plot(epochs, [row["validation_top1"] for row in rows], marker=".", label=stage)
     axes.set(xlabel="epoch", ylabel="validation top-1, %")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+
+
+def _draw_widths(axes: Axes, widths: Sequence[Width]) -> None:
+    places = range(len(widths))
+    axes.bar(places, [width.before for width in widths], color="#ccd6e0", label="before")
+    axes.bar(places, [width.after for width in widths], color="#2a6fb0", label="after")
+    axes.set(ylabel="channels", yscale="log")
+    layers = [width.layer for width in widths]
+    axes.set_xticks(list(places), layers, rotation=90, fontsize=7, parse_math=False)
+    axes.legend()
+
+
+def _draw_iterations(axes: Axes, result: PruneResult) -> None:
+    for field, label in (
+        ("top1_trained", "fine-tuned"),
+        ("top1_batchnorm", "BatchNorm re-estimated"),
+        ("top1_raw", "as pruned"),
+    ):
+        axes.plot(
+            [row.measured_ms for row in result.iterations],
+            [getattr(row, field) for row in result.iterations],
+            marker="o",
+            label=label,
+        )
+    best = max(row.top1_trained for row in result.iterations)
+    axes.scatter(
+        [row.predicted_ms for row in result.iterations],
+        [best] * len(result.iterations),
+        marker="x",
+        color="#888",
+        label="latency predicted",
+    )
+    axes.axvline(result.unpruned_ms, color="#888", linewidth=0.8, label="unpruned")
+    axes.set(xlabel=f"{result.precision} latency, ms", ylabel="validation top-1, %")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()

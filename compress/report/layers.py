@@ -12,8 +12,7 @@ from compress.files import printable, write_json, write_text
 from compress.host import Host
 from compress.log import count_of
 from compress.quantize.sensitivity import Sensitivity
-from compress.report.figure import figure_html
-from compress.report.html import page
+from compress.report.html import figure_html, page
 from compress.report.render import measured_text
 from compress.report.tables import html_table, terminal_table
 from compress.report.text import html_text

@@ -6,15 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import Checkpoint, Product, Start
-from compress.data.load import Data
+from compress.checkpoint import MODEL_FILE, Checkpoint, Product, Start
 from compress.host import describe_host
 from compress.measure.accuracy import accuracy, predict_split
-from compress.measure.config import MeasureConfig
 from compress.measure.cost import count_macs, count_parameters
 from compress.measure.latency import measure_latency
 from compress.measure.profile import profile, summarize
 from compress.measure.results import StageReport
+from compress.run.key import Request
 from compress.run.lookup import read_stage_report
 
 
@@ -34,33 +33,22 @@ def count(product: Product, start: Start) -> dict[str, int]:
 
 
 def measure_stage(
-    checkpoint: Checkpoint,
-    path: Path,
-    data: Data,
-    *,
-    reference: Path | None,
-    before: Path | None,
-    config: MeasureConfig,
-    facts: Mapping[str, Any],
+    checkpoint: Checkpoint, request: Request, path: Path, facts: Mapping[str, Any]
 ) -> StageReport:
-    """Measures a stage's file and returns the stage's report.
+    """Measures a stage's ONNX file and returns the stage's report.
 
-    Args:
-        checkpoint: the stage's checkpoint.
-        path: the stage's ONNX file.
-        data: dataset whose test split is scored.
-        reference: the teacher's ONNX file, timed alternately; None for the teacher.
-        before: ONNX file of the stage that this one started from, unless it is one of the others.
-        config: threads, batch size and rounds.
-        facts: fields of the report that are not measured here.
+    It takes turns with the teacher's file, and with that of the stage that it started from. Facts
+    are the fields of the report that are not measured here.
     """
+    data, parent = request.data, request.parent
     predicted = predict_split(path, data.test, title="scoring the test split")
-    files = [path] if reference is None else [reference, path]
-    how = dataclasses.asdict(config)
-    latency = measure_latency(files, **how)[-1]
+    baseline = [] if request.stage == "teacher" else [request.teachers[0].path / MODEL_FILE]
+    how = dataclasses.asdict(request.measure)
+    latency = measure_latency([*baseline, path], **how)[-1]
     step = None
-    if before is not None:  # ratios to the teacher are minutes apart, and machines drift
-        step = measure_latency([before, path], **how)[-1]
+    if parent and parent.digest not in (checkpoint.digest, request.teachers[0].digest):
+        # Ratios to the teacher are minutes apart, and machines drift.
+        step = measure_latency([parent.folder / MODEL_FILE, path], **how)[-1]
     return StageReport(
         stage=checkpoint.stage,
         file=path.name,
@@ -68,7 +56,7 @@ def measure_stage(
         **dataclasses.asdict(accuracy(predicted, data.test.labels.numpy())),
         **dataclasses.asdict(latency),
         step_speedup_ci95=step.speedup_ci95 if step else None,
-        operators=summarize(profile(path, threads=config.threads)),
+        operators=summarize(profile(path, threads=request.measure.threads)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         digest=checkpoint.digest,
         parent=checkpoint.description.step.parent,

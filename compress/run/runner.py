@@ -284,26 +284,13 @@ def _measure(
     checkpoint: Checkpoint, request: Request, path: Path, facts: Mapping[str, Any]
 ) -> None:
     """Measures a stage's ONNX file and writes the stage's report."""
-    folder, parent = checkpoint.folder, request.parent
-    reference = before = None
-    if request.stage != "teacher":
-        reference = request.teachers[0].path / MODEL_FILE
-    if parent and parent.digest not in (checkpoint.digest, request.teachers[0].digest):
-        before = parent.folder / MODEL_FILE
-    report = measure_stage(
-        checkpoint,
-        path,
-        request.data,
-        reference=reference,
-        before=before,
-        config=request.measure,
-        facts=facts,
-    )
+    folder = checkpoint.folder
+    report = measure_stage(checkpoint, request, path, facts)
     write_json(folder / REPORT_JSON, report)
     if figures := figures_html(report):
         write_text(folder / REPORT_HTML, figures)
     write_text(folder / REPORT_MD, stage_markdown(report))
-    speed = f", {speedup_text(report.speedup)} the teacher" if reference else ""
+    speed = f", {speedup_text(report.speedup)} the teacher" if request.stage != "teacher" else ""
     say(f"  top-1 {report.top1:.2f} %, {report.latency_ms_p50:.3f} ms{speed}")
     if ablation := ablation_text(report):
         say(f"  {ablation}")
