@@ -25,7 +25,7 @@ def quantizers_of(model: fx.GraphModule) -> dict[str, ActivationQuantizer]:
 
 
 def set_mode(model: fx.GraphModule, mode: Mode) -> None:
-    """Switches all quantized modules."""
+    """Switches all layers and quantizers."""
     for module in model.modules():
         if isinstance(module, ActivationQuantizer | Layer):
             module.mode = mode

@@ -1,15 +1,13 @@
-"""Runs the float and the quantized network side by side, layer by layer."""
+"""Runs the float and the quantized network side by side, layer by layer; corrects biases."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from compress.int8.fake_quantize import Mode
-from compress.int8.graph import layers_of, module_of
+from compress.int8.graph import layer_of, layers_of, set_mode
 from compress.int8.layer import Layer
-from compress.int8.quantizer import ActivationQuantizer
 from compress.log import track
 
 Visit = Callable[[Layer, Tensor, Tensor], None]
@@ -39,14 +37,13 @@ def visit_layers(model: fx.GraphModule, images: Tensor, visit: Visit, *, title: 
         if node.op == "placeholder":
             float_values[node] = quantized_values[node] = images
         elif node.op != "output":
-            module = module_of(model, node)
-            _set_mode(module, "float")
+            set_mode(model, "float")
             float_values[node] = _compute(interpreter, node, float_values)
-            _set_mode(module, "fake_quantize")
-            if isinstance(module, Layer):
+            set_mode(model, "fake_quantize")
+            if (layer := layer_of(model, node)) is not None:
                 next(progress)
-                if module.is_int8:
-                    visit(module, quantized_values[node.args[0]], float_values[node])
+                if layer.is_int8:
+                    visit(layer, quantized_values[node.args[0]], float_values[node])
             quantized_values[node] = _compute(interpreter, node, quantized_values)
         for source in node.all_input_nodes:
             unread[source] -= 1
@@ -54,11 +51,21 @@ def visit_layers(model: fx.GraphModule, images: Tensor, visit: Visit, *, title: 
                 del float_values[source], quantized_values[source]
 
 
-def _set_mode(module: nn.Module | None, mode: Mode) -> None:
-    if isinstance(module, ActivationQuantizer | Layer):
-        module.mode = mode
-
-
 def _compute(interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     return getattr(interpreter, node.op)(node.target, args, kwargs)
+
+
+def correct_biases(model: fx.GraphModule, images: Tensor) -> None:
+    """Shifts each bias so that the layer's mean output matches the float network's, in place.
+
+    Bias correction (Nagel et al., arXiv 1906.04721, section 4.2), on calibration images. A layer's
+    input contains the errors of the layers before it, which are corrected already.
+    """
+    visit_layers(model, images, _correct, title="bias correction")
+
+
+def _correct(layer: Layer, quantized_input: Tensor, float_output: Tensor) -> None:
+    error = float_output - layer(quantized_input)
+    dims = (0, 2, 3) if layer.is_convolution else (0,)
+    layer.bias.add_(error.mean(dims))

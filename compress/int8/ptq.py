@@ -10,12 +10,12 @@ from torch import Tensor, fx
 
 from compress.checkpoint import ALL_INT8, QuantizedLayout
 from compress.int8.adaround import adaround
-from compress.int8.bias_correction import correct_biases
 from compress.int8.config import Observer, WeightScale
 from compress.int8.equalization import equalize
 from compress.int8.graph import layers_of, quantizers_of, set_mode
 from compress.int8.insertion import insert_quantizers
 from compress.int8.layer import QMAX_WEIGHT_REDUCED, mse_weight_scale, weight_scale
+from compress.int8.layerwise import correct_biases
 from compress.int8.ranges import Statistics, choose_range, needs_histogram
 from compress.train.config import Precision
 from compress.train.precision import autocast, choose_precision

@@ -8,15 +8,16 @@ from torch import fx
 from compress.checkpoint import Checkpoint, Product, Start
 from compress.distributed import everywhere
 from compress.int8.conversion import convert
+from compress.int8.graph import layers_of, quantizers_of
 from compress.int8.layer_profile import LayerCost
 from compress.int8.saturation import Saturation, find_saturation, reduce_range
 from compress.kd.context import Context
+from compress.kd.training import train_with_kd
 from compress.log import count_of, say, waiting
 from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.layer_timing import time_layers
 from compress.quantize.ptq_search import Candidate, Trials, better, search
-from compress.quantize.qat import train_quantized
 from compress.quantize.result import QuantizeResult
 from compress.quantize.sensitivity import with_float_layers
 from compress.train.evaluate import evaluate
@@ -81,6 +82,25 @@ def _train(
     everywhere(train_quantized, model, config, context)
     trained = trials.record("with quantization-aware training", model, best.plan)
     return None if automatic and better(trained, best) is best else trained
+
+
+def train_quantized(model: fx.GraphModule, config: QuantizeConfig, context: Context) -> None:
+    """Trains a fake-quantized network in place, with distillation from the teacher.
+
+    BatchNorms are folded, hence frozen, from the start: after post-training quantization there is
+    little left to learn, and what is trained is what ships.
+    """
+    enable_learned_scales(model)
+    train_with_kd(model, config.kd, config.train, context, "quantize", title="qat")
+
+
+def enable_learned_scales(model: fx.GraphModule) -> None:
+    """Makes all scales trainable (LSQ, Esser et al., arXiv 1902.08153)."""
+    for quantizer in quantizers_of(model).values():
+        quantizer.scale.requires_grad_()
+    for layer in layers_of(model).values():
+        if layer.is_int8:
+            layer.weight_scale.requires_grad_()
 
 
 def _check_saturation(

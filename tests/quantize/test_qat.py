@@ -10,7 +10,7 @@ import torch
 from compress.checkpoint import QuantizedLayout
 from compress.data.load import Data
 from compress.int8.graph import layers_of, quantizers_of
-from compress.quantize.qat import enable_learned_scales
+from compress.quantize.stage import enable_learned_scales
 from compress.train.config import TrainConfig
 from compress.train.epoch import label_loss
 from compress.train.loop import train
@@ -51,7 +51,7 @@ from compress.checkpoint import load_checkpoint
 from compress.int8.conversion import convert
 from compress.int8.lowering import lower
 from compress.int8.ptq import Calibration, Plan
-from compress.quantize.qat import enable_learned_scales
+from compress.quantize.stage import enable_learned_scales
 from compress.int8.restore import load_model
 from compress.run.single_stage import data_of
 from compress.train.config import TrainConfig
