@@ -44,14 +44,6 @@ class Choice:
         return hash((tuple(self.widths.items()), self.removed))
 
 
-class BudgetError(Exception):
-    """No choice meets the budgets; `cheapest` is the cheapest one found."""
-
-    def __init__(self, cheapest: Choice) -> None:
-        super().__init__("no choice of widths meets the budgets")
-        self.cheapest = cheapest
-
-
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """Inputs for choosing widths."""
@@ -99,21 +91,17 @@ class Allocator:
         }
         self._costs: dict[tuple[str, str, int, int], float] = {}
 
-    def choose(self) -> Choice:
-        """Returns the best choice found that meets all budgets.
-
-        Raises:
-            BudgetError: there is none.
-        """
+    def choose(self) -> tuple[Choice, bool]:
+        """Returns the best choice found, and whether it meets all budgets; if not, the cheapest."""
         widths = {name: widths[-1] for name, widths in self._problem.candidates.items()}
         choice = Choice(widths=widths)
         while True:
             costs = [self.total(choice, budget) for budget in self._budgets]
             if self._is_met(costs):
-                return self._widen(choice)
+                return self._widen(choice), True
             smaller = self._best_step(choice, costs)
             if smaller is None:
-                raise BudgetError(choice)
+                return choice, False
             choice = smaller
 
     def total(self, choice: Choice, budget: Budget) -> float:
@@ -125,19 +113,14 @@ class Allocator:
             if layer not in removed
         )
 
-    def channels(self, layer: str, widths: Mapping[str, int]) -> tuple[int, int]:
-        """Returns a layer's input and output channels."""
-        ins, outs = self._problem.unpruned[layer]
-        ins -= _removed(self._inputs[layer], widths)
-        outs -= _removed(self._outputs[layer], widths)
-        return ins, outs
-
     def _is_met(self, costs: Sequence[float]) -> bool:
         budgets = zip(costs, self._budgets, strict=True)
         return all(cost <= budget.limit for cost, budget in budgets)
 
     def _cost(self, budget: Budget, layer: str, widths: Mapping[str, int]) -> float:
-        ins, outs = self.channels(layer, widths)
+        ins, outs = self._problem.unpruned[layer]
+        ins -= _removed(self._inputs[layer], widths)
+        outs -= _removed(self._outputs[layer], widths)
         key = (budget.name, layer, ins, outs)
         if key not in self._costs:
             self._costs[key] = budget.cost(layer, ins, outs)

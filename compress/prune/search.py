@@ -21,7 +21,6 @@ from compress.log import say, waiting
 from compress.prune.allocation import (
     Allocator,
     Budget,
-    BudgetError,
     Choice,
     Cost,
     Problem,
@@ -134,10 +133,7 @@ class Search:
                 name: self._budget(name, limit, latency, now) for name, limit in allowed.items()
             }
             allocator = Allocator(problem, list(budgets.values()))
-            try:
-                choice, is_cheapest = allocator.choose(), False
-            except BudgetError as failure:
-                choice, is_cheapest = failure.cheapest, True
+            choice, is_met = allocator.choose()
             if choice in trials:  # the correction was too small to change any width
                 nudge = NUDGE if trials[choice].worst < 1 else 1 / NUDGE
                 allowed = {name: nudge * limit for name, limit in allowed.items()}
@@ -159,7 +155,7 @@ class Search:
                 f"  candidate {len(trials)}: {predicted:.3f} ms predicted, {measured.ms:.3f} ms "
                 f"measured, target {limits['latency']:.3f} ms"
             )
-            if CLOSE[0] <= worst <= CLOSE[1] or (is_cheapest and worst > 1):
+            if CLOSE[0] <= worst <= CLOSE[1] or (worst > 1 and not is_met):
                 break
             for name, budget in budgets.items():
                 allowed[name] = allocator.total(choice, budget) / ratios[name]
