@@ -54,7 +54,9 @@ class ActivationQuantizer(nn.Module):
             levels = quantize_linear(x, self.input_scale(), self.zero_point)
             return dequantize_linear(levels, self.scale, self.zero_point)
         if self.mode == "fake_quantize":
-            scale = self._learned_scale(x) if self.scale.requires_grad else self.scale
+            scale: Tensor = self.scale
+            if scale.requires_grad:  # learned
+                scale = scale_gradient(self._bounded_scale(), x[0].numel() * QMAX_ACTIVATION)
             zero_point = self.zero_point.float()
             levels = round_ste(x / (scale / self.gain)) + zero_point
             return (torch.clamp(levels, 0, QMAX_ACTIVATION) - zero_point) * scale
@@ -89,9 +91,6 @@ class ActivationQuantizer(nn.Module):
         """Fixes a learned scale in place, bounded as in training."""
         self.scale.requires_grad = False
         self.scale.copy_(self._bounded_scale())
-
-    def _learned_scale(self, x: Tensor) -> Tensor:
-        return scale_gradient(self._bounded_scale(), x[0].numel() * QMAX_ACTIVATION)
 
     def _bounded_scale(self) -> Tensor:
         """Bounds the scale so that the levels stay within the activation function's bounds.

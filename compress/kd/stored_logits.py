@@ -18,7 +18,7 @@ from compress.data.splits import View
 from compress.files import atomic_write, write_text
 from compress.kd.teachers import TeacherModel, mean_logits
 from compress.train.evaluate import evaluation_batch
-from compress.train.events import Note, OnEvent, print_event, progress_bar
+from compress.train.events import OnEvent, print_event, progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def _is_valid(path: Path, shape: tuple[int, int], on_event: OnEvent) -> bool:
     except (OSError, ValueError, EOFError, KeyError, TypeError):
         valid = False
     if not valid:
-        on_event(Note(message=f"{path} is damaged: recomputing the teacher logits"))
+        on_event(f"{path} is damaged: recomputing the teacher logits")
     return valid
 
 

@@ -17,13 +17,6 @@ MAX_LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Note:
-    """A remark about the run, such as resuming or stopping early."""
-
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class EpochEnd:
     """An epoch was trained, scored, and saved."""
 
@@ -32,7 +25,8 @@ class EpochEnd:
     row: Epoch
 
 
-Event = Note | EpochEnd | Finding
+Event = str | EpochEnd | Finding
+"""A text is a remark about the run, such as resuming or stopping early."""
 OnEvent = Callable[[Event], None]
 """Receives the events of a training run. With any other than `print_event` nothing is printed and
 no progress bar is drawn."""
@@ -41,8 +35,8 @@ no progress bar is drawn."""
 def print_event(event: Event) -> None:
     """Prints an event to standard error; long runs print only some epochs."""
     match event:
-        case Note():
-            say(f"  {event.message}")
+        case str():
+            say(f"  {event}")
         case EpochEnd(row=row):
             if row.epoch % math.ceil(event.epochs / MAX_LINES) == 0 or row.epoch == event.epochs:
                 say(

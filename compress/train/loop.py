@@ -16,7 +16,7 @@ from compress.log import count_of
 from compress.train.config import Precision, TrainConfig
 from compress.train.epoch import Compute, Loss, Run, train_epoch
 from compress.train.evaluate import evaluate, first_images
-from compress.train.events import EpochEnd, Note, OnEvent, print_event, spinner
+from compress.train.events import EpochEnd, OnEvent, print_event, spinner
 from compress.train.micro_batch import PROBE_IMAGES, fitting_batch
 from compress.train.precision import choose_precision
 from compress.train.prepare import (
@@ -93,10 +93,8 @@ def train(
         on_event(EpochEnd(title=title, epochs=epochs, row=history[-1]))
     _finish(state)
     if len(history) < epochs:
-        message = (
-            f"{title}: stopped early after {count_of(config.patience, 'epoch')} without improvement"
-        )
-        on_event(Note(message=message))
+        patience = count_of(config.patience, "epoch")
+        on_event(f"{title}: stopped early after {patience} without improvement")
     return history
 
 
@@ -110,7 +108,7 @@ def _set_up(
     model.to(device).to(memory_format=torch.channels_last)
     precision, micro_batch = _precision_and_micro_batch(model, data, config, saved, on_event)
     if config.start_size < 1 and not accepts_start_size(config, model, data, device):
-        on_event(Note(message="the network has a fixed input size: progressive resizing is off"))
+        on_event("the network has a fixed input size: progressive resizing is off")
         config = dataclasses.replace(config, start_size=1.0)
     average = make_ema(model, config.ema)
     plan = plan_epochs(len(data.train), config, distributed.processes())
@@ -123,7 +121,7 @@ def _set_up(
     )
     if saved is not None:
         restore(saved, state)
-        on_event(Note(message=f"resuming after epoch {len(state.history)}"))
+        on_event(f"resuming after epoch {len(state.history)}")
     forward = distributed.parallel(model)
     if config.compile:
         forward = cast(nn.Module, torch.compile(forward))
@@ -134,7 +132,7 @@ def _set_up(
 def _saved_state(folder: Path, on_event: OnEvent) -> dict[str, Any] | None:
     saved, path = read_state(folder), folder / STATE
     if saved is None and path.is_file():
-        on_event(Note(message=f"{path} is damaged: training restarts from the first epoch"))
+        on_event(f"{path} is damaged: training restarts from the first epoch")
     return saved
 
 
@@ -161,11 +159,10 @@ def _precision_and_micro_batch(
         precision = config.precision
     micro_batch = fitting_batch(model, few, own_batch, device, precision)
     if micro_batch < own_batch:
-        message = (
+        on_event(
             f"a batch of {own_batch} images needs more than half of the free memory: gradients "
             f"are accumulated over micro-batches of {micro_batch}"
         )
-        on_event(Note(message=message))
     return precision, micro_batch
 
 

@@ -10,7 +10,7 @@ from compress.data.load import Data
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding
 from compress.train.epoch import label_loss
-from compress.train.events import MAX_LINES, EpochEnd, Event, Note, print_event
+from compress.train.events import MAX_LINES, EpochEnd, Event, print_event
 from compress.train.loop import train
 from compress.train.state import Epoch
 from tests.train.test_epoch import Linear
@@ -47,8 +47,8 @@ def test_long_runs_print_some_epochs_and_the_last(
     assert f"epoch {epochs}/{epochs}" in printed[-1]
 
 
-def test_notes_and_findings_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    print_event(Note(message="resuming after epoch 3"))
+def test_remarks_and_findings_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_event("resuming after epoch 3")
     print_event(Finding(trouble="overfitting", evidence="rose", remedy="stop"))
     assert capsys.readouterr().err == "  resuming after epoch 3\n  overfitting: rose; stop\n"
 
@@ -64,7 +64,7 @@ def test_a_callback_receives_everything_and_nothing_is_printed(
         on_event=events.append,
     )  # fmt: skip
     assert events == [
-        Note(message="the network has a fixed input size: progressive resizing is off"),
+        "the network has a fixed input size: progressive resizing is off",
         EpochEnd(title="test", epochs=2, row=history[0]),
         EpochEnd(title="test", epochs=2, row=history[1]),
     ]
