@@ -80,8 +80,8 @@ class Setting:
 
 def settings_of(config: object, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
     """Yields all settings of a config instance, with its values as defaults."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
-    texts = _help_texts(type(config))
+    kind: type = type(config)
+    hints, texts = typing.get_type_hints(kind, include_extras=True), _help_texts(kind)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
         path = (*prefix, field.name)

@@ -25,10 +25,26 @@ OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 """Torch's messages on CPU and GPU."""
 INSIST_AFTER_S = 2.0
 """Seconds after which an interrupt is raised again."""
-USER_FAULT, BUG, INTERRUPTED = 2, 1, 130
-"""Exit codes; the last one is the shells' for Ctrl-C."""
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 """Resolved to an absolute path, because `.` has neither a name nor siblings."""
+
+
+class UserFault(click.ClickException):
+    """A user error: one line, exit code 2."""
+
+    exit_code = 2
+
+
+class Bug(click.ClickException):
+    """A bug: one line, exit code 1, and the traceback in a file."""
+
+    exit_code = 1
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C: one line, and the shells' exit code for it."""
+
+    exit_code = 130
 
 
 class Program(click.Group):
@@ -47,7 +63,7 @@ class Program(click.Group):
             raise
         except KeyboardInterrupt:
             message = "interrupted; run the same command again to resume"
-            raise _fault(INTERRUPTED, message) from None
+            raise Interrupted(message) from None
         except Exception as error:
             if ctx.params["debug"]:
                 raise
@@ -67,8 +83,7 @@ class Program(click.Group):
                 ctx.exit(1)  # the first process reports why
             except Exception as error:
                 shown = _as_click(error)
-                shown.message = f"{distributed.process_name()}: {shown.message}"
-                raise shown from None
+                raise type(shown)(f"{distributed.process_name()}: {shown.message}") from None
 
 
 def _ended_by_torchrun(_signal: int, _frame: FrameType | None) -> None:
@@ -119,29 +134,20 @@ def _insistent_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _fault(exit_code: int, message: str) -> click.ClickException:
-    """Returns what click prints on one line before it exits."""
-    fault = click.ClickException(message)
-    fault.exit_code = exit_code
-    return fault
-
-
 def _as_click(error: Exception) -> click.ClickException:
-    """Returns an error as a message for the user; a bug's traceback is written to a file."""
+    """Returns an error as a message for the user."""
     if isinstance(error, CompressError):
-        return _fault(USER_FAULT, _one_line(str(error)))
+        return UserFault(_one_line(str(error)))
     if isinstance(error, OSError):
-        return _fault(USER_FAULT, _one_line(_system_fault(error)))
+        return UserFault(_one_line(_system_fault(error)))
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
-        return _fault(
-            USER_FAULT,
+        return UserFault(
             "out of memory; use smaller batches (--set distill.train.batch_size=32) or smaller "
-            f"images (--set data.size=128) ({_one_line(str(error))[:200]})",
+            f"images (--set data.size=128) ({_one_line(str(error))[:200]})"
         )
-    return _fault(
-        BUG,
+    return Bug(
         f"this is a bug in compress: {type(error).__name__}: {_one_line(str(error))[:300]}; the "
-        f"traceback is in {_write_traceback(error)}",
+        f"traceback is in {_write_traceback(error)}"
     )
 
 
