@@ -3,7 +3,7 @@
     CompressError
     ├── CheckpointError    a checkpoint is missing, damaged, of another version or stage
     ├── DataError          a dataset is missing or unusable
-    ├── NonFiniteLossError training diverged (train/loop.py)
+    ├── NonFiniteLossError training diverged (train/epoch.py)
     └── UnmetBudgetError   no network is fast or small enough (prune/search.py)
 
 Any other exception is a bug: exit code 1, with the traceback in a file.
