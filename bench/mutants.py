@@ -54,6 +54,11 @@ class Mutant:
     old: str
     new: str
 
+    @property
+    def identity(self) -> tuple[str, str, int, str, str]:
+        """What stays the same when other lines are edited."""
+        return self.file, self.code, self.column, self.old, self.new
+
 
 def find_mutants(root: Path, file: str) -> list[Mutant]:
     """Returns all mutants of a file's functions.
@@ -86,8 +91,7 @@ def sample(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
     """Returns some mutants, mostly the same ones when other code is edited."""
 
     def rank(mutant: Mutant) -> bytes:
-        named = (seed, mutant.file, mutant.code, mutant.column, mutant.old, mutant.new)
-        return hashlib.sha256(repr(named).encode()).digest()
+        return hashlib.sha256(repr((seed, *mutant.identity)).encode()).digest()
 
     return sorted(mutants, key=rank)[:count]
 

@@ -212,16 +212,26 @@ def tried_again(root: Path, results: Results, room: str) -> Room:
         click.ClickException: the code of a survivor has changed.
     """
     (row,) = (row for row in results.rows if row.variant == room)
-    for mutant in row.survivors:
-        if mutant not in find_mutants(root, mutant.file):
-            raise click.ClickException(
-                f"{description(mutant)}: the code has changed; run `--rooms '{row.variant}'`"
-            )
-    faults = [mutant for mutant in row.survivors if reason(mutant) is None]
+    survivors = [current(root, mutant) for mutant in row.survivors]
+    faults = [mutant for mutant in survivors if reason(mutant) is None]
     alive = survivors_of(root, faults) if faults else []
     killed = tuple(mutant for mutant in faults if mutant not in alive)
-    left = tuple(mutant for mutant in row.survivors if mutant not in killed)
+    left = tuple(mutant for mutant in survivors if mutant not in killed)
     return replace(row, survivors=left, killed_later=(*row.killed_later, *killed))
+
+
+def current(root: Path, mutant: Mutant) -> Mutant:
+    """Returns where a mutant stands now.
+
+    Raises:
+        click.ClickException: the code that it changes is there no more.
+    """
+    for found in find_mutants(root, mutant.file):
+        if found.identity == mutant.identity:
+            return found
+    raise click.ClickException(
+        f"{description(mutant)}: this code has changed; run `--rooms '{room_of(mutant.file)}'`"
+    )
 
 
 def reason(mutant: Mutant) -> str | None:
