@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from compress.cli.group import Program
 from compress.errors import CheckpointError, CompressError
+from compress.files import cache_folder
 
 
 def fail_with(error: BaseException) -> Result:
@@ -73,6 +74,7 @@ def test_a_bug_is_one_line_exit_code_1_and_a_file_with_the_traceback(bug: object
     assert line.startswith("Error: this is a bug in compress: ")
     found = re.search(r"the traceback is in (\S+)$", line)
     assert found is not None
+    assert Path(found[1]).parent == cache_folder() / "errors"
     assert f"in {bug.__name__}" in Path(found[1]).read_text()  # type: ignore[attr-defined]
 
 

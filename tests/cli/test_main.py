@@ -196,6 +196,19 @@ def test_a_damaged_checkpoint_is_named(run_copy: Path) -> None:
     assert not (run_copy / "new").exists()
 
 
+def test_train_makes_a_run_s_teacher_once(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ("--data", "digits", "--epochs", "1", "--min-steps", "0", "--out", run)
+    first, again = (call("train", "simple_cnn", *options) for _ in range(2))
+    assert first.exit_code == again.exit_code == 0, first.output
+    assert first.stdout.splitlines()[-1] == str(run / "0-teacher")
+    assert "already done" not in first.output
+    assert "teacher: already done" in again.output
+    other = call("run", "simple_cnn", "--data", "digits", "--pipeline", "smoke", "--out", run)
+    assert other.exit_code == 2
+    assert "is a run of the pipeline default, not of smoke" in other.output
+
+
 def test_evaluate_scores_checkpoints_and_files_alike(finished_run: Path, tmp_path: Path) -> None:
     report = json.loads((finished_run / "3-quantize" / "report.json").read_text())
     expected = f"top-1 {report['top1']:.2f} %"

@@ -12,7 +12,7 @@ from compress.cli.process import SPINS
 LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc, GNU's OpenMP")
 PAGES_TAKEN = """
 import resource, torch
-from compress.cli.process import keep_freed_memory
+from compress.cli.process import prepare_process
 
 def pages_taken():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -21,7 +21,7 @@ def pages_taken():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(pages_taken())
-keep_freed_memory()
+prepare_process()
 pages_taken()
 print(pages_taken())
 """

@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from compress.checkpoint import FLOAT_FILE, INT8_FILE, MODEL_FILE
 from compress.cli.main import main
+from compress.export.config import ExportConfig
 from compress.export.stage import judge
 from compress.run.lookup import read_stage_report
 
@@ -28,6 +30,14 @@ def test_int8_ships_unless_it_loses_too_much_or_is_slower(
     verdict = judge(drop, 1.0, speedup_ci95)
     assert verdict.ship == ship
     assert reason in verdict.reason
+
+
+def test_the_drop_is_what_int8_loses(finished_run: Path) -> None:
+    reason = read_stage_report(finished_run / "4-export").result.reason
+    scores = re.search(r"top-1 (\d+\.\d+) % against (\d+\.\d+) %", reason)
+    assert scores is not None
+    int8, float_ = map(float, scores.groups())
+    assert ("int8 loses" in reason) == (float_ - int8 > ExportConfig().max_drop)
 
 
 def export(run: Path) -> Result:

@@ -112,20 +112,6 @@ def test_a_run_with_several_teachers(finished_run: Path, tmp_path: Path) -> None
     assert "distill: already done" not in CliRunner().invoke(main, other).output
 
 
-def test_a_teacher_of_another_size_keeps_its_size_in_the_report(
-    finished_run: Path, tmp_path: Path
-) -> None:
-    small = finished_run / "1-distill"
-    command = ["run", str(CARD), "--data", "digits", "--pipeline", "smoke", "--until", "distill"]
-    command += ["--teacher", str(small), "--set", "data.size=24", "--out", str(tmp_path)]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
-    sizes = [
-        load_checkpoint(tmp_path / name).spec.preprocess.size for name in ("0-teacher", "1-distill")
-    ]
-    assert sizes == [16, 24]
-
-
 def test_a_teacher_of_other_data_is_refused_before_the_run_starts(
     finished_run: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def test_the_page_is_self_contained_and_well_formed(run_copy: Path) -> None:
     assert "<link" not in page
     for start in (page.index("<svg"), page.rindex("<svg")):
         ET.fromstring(page[start : page.index("</svg>", start) + 6])
+
+
+def test_the_plots_show_every_stage_and_name_their_axes(
+    finished_run: Path, report: RunReport
+) -> None:
+    page = (finished_run / "report.html").read_text(encoding="utf-8")
+    _, *figures = page.split("<figure>")
+    trade, training = (set(re.findall(r"<!-- (.+) -->", figure)) for figure in figures[:2])
+    assert {"latency p50, ms", "top-1, % (95 % interval)"} <= trade
+    assert {f"{row.stage}, {row.size_bytes / 1e6:.2f} MB" for row in report.stages} <= trade
+    assert {"epoch", "validation top-1, %", "teacher", "distill", "prune"} <= training
 
 
 def test_a_stage_that_does_not_pay_is_said(run_copy: Path) -> None:

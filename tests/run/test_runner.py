@@ -15,7 +15,7 @@ from compress.cli.main import main
 from compress.run.folder import WORK_FILE, begin
 from compress.run.lookup import read_run_report, read_stage_report
 from compress.run.stages import STAGES, stage_folder
-from tests.conftest import RUN
+from tests.conftest import CARD, RUN
 
 # Golden results of the run in conftest.py: least top-1 in percent, most bytes, most parameters.
 GOLDEN = {
@@ -141,3 +141,16 @@ def test_other_settings_of_a_stage_redo_it_and_what_follows(run_copy: Path) -> N
     assert until.exit_code == 0, until.output
     assert "quantize: method = ptq\n" in until.output
     assert "export:" not in until.output
+
+
+def test_a_given_teacher_is_scored_on_images_of_its_own_size(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    small = finished_run / "1-distill"
+    command = ["run", str(CARD), "--data", "digits", "--pipeline", "smoke", "--until", "distill"]
+    command += ["--teacher", str(small), "--set", "data.size=24", "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    folders = [tmp_path / "0-teacher", tmp_path / "1-distill"]
+    assert [load_checkpoint(one).spec.preprocess.size for one in folders] == [16, 24]
+    assert read_stage_report(folders[0]).top1 == read_stage_report(small).top1
