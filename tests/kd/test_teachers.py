@@ -20,7 +20,6 @@ from compress.kd.teachers import (
     open_teacher,
     read_teachers,
 )
-from tests.conftest import CARD
 
 CPU = torch.device("cpu")
 
