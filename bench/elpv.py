@@ -7,8 +7,6 @@ Writes `elpv/photos/` (2,624 photographs of 300 x 300 px in two classes; Deitsch
 (EfficientNet-Lite0 on ImageNet, for timm's network), and `elpv/lite0.toml`, a model card.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import subprocess

@@ -1,7 +1,5 @@
 """Mutants: small faults in Python code, for bench/mutation.py."""
 
-from __future__ import annotations
-
 import ast
 import copy
 import hashlib

@@ -11,8 +11,6 @@ cosmic-ray 8 and mutmut 3 neither draw samples nor choose the tests by folder; m
 wrapper around each function, which our stage keys, digests of the source, would notice.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -98,7 +98,7 @@ def settings_of(config: object, prefix: tuple[str, ...] = ()) -> Iterator[Settin
             path=path,
             annotation=hint,
             default=value,
-            help=info.description or texts[field.name],
+            help=texts[field.name],
             bounds=bounds,
         )
 

@@ -1,7 +1,5 @@
 """Real data and a real run, made once and shared."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Initial weights: pretrained weights of torchvision or timm by name, or a file."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ torchvision's transforms use torch's global generator, so images decoded in thre
 each other and dropout.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

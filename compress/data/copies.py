@@ -1,7 +1,5 @@
 """Finds images that occur in two splits, byte for byte, which inflates scores."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence

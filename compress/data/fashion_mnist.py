@@ -1,7 +1,5 @@
 """Fashion-MNIST: finds or downloads its four files."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import os

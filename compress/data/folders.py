@@ -1,7 +1,5 @@
 """Image folders: `PATH/train/CLASS/*`, with `val`, `test`, or both next to `train`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -47,7 +45,7 @@ class Listing:
     rows: Tensor
     """int64 `[n_images]`: positions in the image cache."""
 
-    def chosen(self, indices: Tensor) -> Listing:
+    def chosen(self, indices: Tensor) -> "Listing":
         """Returns the images at the given indices, int64 `[n]`."""
         names = [self.names[index] for index in indices.tolist()]
         return Listing(names=names, labels=self.labels[indices], rows=self.rows[indices])
@@ -173,7 +171,7 @@ def _without(listing: Listing, left_out: set[str]) -> Listing:
 
 
 def _list_split(
-    root: Path, split: str, class_names: Sequence[str], content: hashlib._Hash, first: int
+    root: Path, split: str, class_names: Sequence[str], content: "hashlib._Hash", first: int
 ) -> Listing:
     """Lists a split's images; adds their names, sizes, and modification times to the digest."""
     Image.init()

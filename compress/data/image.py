@@ -17,8 +17,6 @@ profiles are not. Of several frames or pages, the first is used.
 For RGB, gray is repeated; for gray, colors are converted to luma (ITU-R 601).
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import stat

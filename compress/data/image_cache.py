@@ -3,8 +3,6 @@
 Each image is stored as `shrink` returns it: uint8 `[height, width, channels]`, one after another.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

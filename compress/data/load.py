@@ -1,7 +1,5 @@
 """Loads a dataset by name, one of `names.DATASETS`."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

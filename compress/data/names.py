@@ -1,7 +1,5 @@
 """Names of datasets, as `--data` takes them."""
 
-from __future__ import annotations
-
 FOLDER_PREFIX = "imagefolder:"
 DATASETS = ("fashion-mnist", "digits", f"{FOLDER_PREFIX}PATH")
 

@@ -1,7 +1,5 @@
 """Preprocessing, shared by training, calibration, scoring, and the ONNX file."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -5,8 +5,6 @@ view `v`, whatever the batch order, number of threads, or epoch. Teacher logits 
 therefore be stored, and an interrupted run ends exactly like an uninterrupted one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import deque
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -99,7 +97,7 @@ class TensorSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def on(self, device: torch.device) -> TensorSplit:
+    def on(self, device: torch.device) -> Self:
         """Returns the split with its images on a device, where its batches are made."""
         return dataclasses.replace(self, images=self.images.to(device))
 

@@ -1,7 +1,5 @@
 """One epoch of training."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import random

@@ -1,7 +1,5 @@
 """Micro-batch size: the largest part of a batch that fits into free memory."""
 
-from __future__ import annotations
-
 import copy
 import math
 from pathlib import Path

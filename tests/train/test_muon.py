@@ -1,7 +1,5 @@
 """Muon against the singular value decomposition and updates computed by hand."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
