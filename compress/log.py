@@ -1,5 +1,6 @@
 """Progress, messages, and warnings, on standard error so that results can be piped."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -38,7 +39,7 @@ def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,  # no bars in log files
+        disable=not _shows_progress(),
     )
     with progress:
         yield from progress.track(items, total=total, description=printable(description))
@@ -46,17 +47,40 @@ def track(items: Iterable[T], description: str, *, total: int) -> Iterator[T]:
 
 def waiting(message: str) -> AbstractContextManager[object]:
     """Returns a context that shows a spinner, for work of unknown progress."""
-    return console.status(Text(printable(message))) if console.is_terminal else nullcontext()
+    return console.status(Text(printable(message))) if _shows_progress() else nullcontext()
+
+
+def _shows_progress() -> bool:
+    """Returns whether bars and spinners are shown: not in log files, and not when silenced."""
+    return console.is_terminal and logger.isEnabledFor(logging.INFO)
+
+
+logger = logging.getLogger("compress")
+"""All messages; `logging.getLogger("compress").setLevel("WARNING")` silences progress."""
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints messages on the console, each in its style."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a message."""
+        console.print(Text(record.getMessage(), getattr(record, "style", "")))
+
+
+if not logger.handlers:
+    logger.addHandler(_ConsoleHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def say(message: str, *, style: str = "") -> None:
-    """Prints a message, in one of rich's styles."""
-    console.print(Text(printable(message), style))
+    """Logs a message, printed in one of rich's styles."""
+    logger.info("%s", printable(message), extra={"style": style})
 
 
 def warn(message: str) -> None:
-    """Prints a warning."""
-    say(message, style="yellow")
+    """Logs a warning."""
+    logger.warning("%s", printable(message), extra={"style": "yellow"})
 
 
 @cache

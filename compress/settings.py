@@ -116,6 +116,28 @@ def _help_texts(kind: type) -> dict[str, str]:
     return texts
 
 
+def with_options(config: T, given: Mapping[str, Any], *, section: str) -> T:
+    """Returns a config with settings given by the last part of their names; None leaves them.
+
+    Raises:
+        CompressError: there is no such setting, or a value is out of range.
+    """
+    paths = {setting.path[-1]: setting.path for setting in settings_of(config)}
+    if unknown := sorted(set(given) - set(paths)):
+        raise CompressError(
+            f"{section} has no setting {unknown[0]!r}; {nearest(unknown[0], paths)}"
+        )
+    nested: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        table = nested
+        for part in paths[name][:-1]:
+            table = table.setdefault(part, {})
+        table[name] = value
+    return parse(config, nested, section=section)
+
+
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """Returns a hint for an unknown name: `did you mean a or b?`, or all known names."""
     known = sorted(known)

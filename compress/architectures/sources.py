@@ -1,6 +1,8 @@
 """Sources of networks: our own, torchvision, timm, or the user's code."""
 
+import copy
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import math
@@ -22,9 +24,11 @@ from compress.architectures.scaled_resnet import ScaledResNet
 from compress.architectures.spec import ModelSpec
 from compress.errors import CompressError
 from compress.settings import nearest, shown
-from compress.trust import is_trusted
+from compress.trust import failed, import_trusted
 
 TIMM = "timm:"
+OBJECT = "object:"
+"""Prefix of networks that were given as objects; see `give_network`."""
 TIMM_FLOOR = (1, 0, 26)
 """Oldest supported version; older ones unpickle weights files."""
 CHOOSE_WEIGHTS = ("_", "weights", "pretrained", "checkpoint")
@@ -47,14 +51,46 @@ def construct(spec: ModelSpec) -> nn.Module:
     classes = {"num_classes": len(spec.class_names)}
     if name.startswith(TIMM):
         return _from_timm(spec, {**classes, "in_chans": preprocess.channels})
+    if name.startswith(OBJECT):
+        return copy.deepcopy(_given(name))
     if ":" in name:
-        return _call(spec, _factory(name), classes)
+        return _call(spec, import_trusted(name, "network"), classes)
     shape = {"classes": len(spec.class_names), "channels": preprocess.channels}
     if name == "scaled_resnet":
         return _call(spec, ScaledResNet, {**shape, "small_stem": spec.stem == "small"})
     if name in PLAIN:
         return _call(spec, partial(PlainCNN, **PLAIN[name]), {**shape, "size": preprocess.size})
     return _from_torchvision(spec, classes)
+
+
+_GIVEN: dict[str, nn.Module] = {}
+
+
+def give_network(network: nn.Module) -> str:
+    """Returns an architecture that names a network object, for specs and cards of this process.
+
+    Its name depends on the class and the weights only, so that finished stages are found again.
+
+    Args:
+        network: takes normalized images `[N, C, H, W]`, returns logits `[N, classes]`; copied.
+    """
+    digest = hashlib.sha256(str(network).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    name = f"{OBJECT}{type(network).__name__}-{digest.hexdigest()[:16]}"
+    _GIVEN[name] = copy.deepcopy(network).cpu()
+    return name
+
+
+def _given(name: str) -> nn.Module:
+    try:
+        return _GIVEN[name]
+    except KeyError:
+        raise CompressError(
+            f"the network {name.removeprefix(OBJECT)} was given to compress as a Python object; "
+            "give it again in this program, or use its ONNX file"
+        ) from None
 
 
 def torchvision_names() -> list[str]:
@@ -123,50 +159,21 @@ def _from_timm(spec: ModelSpec, arguments: Mapping[str, Any]) -> nn.Module:
     return _call(spec, create, arguments, refused=refused)
 
 
-def _factory(reference: str) -> Any:
-    """Imports `package.module:factory`, including from the working folder."""
-    if not is_trusted():
-        raise CompressError(
-            f"the network {reference!r} is external code, which is imported only with --trust; add "
-            "it if you trust that code"
-        )
-    module, _, attribute = reference.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise CompressError(
-            f"cannot import the network {reference!r}: {error}; use package.module:factory, "
-            "importable from the working folder"
-        ) from None
-    except Exception as error:
-        raise _failed(reference, error) from error
-
-
 def user_code(architecture: str) -> str:
     """Returns the SHA-256 of the code behind a `package.module:factory`, else an empty string.
 
     Raises:
         CompressError: it is not trusted, or cannot be imported.
     """
-    if architecture.startswith(TIMM) or ":" not in architecture:
+    if architecture.startswith((TIMM, OBJECT)) or ":" not in architecture:
         return ""
-    _factory(architecture)
+    import_trusted(architecture, "network")
     name = architecture.partition(":")[0]
     top = sys.modules[name.partition(".")[0]]
     paths = [top.__file__] if top.__file__ else list(top.__path__)  # a folder without __init__.py
     path = Path(str(paths[0]))
     root = path.parent.parent if path.name == "__init__.py" else path.parent
     return code_digest(name, root)
-
-
-def _failed(reference: str, error: Exception) -> CompressError:
-    """Returns the message for an error in the user's code."""
-    return CompressError(
-        f"the network {reference!r} cannot be built, {type(error).__name__}: {error}; `compress "
-        "--debug ...` shows the traceback"
-    )
 
 
 def _call(
@@ -199,7 +206,7 @@ def _call(
         if isinstance(error, NotImplementedError) and torch.get_default_device().type == "meta":
             raise  # not the network's fault: `build` retries on the CPU
         if ":" in spec.architecture:  # not our bug
-            raise _failed(spec.architecture, error) from error
+            raise failed(spec.architecture, "network", error) from error
         if spec.arguments:
             raise CompressError(
                 f"{spec.architecture} cannot be built with {shown(dict(spec.arguments))}: {error}"

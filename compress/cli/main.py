@@ -13,10 +13,10 @@ from compress import __version__
 from compress.cli.group import FOLDER, Program, StageCommand, starting
 from compress.cli.inspect_commands import COMMANDS
 from compress.data.names import DATASETS, short_name
-from compress.run.stages import RUNS, STAGES, Stage
+from compress.run.stages import DEFAULT_PIPELINE, RUNS, STAGES, Stage
 from compress.trust import trust_option
 
-DEFAULT_DATA, DEFAULT_PIPELINE = "fashion-mnist", "default"
+DEFAULT_DATA = "fashion-mnist"
 data_option = click.option(
     "--data",
     default=DEFAULT_DATA,
@@ -133,12 +133,12 @@ def _first_stage_command(stage: Stage) -> None:
     @remeasure_option
     @trust_option
     def command(model: str, data: str, out: Path | None, remeasure: bool, **settings: Any) -> None:
-        from compress.cli.options import stage_config
         from compress.run.recipe import load_card, load_recipe
+        from compress.settings import with_options
 
         card = load_card(model)
         recipe = load_recipe(DEFAULT_PIPELINE, pretrained=bool(card.teacher.weights))
-        config = stage_config(stage.name, settings, recipe.settings[stage.name])
+        config = with_options(recipe.settings[stage.name], settings, section=stage.name)
         recipe = dataclasses.replace(recipe, stages=(stage.name,), settings={stage.name: config})
         with starting():
             from compress.data.load import load_data
@@ -186,9 +186,9 @@ def _stage_command(stage: Stage) -> None:
         remeasure: bool,
         **settings: Any,
     ) -> None:
-        from compress.cli.options import stage_config
+        from compress.settings import with_options
 
-        config = stage_config(stage.name, settings, stage.config)
+        config = with_options(stage.config, settings, section=stage.name)
         with starting():
             from compress.run.single_stage import run_single_stage
 

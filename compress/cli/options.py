@@ -1,13 +1,11 @@
 """Command-line options of a stage, derived from its config."""
 
-from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 import click
 
 from compress.run.stages import STAGES, Stage
-from compress.settings import Setting, parse, settings_of
+from compress.settings import Setting, settings_of
 
 HEADINGS = {
     (): "Stage settings",
@@ -38,24 +36,6 @@ def heading_of(command: str, option: str) -> str:
         if setting.path[-1] == option:
             return HEADINGS[setting.path[:-1]]
     return OWN_OPTIONS
-
-
-def stage_config(stage: str, given: Mapping[str, Any], default: Any) -> Any:
-    """Returns a stage's config from options; None leaves the default.
-
-    Raises:
-        CompressError: a value is out of range.
-    """
-    nested: dict[str, Any] = {}
-    for setting in settings_of(default):
-        value = given[setting.path[-1]]
-        if value is None:
-            continue
-        table = nested
-        for part in setting.path[:-1]:
-            table = table.setdefault(part, {})
-        table[setting.path[-1]] = value
-    return parse(default, nested, section=stage)
 
 
 def _option(setting: Setting) -> click.Option:

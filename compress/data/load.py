@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from compress.cache import cached
 from compress.data.augment import Augmentation
 from compress.data.config import DataConfig
 from compress.data.copies import copied_files, copied_images
+from compress.data.datasets import Dataset, class_names_of, read_dataset, shape_of
 from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
 from compress.data.folders import Listing, folder_warnings, read_folders
 from compress.data.names import DATASETS, FOLDER_PREFIX
@@ -27,6 +28,7 @@ from compress.errors import CompressError, DataError
 from compress.host import allowed_cores
 from compress.log import count_of, say, warn_once
 from compress.settings import nearest
+from compress.trust import import_trusted
 
 CHANGE_NO_IMAGE = ("threads", "cache", "cache_gb")
 """Settings that are not part of a dataset's fingerprint."""
@@ -53,6 +55,101 @@ class Data:
     split_fingerprint: str
     """Changes with the images and the splits, but not with size or augmentation."""
 
+    @staticmethod
+    def from_datasets(
+        *,
+        train: Dataset,
+        test: Dataset,
+        validation: Dataset | None = None,
+        class_names: Sequence[str] = (),
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        config: DataConfig | None = None,
+        seed: int = 0,
+        name: str = "datasets",
+    ) -> "Data":
+        """Reads map-style datasets of (image, label), each image once, into memory.
+
+        Random transforms would be frozen: leave them out, and choose `config.augment`.
+
+        Args:
+            train: PIL images, uint8 arrays or tensors, or float tensors, normalized with `mean` and
+                `std` or scaled to 0..1. Labels are integers from 0.
+            test: scores the results; used for nothing else.
+            validation: used for decisions; by default `config.validation` of the training images.
+            class_names: by default `train.classes`, as torchvision's datasets have, or numbers.
+            mean: per channel, what the network's inputs are normalized with, for pixels scaled to
+                0..1; by default ImageNet's.
+            std: per channel.
+            config: size (of PIL images), augmentation, and validation fraction.
+            seed: random seed of the validation split.
+            name: of the dataset, for reports.
+
+        Raises:
+            DataError: an image or label is unusable.
+        """
+        config = config or DataConfig()
+        datasets = {"training": train, "validation": validation, "test": test}
+        given = {split: one for split, one in datasets.items() if one is not None}
+        spec = _dataset_preprocess(train, tuple(mean), tuple(std), config)
+        arrays = {split: read_dataset(one, spec, name=split) for split, one in given.items()}
+        names = tuple(class_names) or class_names_of(train, arrays["training"][1])
+        for split, (_, labels) in arrays.items():
+            if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+                raise DataError(
+                    f"{split} labels are {int(labels.min())} to {int(labels.max())}, but there are "
+                    f"{count_of(len(names), 'class')}: labels must be integers from 0"
+                )
+        return _in_memory(
+            name=name,
+            class_names=names,
+            train=arrays["training"],
+            validation=arrays.get("validation"),
+            test=arrays["test"],
+            flip=True,
+            preprocess=spec,
+            content=_content_digest(arrays),
+            config=config,
+            seed=seed,
+        )
+
+
+def _dataset_preprocess(
+    train: Dataset, mean: tuple[float, ...], std: tuple[float, ...], config: DataConfig
+) -> Preprocess:
+    """Returns the preprocessing of datasets: the size and channels of the first image.
+
+    Raises:
+        DataError: the first image is unusable, or gray images have no mean and deviation.
+    """
+    shape = shape_of(train)
+    channels, size = shape or (len(mean) or 3, config.size or IMAGENET_INPUTS.size)
+    if config.size not in (0, size):
+        raise DataError(
+            f"data.size is {config.size}, but the dataset's tensors have {size} px; resize them in "
+            "the dataset, or let it return PIL images"
+        )
+    if bool(mean) != bool(std):
+        raise DataError("pass both mean and std, or neither")
+    if not mean and channels != len(IMAGENET_INPUTS.mean):
+        raise DataError(f"pass mean and std, {channels} number each: they have no default for gray")
+    return Preprocess(
+        size=size,
+        resize=size if shape else round(size / IMAGENET_INPUTS.crop_pct),
+        channels=channels,
+        mean=mean or IMAGENET_INPUTS.mean,
+        std=std or IMAGENET_INPUTS.std,
+    )
+
+
+def _content_digest(arrays: Mapping[str, tuple[Tensor, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for split, (images, labels) in sorted(arrays.items()):
+        digest.update(split.encode())
+        digest.update(images.numpy().data)
+        digest.update(labels.numpy().data)
+    return digest.hexdigest()
+
 
 def load_data(
     name: str, config: DataConfig, *, seed: int, inputs: Inputs = IMAGENET_INPUTS
@@ -78,6 +175,8 @@ def load_data(
         root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser().resolve()
         data = _image_folder(root, config, seed, inputs)
     else:
+        if ":" in name:
+            return _datasets_of_code(name, config, seed)
         folder = Path(name).expanduser().is_dir()
         hint = f"did you mean {FOLDER_PREFIX}{name}?" if folder else nearest(name, DATASETS)
         raise CompressError(f"unknown dataset {name!r}; {hint}")
@@ -94,6 +193,20 @@ def load_data(
         f"training, {len(data.validation)} validation, and {count_of(len(data.test), 'test image')}"
     )
     return data
+
+
+def _datasets_of_code(name: str, config: DataConfig, seed: int) -> Data:
+    """Calls `package.module:function`, which returns the arguments of `Data.from_datasets`."""
+    arguments = import_trusted(name, "data set")()
+    if not isinstance(arguments, Mapping):
+        raise DataError(
+            f"{name} must return a dict with the arguments of compress.Data.from_datasets, such as "
+            f"train and test, got {type(arguments).__name__}"
+        )
+    try:
+        return Data.from_datasets(**arguments, config=config, seed=seed, name=name)
+    except TypeError as error:
+        raise DataError(f"{name}: {error}") from None
 
 
 def _copies(data: Data) -> Iterator[str]:
@@ -125,10 +238,10 @@ def _fashion_mnist(config: DataConfig, seed: int) -> Data:
     return _in_memory(
         name="fashion-mnist",
         class_names=CLASS_NAMES,
-        train=(train_images, train_labels.long()),
-        test=(test_images, test_labels.long()),
+        train=(train_images[:, None], train_labels.long()),
+        test=(test_images[:, None], test_labels.long()),
         flip=True,
-        moments=((0.2860,), (0.3530,)),
+        preprocess=_gray(config.size or train_images.shape[-1], mean=0.2860, std=0.3530),
         content=",".join(SHA256.values()),
         config=config,
         seed=seed,
@@ -136,12 +249,11 @@ def _fashion_mnist(config: DataConfig, seed: int) -> Data:
 
 
 def _digits(config: DataConfig, seed: int) -> Data:
-
     digits = load_digits()
     gray = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)  # 0..16 to 0..255
     labels = torch.from_numpy(digits.target).long()
     zoom = DIGITS_SIZE // gray.shape[-1]
-    images = gray.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    images = gray.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)[:, None]
     rest, test = stratified_split(labels, DIGITS_TEST_SHARE, seed=0)  # the test split never changes
     return _in_memory(
         name="digits",
@@ -149,11 +261,15 @@ def _digits(config: DataConfig, seed: int) -> Data:
         train=(images[rest], labels[rest]),
         test=(images[test], labels[test]),
         flip=False,
-        moments=((0.3052,), (0.3760,)),
+        preprocess=_gray(config.size or images.shape[-1], mean=0.3052, std=0.3760),
         content=hashlib.sha256(images.numpy().tobytes()).hexdigest(),
         config=config,
         seed=seed,
     )
+
+
+def _gray(size: int, *, mean: float, std: float) -> Preprocess:
+    return Preprocess(size=size, resize=size, channels=1, mean=(mean,), std=(std,))
 
 
 def _in_memory(
@@ -162,38 +278,38 @@ def _in_memory(
     class_names: tuple[str, ...],
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor] | None = None,
     flip: bool,
-    moments: tuple[tuple[float, ...], tuple[float, ...]],
+    preprocess: Preprocess,
     content: str,
     config: DataConfig,
     seed: int,
 ) -> Data:
-    """Builds the splits of a grayscale set in memory.
+    """Builds the splits of a set in memory.
 
-    Images are uint8 `[n, side, side]`; `flip` is what `config.flip = "auto"` means for them.
+    Images are uint8 `[n, channels, side, side]`; `flip` is what `config.flip = "auto"` means for
+    them.
     """
 
     def split(images: Tensor, labels: Tensor) -> TensorSplit:
-        resized = _resized(images[:, None], config.size)
         return TensorSplit(
-            images=resized,
+            images=_resized(images, preprocess.size),
             labels=labels,
             augmentation=_augmentation(config, flip=flip),
             shift=0 if config.augment == "none" else config.shift,
         )
 
-    images, labels = train
-    kept, held_out = stratified_split(labels, config.validation, seed)
-    side = config.size or images.shape[-1]
-    mean, std = moments
-    preprocess = Preprocess(size=side, resize=side, channels=1, mean=mean, std=std)
+    if validation is None:
+        images, labels = train
+        kept, held_out = stratified_split(labels, config.validation, seed)
+        train, validation = (images[kept], labels[kept]), (images[held_out], labels[held_out])
     return Data(
         name=name,
         config=config,
         class_names=class_names,
         preprocess=preprocess,
-        train=split(images[kept], labels[kept]),
-        validation=split(images[held_out], labels[held_out]),
+        train=split(*train),
+        validation=split(*validation),
         test=split(*test),
         fingerprint=_fingerprint(content, config, seed, preprocess),
         split_fingerprint=_split_fingerprint(content, _split_rule(config, seed)),
@@ -213,10 +329,9 @@ def _augmentation(config: DataConfig, *, flip: bool) -> Augmentation:
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """Resizes images, uint8 `[n, channels, side, side]`; size 0 keeps them."""
-    if size in (0, images.shape[-1]):
+    """Resizes images, uint8 `[n, channels, side, side]`."""
+    if size == images.shape[-1]:
         return images
-
     return torch.cat(
         [functional.resize(part, [size, size], antialias=True) for part in images.split(1000)]
     )

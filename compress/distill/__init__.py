@@ -1,1 +1,5 @@
 """The distill stage."""
+
+from compress import make_callable
+
+make_callable(__name__)

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from compress.errors import CheckpointError
 
+DEFAULT_PIPELINE = "default"
+"""Name of the default recipe."""
 RUNS = Path("runs")
 """Parent of the run folders, in the working folder."""
 

@@ -3,6 +3,7 @@
 import torch
 
 from compress.architectures.build import build
+from compress.architectures.sources import OBJECT
 from compress.architectures.weights import load_weights
 from compress.checkpoint import Checkpoint, Product, Start
 from compress.distributed import everywhere
@@ -53,7 +54,8 @@ def run(start: Start, config: TeacherConfig, context: Context) -> Product:
     )
     classes = len(start.spec.class_names)
     findings = [str(finding) for finding in diagnose(history, classes, "teacher")]
-    if not history and not start.weights:
+    given = start.weights or start.spec.architecture.startswith(OBJECT)
+    if not history and not given:
         findings.append(UNTRAINED)
     for finding in findings:
         warn(f"  {finding}")

@@ -1,1 +1,5 @@
 """The training loop shared by all stages."""
+
+from compress import make_callable
+
+make_callable(__name__)

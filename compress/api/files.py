@@ -1,0 +1,50 @@
+"""Scoring and timing of ONNX files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from compress.api.stages import Result
+from compress.data.load import Data
+from compress.measure.accuracy import Accuracy, accuracy, predict_split
+from compress.measure.config import ROUNDS
+from compress.run.evaluate import BenchResult, bench_files
+from compress.run.lookup import find_onnx
+
+
+def evaluate(model: Result | str | Path, data: Data, *, split: str = "test") -> Accuracy:
+    """Scores an ONNX file.
+
+    Args:
+        model: the result of a stage, an ONNX file, a checkpoint, or a run.
+        data: images and labels.
+        split: `train`, `validation`, or `test`.
+
+    Raises:
+        CompressError: it is not an ONNX file, or does not take these images.
+    """
+    chosen = {"train": data.train, "validation": data.validation, "test": data.test}[split]
+    return accuracy(predict_split(_file(model), chosen), chosen.labels.numpy())
+
+
+def benchmark(
+    *models: Result | str | Path,
+    threads: Sequence[int] = (1,),
+    batches: Sequence[int] = (1,),
+    rounds: int = ROUNDS,
+) -> BenchResult:
+    """Compares the latency of ONNX files with that of the first.
+
+    Args:
+        models: results of stages, ONNX files of any origin, checkpoints, or runs.
+        threads: ONNX Runtime thread counts.
+        batches: batch sizes.
+        rounds: number of turns per file.
+
+    Raises:
+        CompressError: one is not an ONNX file, or does not run with that batch size.
+    """
+    return bench_files([_file(model) for model in models], threads, batches, rounds=rounds)
+
+
+def _file(model: Result | str | Path) -> Path:
+    return model.file if isinstance(model, Result) else find_onnx(Path(model))
