@@ -4,6 +4,8 @@ import importlib
 import itertools
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +26,7 @@ from bench import (
     ptq_peers,
     train_speed,
 )
+from bench.api_page import api_page
 from bench.results_file import read_results
 from compress.cli.main import main
 from compress.report.render import COLUMNS, conditions, run_rows, size_text
@@ -332,18 +335,22 @@ def example(page: str, language: str, first: str = "") -> str:
     return str(found)
 
 
-def test_the_readme_s_own_model_becomes_a_teacher(
+def test_the_page_s_own_model_becomes_a_teacher(
     digit_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its factory, card, and command, with weights that the factory's network saved."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "my_model.py").write_text(example("README.md", "python"), encoding="utf-8")
-    (tmp_path / "my_card.toml").write_text(example("README.md", "toml"), encoding="utf-8")
+    (tmp_path / "my_model.py").write_text(example("docs/models.md", "python"), encoding="utf-8")
+    (tmp_path / "my_card.toml").write_text(
+        example("docs/models.md", "toml", "# my"), encoding="utf-8"
+    )
     weights = importlib.import_module("my_model").small_net(10).state_dict()
     torch.save(weights, tmp_path / "my_model.pth")
     (tmp_path / "photos").symlink_to(digit_folders)
-    (command,) = (one for one in commands(README, "compress") if "my_card.toml" in one)
+    (command,) = (
+        one for one in commands(TEXTS["docs/models.md"], "compress") if "my_card.toml" in one
+    )
     result = CliRunner().invoke(main, [*command, "--until", "teacher"])
     assert result.exit_code == 0, result.output
     taken = load_file(tmp_path / "runs/my_card-photos/0-teacher/model.safetensors")
@@ -364,5 +371,21 @@ def test_the_program_that_calls_a_file_runs(
 
 def test_the_card_in_models_is_valid(tmp_path: Path) -> None:
     (tmp_path / "ours.pth").touch()
-    (tmp_path / "card.toml").write_text(example("docs/models.md", "toml"), encoding="utf-8")
+    (tmp_path / "card.toml").write_text(example("docs/models.md", "toml", "desc"), encoding="utf-8")
     assert load_card(str(tmp_path / "card.toml")).teacher.architecture == "resnet50"
+
+
+def test_the_page_of_the_library_is_made_from_its_docstrings() -> None:
+    assert TEXTS["docs/api.md"] == api_page(), "run: python -m bench.api_page"
+
+
+@pytest.mark.slow
+def test_the_example_of_the_library_runs_as_it_stands(tmp_path: Path) -> None:
+    code = example("README.md", "python", "import compress")
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    command = [sys.executable, "example.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    top1, latency = re.findall(r"[0-9.]+", done.stdout)
+    assert float(top1) > 50
+    assert float(latency) > 0
+    assert (tmp_path / "digits.onnx").is_file()
