@@ -3,8 +3,10 @@
 python -m bench.api_page
 """
 
+import dataclasses
 import inspect
 import re
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,9 @@ def _section(name: str) -> str:
             for member, value in vars(found).items()
             if not member.startswith("_") and getattr(value, "__doc__", None)
         ]
-        fields = ", ".join(f"`{field}`" for field in found.__dataclass_fields__)
+        fields = ", ".join(
+            f"`{field}`" for field in map(attrgetter("name"), dataclasses.fields(found))
+        )
         lines = [f"- `{member}`: {inspect.cleandoc(value.__doc__)}" for member, value in members]
         return f"## `compress.{name}`\n\n{text}\n\nFields: {fields}.\n\n" + "\n".join(lines) + "\n"
     wrapped = f"compress.{name}{short}"
