@@ -3,10 +3,8 @@
 python -m bench.api_page
 """
 
-import dataclasses
 import inspect
 import re
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +51,13 @@ def _section(name: str) -> str:
     signature = str(inspect.signature(found))
     short = re.sub(r"(?:[a-z_]+\.)+(?=[A-Z])", "", signature).replace("'", "")
     text = inspect.cleandoc(found.__doc__ or "")
-    if inspect.isclass(found):
+    if name == "Result":
         members = [
             (member, value)
             for member, value in vars(found).items()
             if not member.startswith("_") and getattr(value, "__doc__", None)
         ]
-        fields = ", ".join(
-            f"`{field}`" for field in map(attrgetter("name"), dataclasses.fields(found))
-        )
+        fields = ", ".join(f"`{field}`" for field in found.__dataclass_fields__)
         lines = [f"- `{member}`: {inspect.cleandoc(value.__doc__)}" for member, value in members]
         return f"## `compress.{name}`\n\n{text}\n\nFields: {fields}.\n\n" + "\n".join(lines) + "\n"
     wrapped = f"compress.{name}{short}"
