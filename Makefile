@@ -56,7 +56,7 @@ torture: $(READY)  ## 200 kills, Ctrl-C and full disks; half an hour; result in 
 fuzz: $(READY)  ## read 10,000 damaged files; a quarter of an hour; result in bench/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz
 
-mutation: $(READY)  ## put small faults into the code, one at a time; 45 minutes; result in bench/results
+mutation: $(READY)  ## put small faults into the code, one at a time; an hour; result in bench/results
 	$(BIN)/python -m bench.mutation
 
 bench: $(READY)  ## every comparison, half a day; results go to bench/results

@@ -301,11 +301,9 @@ def results_markdown(results: Results) -> str:
 
 
 def facts(results: Results) -> str:
-    """Returns the command that made the results, its duration, the dates, and the machine."""
-    minutes = sum(row.seconds for row in results.rows) / 60 / AT_ONCE
+    """Returns the command that made the results, the dates, and the machine."""
     dates = sorted({row.date for row in results.rows})
-    command = results.rows[0].command
-    return f"`{command}`, {minutes:.0f} minutes, {', '.join(dates)}, {host_text(results.host)}."
+    return f"`{results.rows[0].command}`, {', '.join(dates)}, {host_text(results.host)}."
 
 
 if __name__ == "__main__":
