@@ -50,6 +50,13 @@ def test_a_damaged_description_is_refused(run_copy: Path, text: str) -> None:
         load_checkpoint(run_copy / "2-prune")
 
 
+def test_the_order_of_a_description_s_entries_does_not_matter(run_copy: Path) -> None:
+    path = run_copy / "2-prune" / DESCRIPTION
+    before = load_checkpoint(path.parent).digest
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert load_checkpoint(path.parent).digest == before
+
+
 def test_another_format_version_is_refused(run_copy: Path) -> None:
     path = run_copy / "2-prune" / DESCRIPTION
     write_json(path, {**json.loads(path.read_text()), "format": 99})

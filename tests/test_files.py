@@ -22,6 +22,13 @@ from compress.files import (
 )
 
 
+def test_a_write_makes_the_folders_above(tmp_path: Path) -> None:
+    path = tmp_path / "one" / "two" / "file.txt"
+    for text in ("old", "new"):
+        write_text(path, text)
+        assert path.read_text() == text
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "old")

@@ -1,9 +1,11 @@
 """CPU quotas, in trees as the kernel shows them to a process; and this machine."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from compress import host
 from compress.host import UNLIMITED, allowed_cores, cpu_quota, describe_host
 
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -66,8 +68,15 @@ def test_without_proc_there_is_no_limit(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) == UNLIMITED
 
 
+def test_without_an_affinity_mask_all_cores_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(host, "cpu_quota", lambda: UNLIMITED)
+    assert allowed_cores() == os.cpu_count()
+
+
 def test_the_host_is_described() -> None:
-    host = describe_host()
-    assert host.cpu
-    assert 1 <= host.cores == allowed_cores()
-    assert set(host.versions) >= {"torch", "onnxruntime"}
+    found = describe_host()
+    assert found.cpu
+    assert 1 <= found.cores == allowed_cores()
+    assert set(found.versions) >= {"torch", "onnxruntime"}

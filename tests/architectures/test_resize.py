@@ -11,5 +11,6 @@ def test_a_resized_network_takes_the_pruned_tensors(digits: Data) -> None:
     narrow = build(student_spec(digits, width=0.25)).network
     resize(wide, differing_shapes(narrow, wide))
     wide.load_state_dict(narrow.state_dict(), strict=True)
+    assert repr(wide) == repr(narrow)  # with the layers' widths
     x = torch.randn(2, 1, 16, 16)
     assert torch.equal(wide.eval()(x), narrow.eval()(x))

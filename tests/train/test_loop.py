@@ -104,6 +104,22 @@ def test_training_learns(digits: Data, tmp_path: Path, config: TrainConfig) -> N
     assert history[-1].loss < history[0].loss
 
 
+def test_the_precision_is_chosen_by_training_steps(
+    digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def choose(*_args: object, training: bool) -> str:
+        asked.append(training)
+        return "bf16"
+
+    monkeypatch.setattr("compress.train.loop.choose_precision", choose)
+    config, model = replace(SHORT, epochs=1, precision="auto"), build(student_spec(digits))
+    rows = train(model, digits, config, loss=label_loss(0.0), seed=0, folder=tmp_path, title="test")
+    assert asked == [True]
+    assert [row.precision for row in rows] == ["bf16"]
+
+
 def test_zero_epochs_leave_the_network_alone(digits: Data, tmp_path: Path) -> None:
     model = run(digits, tmp_path, replace(SHORT, epochs=0))
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.train.precision import choose_precision
+from compress.train.precision import choose_precision, has_bf16
 
 CPU = torch.device("cpu")
 
@@ -81,3 +81,13 @@ def test_unstable_timings_are_not_cached(
         choose_precision(Uneven(), images, CPU, training=True)
         assert STEPS
         assert "(steps in fp32 and bf16); their repeats differ by" in capsys.readouterr().err
+
+
+def test_emulated_bf16_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU without it, PyTorch calls bf16 supported unless asked for more."""
+
+    def emulated(*, including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
+    assert not has_bf16(torch.device("cuda"))
