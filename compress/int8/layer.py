@@ -21,6 +21,23 @@ BARRIER = 1e30
 """ONNX Runtime would quantize the weights (per tensor!) of a float layer between a DequantizeLinear
 and a QuantizeLinear. A clip that clips nothing prevents that."""
 
+NO_PAD = (0, 0, 0, 0)
+
+
+def padded_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    pad: tuple[int, int, int, int],
+    **geometry: Any,
+) -> Tensor:
+    """Pads with `pad` zeros (left, right, top, bottom), unevenly as TensorFlow does, and convolves.
+
+    In a file, no quantizer is between the two, so ONNX Runtime makes them one int8 operator.
+    """
+    return F.conv2d(x if pad == NO_PAD else F.pad(x, pad), weight, bias, **geometry)
+
 
 class Layer(nn.Module):
     """A convolution or a linear layer; int8 once it has an `input_quantizer`.
@@ -78,7 +95,12 @@ class Layer(nn.Module):
         """
         stride, padding, dilation, groups = geometry
         operation = partial(
-            F.conv2d, stride=stride, padding=padding, dilation=dilation, groups=groups
+            padded_conv2d,
+            pad=NO_PAD,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
         )
         return cls(weight, bias, operation, groups=groups)
 

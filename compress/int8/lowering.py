@@ -23,7 +23,7 @@ from compress.int8.graph import (
     substitute,
     tensor_of,
 )
-from compress.int8.layer import Layer, per_channel
+from compress.int8.layer import NO_PAD, Layer, per_channel
 from compress.int8.operators import FloatActivation
 from compress.int8.quantizer import ImageInput
 from compress.int8.tracing import trace
@@ -40,6 +40,7 @@ def lower(model: Classifier) -> fx.GraphModule:
     """
     lowered = trace(model)
     with torch.no_grad():
+        _fold_pads(lowered)
         _fold_batchnorms(lowered)
         _fold_channel_factors(lowered)
         _fold_uneven_pools(lowered)
@@ -47,6 +48,44 @@ def lower(model: Classifier) -> fx.GraphModule:
         _fold_normalization(lowered)
     clean(lowered)
     return lowered
+
+
+def _fold_pads(traced: fx.GraphModule) -> None:
+    """Makes explicit zero padding part of the convolutions after it.
+
+    Otherwise the Pad would be a float operator between two conversions.
+    """
+    for node in list(traced.graph.nodes):
+        readers = [layer_of(traced, user) for user in node.users]
+        pad = _zero_pad(node)
+        if pad is None or not all(layer is not None and layer.is_convolution for layer in readers):
+            continue
+        for layer in readers:
+            assert layer is not None
+            geometry = layer.operation.keywords  # type: ignore[attr-defined]
+            top, left = geometry["padding"]
+            sides = (pad[0] + left, pad[1] + left, pad[2] + top, pad[3] + top)
+            even = sides[0] == sides[1] and sides[2] == sides[3]
+            geometry["pad"] = NO_PAD if even else sides
+            geometry["padding"] = (sides[2], sides[0]) if even else (0, 0)
+        substitute(traced, node, node.args[0])
+
+
+def _zero_pad(node: fx.Node) -> tuple[int, int, int, int] | None:
+    """Returns left, right, top, and bottom of a node that pads images with zeros."""
+    if node.target is aten.constant_pad_nd.default:
+        _, pad, value = (*node.args, 0)[:3]
+    elif node.target is aten.pad.default:
+        _, pad, mode, value = (*node.args, "constant", None)[:4]
+        if mode != "constant":
+            return None
+    else:
+        return None
+    assert isinstance(pad, list | tuple)
+    if value not in (0, None) or len(pad) != 4 or min(pad) < 0:
+        return None
+    left, right, top, bottom = map(int, pad)
+    return left, right, top, bottom
 
 
 def _fold_batchnorms(traced: fx.GraphModule) -> None:

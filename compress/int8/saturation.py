@@ -133,7 +133,8 @@ def _columns(layer: Layer, raw: Tensor, zero_point: int) -> tuple[list[Tensor], 
     height, width = weight.shape[2:]
     padding = geometry["padding"]
     top, left = (padding, padding) if isinstance(padding, int) else padding
-    padded = F.pad(raw, (left, left, top, top), value=float(zero_point))
+    sides = zip((left, left, top, top), geometry["pad"], strict=True)
+    padded = F.pad(raw, [even + uneven for even, uneven in sides], value=float(zero_point))
     columns, weights = [], []
     for part, kernel in zip(
         padded.chunk(layer.groups, 1), weight.chunk(layer.groups, 0), strict=True

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from compress.architectures.build import Classifier, build
+from compress.architectures.build import Classifier, Normalize, build
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.int8.graph import layers_of, set_mode
@@ -10,6 +13,7 @@ from compress.int8.insertion import insert_quantizers
 from compress.int8.lowering import lower
 from compress.int8.quantizer import ImageInput
 from tests.conftest import settled, student_spec, torchvision_spec
+from tests.int8.helpers import optimized_operators, quantized_file, run_file
 
 
 def test_an_enlarging_pool_is_folded_into_the_next_layer(digits: Data) -> None:
@@ -71,3 +75,42 @@ def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
     with torch.no_grad():
         expected = model(images)
         assert (quantized(images) - expected).abs().max() < 1e-3 * expected.std()
+
+
+class Padded(nn.Module):
+    """Explicit padding before convolutions: uneven, even, shared by two, and one that is a crop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, stride=2)
+        self.even = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.left, self.right = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[N, 1, 16, 16]` to `[N, 10]`."""
+        x = F.relu(self.stem(F.pad(x, (0, 1, 0, 1))))
+        x = F.relu(self.even(F.pad(x, (1, 1, 2, 2))))
+        padded = F.pad(x, (1, 0, 2, 1))
+        x = F.relu(self.left(padded)) + F.relu(self.right(padded))
+        x = F.relu(self.left(F.pad(x, (-1, 1, 0, 0))))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_explicit_padding_becomes_part_of_convolutions(digits: Data, tmp_path: Path) -> None:
+    spec = student_spec(digits)
+    torch.manual_seed(0)
+    model = Classifier(Normalize(spec.preprocess), Padded()).eval()
+    lowered = lower(model)
+    targets = [str(node.target) for node in lowered.graph.nodes]
+    assert sum("pad" in target for target in targets) == 1  # the crop
+    images = next(iter(digits.test.batches(64))).images
+    with torch.no_grad():
+        assert torch.allclose(lowered(images), model(images), atol=1e-5)
+    quantized, path = quantized_file(model, spec, digits, tmp_path)
+    operators = optimized_operators(path, tmp_path)
+    assert (operators["QLinearConv"], operators["Pad"]) == (5, 1)
+    with torch.no_grad():
+        expected = quantized(images)
+    found = torch.from_numpy(run_file(path, images))
+    assert (found - expected).abs().max() < 0.02 * expected.std()

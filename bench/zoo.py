@@ -1,0 +1,289 @@
+"""Networks that nobody here wrote: 60 architectures of timm, quantized and pruned.
+
+    python -m bench.zoo
+    python -m bench.zoo --names ghostnet_100,tf_efficientnet_lite0
+
+Random weights, random images of 128 px, one process a network. Each is traced, quantized, and
+exported; its file is compared with its simulation in torch, and timed in turns with
+`quantize_static` (MinMax, uint8 activations) on the same float file. Then half the channels of each
+group are removed. Writes bench/results/zoo.json and a page.
+"""
+
+import dataclasses
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from bench.peers import run_peer
+from bench.ptq_peers import FLOAT, REFERENCE, untrained_subject
+from bench.results_file import add_to_results, commands_text
+from compress.architectures.build import Classifier, build, example_input
+from compress.architectures.spec import ModelSpec
+from compress.data.load import as_numpy
+from compress.errors import CompressError
+from compress.host import Host, describe_host
+from compress.int8.conversion import convert
+from compress.int8.lowering import lower
+from compress.int8.ptq import Calibration
+from compress.int8.restore import load_model
+from compress.log import say, track
+from compress.measure.cost import count_macs
+from compress.measure.latency import measure_latency
+from compress.measure.profile import profile, summarize
+from compress.measure.runtime import open_session, run_session
+from compress.onnx_file import export_onnx
+from compress.prune.groups import find_groups
+from compress.prune.surgery import best_channels, keep_channels
+from compress.quantize.calibration import CALIBRATION_BATCH, fit_to_cpu, plan_of
+from compress.quantize.config import QuantizeConfig
+from compress.report.render import host_text
+from compress.report.tables import markdown_table
+
+RESULTS = Path(__file__).parent / "results" / "zoo.json"
+SIZE, CALIBRATION = 128, 64
+TIMEOUT_S = 300
+OURS = "compress"
+ROUNDS = 60
+MAX_DISAGREEMENT = 2.0
+"""Percent of images: adds round a little differently in ONNX Runtime."""
+NAMES = (
+    "botnet26t_256",
+    "coatnet_nano_rw_224",
+    "convit_tiny",
+    "convmixer_768_32",
+    "convnext_atto",
+    "convnextv2_atto",
+    "crossvit_9_240",
+    "cs3darknet_m",
+    "cspresnet50",
+    "darknet53",
+    "deit_tiny_patch16_224",
+    "densenet121",
+    "dla34",
+    "dpn68",
+    "edgenext_xx_small",
+    "efficientformer_l1",
+    "efficientformerv2_s0",
+    "efficientnet_b0",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "fasternet_t0",
+    "fbnetc_100",
+    "fbnetv3_b",
+    "gernet_s",
+    "ghostnet_100",
+    "ghostnetv2_100",
+    "hardcorenas_a",
+    "hgnetv2_b0",
+    "hrnet_w18_small",
+    "inception_v3",
+    "lcnet_050",
+    "levit_128s",
+    "mambaout_femto",
+    "mixnet_s",
+    "mnasnet_100",
+    "mobilenetv1_100",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "mobilenetv4_conv_small",
+    "mobileone_s0",
+    "mobilevit_xxs",
+    "nfnet_l0",
+    "pit_ti_224",
+    "poolformer_s12",
+    "pvt_v2_b0",
+    "regnetx_004",
+    "regnety_004",
+    "repvgg_a0",
+    "repvit_m0_9",
+    "res2net50_26w_4s",
+    "resnest14d",
+    "resnet18",
+    "resnext50_32x4d",
+    "rexnet_100",
+    "selecsls42b",
+    "seresnet18",
+    "spnasnet_100",
+    "tf_efficientnet_lite0",
+    "tiny_vit_5m_224",
+    "xception41",
+)
+INTRODUCTION = f"""\
+Networks of timm with random weights at {SIZE} px, one thread, batch 1. *int8 / float / Q+DQ*:
+operators in ONNX Runtime's optimized graph; conversions that were not fused away count apart.
+*same class*: images for which the file and its simulation in torch agree. *vs static*, *vs float*:
+how much faster our int8 file is than `quantize_static`'s and than the float file, in turns. *half*: MACs
+left when half of the channels of every group are removed, or why that is not possible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One network."""
+
+    variant: str
+    command: str
+    date: str
+    problem: str = ""
+    """Why there is no int8 file; empty if there is one."""
+    n_int8: int = 0
+    n_float: int = 0
+    n_conversions: int = 0
+    same_class: float = 0.0
+    """Percent of the images for which file and simulation agree."""
+    vs_static: float | None = None
+    """Speedup over the file of `quantize_static`; None if it made none."""
+    vs_float: float = 0.0
+    half: str = ""
+    """MACs left at half of the channels, or why it was not pruned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What the results file holds."""
+
+    host: Host
+    rows: tuple[Row, ...]
+
+
+def examine(name: str, scratch: Path, command: str) -> Row:
+    """Quantizes, measures, and prunes one network."""
+    row = Row(variant=name, command=command, date=datetime.now(UTC).date().isoformat())
+    subject = untrained_subject(f"timm:{name}", SIZE, CALIBRATION, scratch)
+    spec, model = subject.checkpoint.spec, load_model(subject.checkpoint)
+    assert isinstance(model, Classifier)
+    files = {tool: scratch / f"{place}.onnx" for place, tool in enumerate((OURS, REFERENCE, FLOAT))}
+    tensors = torch.from_numpy(subject.calibration)
+    try:
+        calibration = Calibration(lower(model), lambda: tensors.split(CALIBRATION_BATCH))
+        plan = fit_to_cpu(plan_of(QuantizeConfig()), calibration)
+        quantized = convert(calibration.quantize(plan))
+        export_onnx(quantized, spec, files[OURS], digest="", stage="quantize")
+    except CompressError as error:
+        return dataclasses.replace(row, problem=str(error).splitlines()[0], half=_halved(spec))
+    export_onnx(model, spec, files[FLOAT], digest="", stage="teacher")
+    images = next(iter(subject.test.batches(len(subject.test)))).images
+    with torch.no_grad():
+        expected = quantized(images).argmax(1)
+    found = torch.from_numpy(run_session(open_session(files[OURS], threads=2), as_numpy(images)))
+    operators = summarize(profile(files[OURS], threads=1))
+    row = dataclasses.replace(
+        row,
+        n_int8=operators.n_int8,
+        n_float=operators.n_float,
+        n_conversions=operators.n_conversions,
+        same_class=100 * (found.argmax(1) == expected).float().mean().item(),
+        half=_halved(spec),
+    )
+    np.save(scratch / "images.npy", subject.calibration)
+    try:
+        run_peer(
+            REFERENCE,
+            float_file=files[FLOAT],
+            checkpoint=subject.checkpoint.folder,
+            images=scratch / "images.npy",
+            out=files[REFERENCE],
+        )
+        open_session(files[REFERENCE], threads=1)
+    except Exception as error:  # the peer's fault, whatever it is
+        say(f"  {REFERENCE}: {str(error).splitlines()[0]}")
+        del files[REFERENCE]
+    latencies = measure_latency(list(files.values()), rounds=ROUNDS)
+    ms = dict(zip(files, (one.latency_ms_p50 for one in latencies), strict=True))
+    static = ms[REFERENCE] / ms[OURS] if REFERENCE in files else None
+    return dataclasses.replace(row, vs_static=static, vs_float=ms[FLOAT] / ms[OURS])
+
+
+def _halved(spec: ModelSpec) -> str:
+    """Removes half of the channels of every group; returns the MACs left, or why it failed."""
+    try:
+        model = build(spec).eval()
+        macs, groups = count_macs(model, spec), find_groups(model.network, example_input(model))
+        if not groups.groups:
+            return "; ".join(groups.fixed.values())[:100] or "no groups"
+        kept = {}
+        for group in groups.groups:
+            width = max(1, group.channels // group.partitions // 2) * group.partitions
+            kept[group.name] = best_channels(torch.zeros(group.channels), width, group.partitions)
+        keep_channels(model.network, groups.groups, kept)
+        return f"{count_macs(model, spec) / macs:.2f}"
+    except (CompressError, RuntimeError, ValueError, IndexError, AssertionError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+
+
+def zoo_markdown(results: Results) -> str:
+    """Returns the results as a page."""
+    rows = sorted(results.rows, key=lambda row: row.variant)
+    good = [row for row in rows if not row.problem]
+    ratios = [row.vs_static for row in good if row.vs_static]
+    same = sum(row.same_class >= 100 - MAX_DISAGREEMENT for row in good)
+    slower = [row.variant for row in good if row.vs_static and row.vs_static < 1 / 1.03]
+    table = markdown_table(
+        ("network", "int8 / float / Q+DQ", "same class %", "vs static", "vs float", "half"),
+        [
+            (
+                row.variant,
+                row.problem or f"{row.n_int8} / {row.n_float} / {row.n_conversions}",
+                "" if row.problem else f"{row.same_class:.0f}",
+                f"{row.vs_static:.2f}x" if row.vs_static else "",
+                "" if row.problem else f"{row.vs_float:.2f}x",
+                row.half,
+            )
+            for row in rows
+        ],
+    )
+    summary = (
+        f"{len(good)} of {len(rows)} are quantized and exported; for {same} of them file and "
+        f"simulation agree on at least {100 - MAX_DISAGREEMENT:.0f} % of the images. Compared with "
+        f"`quantize_static`: {statistics.geometric_mean(ratios):.2f} times as fast in the "
+        f"geometric mean of {len(ratios)}; more than 3 % slower: {', '.join(slower) or 'none'}."
+    )
+    facts = f"{commands_text(results.rows)}; {host_text(results.host)}."
+    return "\n\n".join(("# A zoo of networks", INTRODUCTION, summary, table, facts)) + "\n"
+
+
+@click.command()
+@click.option("--names", default=",".join(NAMES), help="Networks of timm: a,b,c.")
+@click.option("--one", is_flag=True, hidden=True, help="Print the row of the one network as JSON.")
+def main(names: str, one: bool) -> None:
+    """Examines networks, each in a process of its own, and writes the results."""
+    command = shlex.join(["python", "-m", "bench.zoo", *sys.argv[1:]])
+    chosen = names.split(",")
+    if one:
+        with tempfile.TemporaryDirectory() as scratch:
+            click.echo(json.dumps(asdict(examine(chosen[0], Path(scratch), "python -m bench.zoo"))))
+        return
+    for name in track(chosen, "networks", total=len(chosen)):
+        row = _in_process(name, command)
+        ratio = f"{row.vs_static:.2f}x" if row.vs_static else ""
+        say(f"{name}: {row.problem or f'{row.same_class:.0f} % {ratio}'}, half {row.half}")
+        add_to_results(Results(host=describe_host(), rows=(row,)), RESULTS, zoo_markdown)
+
+
+def _in_process(name: str, command: str) -> Row:
+    line = [sys.executable, "-m", "bench.zoo", "--one", "--names", name]
+    today = datetime.now(UTC).date().isoformat()
+    failed = Row(variant=name, command=command, date=today)
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return dataclasses.replace(failed, problem=f"not finished in {TIMEOUT_S} s")
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return dataclasses.replace(failed, problem=reason[:120])
+    row = TypeAdapter(Row).validate_json(done.stdout.splitlines()[-1])
+    return dataclasses.replace(row, command=command)
+
+
+if __name__ == "__main__":
+    main()
