@@ -123,8 +123,8 @@ INTRODUCTION = f"""\
 Networks of timm with random weights at {SIZE} px, one thread, batch 1. *int8 / float / Q+DQ*:
 operators in ONNX Runtime's optimized graph; conversions that were not fused away count apart.
 *same class*: images for which the file and its simulation in torch agree. *vs static*, *vs float*:
-how much faster our int8 file is than `quantize_static`'s and than the float file, in turns. *half*: MACs
-left when half of the channels of every group are removed, or why that is not possible."""
+how much faster our int8 file is than `quantize_static`'s and than the float file, in turns. *half*:
+MACs left when half of the channels of every group are removed, or why that is not possible."""
 
 
 @dataclass(frozen=True, kw_only=True)
