@@ -109,7 +109,7 @@ def _check_saturation(
     """Returns and reports the accuracy that CPUs without VNNI would lose."""
     with waiting("emulating CPUs without VNNI"):
         saturation = find_saturation(model, context.data.validation, SATURATION_IMAGES)
-    if saturation.layers:
+    if saturation.top1_saturated < saturation.top1:
         hint = "" if config.reduce_range else "; --reduce-range prevents it"
         say(
             f"  {count_of(len(saturation.layers), 'layer')} would saturate on CPUs without VNNI: "
