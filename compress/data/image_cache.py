@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from compress.data import image as image_module
@@ -30,6 +30,8 @@ from compress.log import say, track
 
 FOLDER = "images"
 PIXELS, INDEX = "pixels.bin", "index.npy"
+PARTIAL = ".partial"
+"""Suffix of a cache that is being written."""
 UNREADABLE, MULTI_FRAME = 1, 2
 """Flags in the index."""
 CHECKED_AT_ONCE = 256
@@ -88,20 +90,20 @@ def open_image_cache(
     if not config.cache:
         return None
     folder = cache_folder() / FOLDER / f"{_key(digest, spec)}-{spec.channels}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not _is_complete(folder, spec.channels):
-            size = _estimate(root, names, spec)
-            if (problem := _no_room(size, config)) is not None:
-                say(f"  {problem}; images are decoded in every epoch")
-                return None
-            _remove_least_recent(config.cache_gb * GB - size)
-            try:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not _is_complete(folder, spec.channels):
+                size = _estimate(root, names, spec)
+                if (problem := _no_room(size, config)) is not None:
+                    say(f"  {problem}; images are decoded in every epoch")
+                    return None
+                _remove_least_recent(config.cache_gb * GB - size)
                 _write(folder, root, names, spec)
-            except OSError as error:
-                say(f"  {folder} could not be written ({error}); images are decoded in every epoch")
-                return None
-    os.utime(folder)  # most recently used
+        os.utime(folder)  # most recently used
+    except OSError as error:
+        say(f"  {folder} cannot be written ({error}); images are decoded in every epoch")
+        return None
     return ImageCache(folder=folder)
 
 
@@ -144,8 +146,15 @@ def _no_room(size: float, config: DataConfig) -> str | None:
 
 
 def _remove_least_recent(limit: float) -> None:
-    """Removes the caches that were not used for longest, until the others fit into `limit`."""
+    """Removes the caches that were not used for longest, until the others fit into `limit`.
+
+    Unfinished ones go too, unless another process is writing them.
+    """
     caches = [path for path in (cache_folder() / FOLDER).iterdir() if path.is_dir()]
+    for path in [path for path in caches if path.suffix == PARTIAL]:
+        caches.remove(path)
+        with suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
+            shutil.rmtree(path, ignore_errors=True)
     total = 0
     for path in sorted(caches, key=lambda path: path.stat().st_mtime, reverse=True):
         total += sum(file.stat().st_size for file in path.iterdir())
@@ -155,7 +164,7 @@ def _remove_least_recent(limit: float) -> None:
 
 def _write(folder: Path, root: Path, names: Sequence[str], spec: Preprocess) -> None:
     """Decodes all images into a folder, which appears when it is complete."""
-    partial = folder.with_suffix(".partial")
+    partial = folder.with_suffix(PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -87,6 +88,29 @@ def test_the_least_recently_used_cache_makes_room(photos: Path) -> None:
     load(photos, size=33, cache_gb=room)
     assert caches() != [first]
     assert len(caches()) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = everything(load(photos, cache=False))
+    cache_folder().mkdir(exist_ok=True)
+    (cache_folder() / FOLDER).write_text("a file in its place")
+    assert torch.equal(everything(load(photos)), expected)
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_what_a_killed_process_left_is_removed(photos: Path) -> None:
+    folder = cache_folder() / FOLDER
+    left, in_use = folder / "left-3.partial", folder / "used-3.partial"
+    for path in (left, in_use):
+        path.mkdir(parents=True)
+        (path / PIXELS).write_bytes(bytes(1000))
+    with FileLock(in_use.with_suffix(".lock")):
+        load(photos)
+    assert not left.exists()
+    assert in_use.exists()
+    assert len([path for path in caches() if path != in_use]) == 1
 
 
 def test_a_truncated_cache_is_made_again(photos: Path) -> None:
