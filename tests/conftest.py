@@ -1,8 +1,10 @@
 """Real data and a real run, made once and shared."""
 
+import functools
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from filelock import FileLock
 from PIL import Image
-from sklearn.datasets import load_digits
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from compress.architectures.build import Classifier, build
 from compress.architectures.spec import ModelSpec
@@ -18,6 +20,7 @@ from compress.cache import MEASURED
 from compress.checkpoint import REPORT_JSON, Checkpoint, Product, write_checkpoint
 from compress.cli.main import main
 from compress.data.config import DataConfig
+from compress.data.digits import WHITE, read_digits
 from compress.data.load import Data, load_data
 from compress.data.splits import Split
 from compress.files import cache_folder
@@ -66,6 +69,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> None:
     measured.mkdir(exist_ok=True)
     (own / MEASURED).symlink_to(measured)
     os.environ["COMPRESS_CACHE"] = str(own)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_table_of_operators() -> Iterator[None]:
+    """The exporter makes the same table anew for each file, a third of a small network's export."""
+    table = functools.cache(ONNXRegistry.from_torchlib)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(table))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -144,12 +156,12 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
 def digit_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some digits as image files: 12 training and 4 test images a class."""
     root = tmp_path_factory.mktemp("digits") / "photos"
-    digits = load_digits()
+    images, labels = read_digits()
     for label in range(10):
-        chosen = (digits.target == label).nonzero()[0][:16]
+        chosen = (labels == label).nonzero()[0][:16]
         for place, number in enumerate(chosen):
             folder = root / ("train" if place < 12 else "test") / str(label)
             folder.mkdir(parents=True, exist_ok=True)
-            images = (digits.images[number] * (255 / 16)).round().astype("uint8")
-            Image.fromarray(images).resize((32, 32)).save(folder / f"{number}.png")
+            gray = (images[number] * (255 / WHITE)).round().astype("uint8")
+            Image.fromarray(gray).resize((32, 32)).save(folder / f"{number}.png")
     return root

@@ -81,18 +81,46 @@ def tensors(run: Path) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A run of which one process was killed, and what the job said then and when it went on."""
     run = tmp_path_factory.mktemp("two") / "run"
-    return run, finish(start([*TEACHER, "--out", str(run)]))
+    job = start([*TEACHER, "--out", str(run)])
+    history = run / "0-teacher.partial" / "history.jsonl"
+    while not history.is_file():
+        assert job.poll() is None
+        time.sleep(0.05)
+    os.kill(_process_of_rank(job.pid, 1), signal.SIGKILL)
+    killed = finish(job, code=1)
+    assert not (run / "0-teacher").exists()
+    return run, killed, finish(start([*TEACHER, "--out", str(run)]))
 
 
-def test_two_processes_learn_what_one_does(by_two: tuple[Path, str], tmp_path: Path) -> None:
-    """The batch is the setting's whatever their number.
+def _process_of_rank(launcher: int, rank: int) -> int:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in environment:
+            return int(child)
+    raise AssertionError(f"no process of rank {rank} among {children}")
+
+
+def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
+    by_two: tuple[Path, str, str],
+) -> None:
+    _, killed, resumed = by_two
+    said = " ".join(killed.split())
+    assert "another process of the job ended" in said
+    assert "run the same command again" in said
+    assert "resuming after epoch" in resumed
+
+
+def test_two_processes_learn_what_one_does(by_two: tuple[Path, str, str], tmp_path: Path) -> None:
+    """The batch is the setting's whatever their number, and also after a kill.
 
     The network has no BatchNorm and the optimizer is SGD, so only rounding differs: Muon takes
     small differences of a gradient to large ones of a step, 0.6 % of the loss here.
     """
-    run, output = by_two
+    run, _, output = by_two
     alone = tmp_path / "alone"
     done = CliRunner().invoke(main, [*TEACHER, "--out", str(alone)])
     assert done.exit_code == 0, done.output
@@ -107,7 +135,8 @@ def test_two_processes_learn_what_one_does(by_two: tuple[Path, str], tmp_path: P
 
 
 @pytest.mark.slow
-def test_two_machines_are_like_one(by_two: tuple[Path, str], tmp_path: Path) -> None:
+def test_two_machines_are_like_one(by_two: tuple[Path, str, str], tmp_path: Path) -> None:
+    """And an undisturbed job like a killed one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -121,35 +150,6 @@ def test_two_machines_are_like_one(by_two: tuple[Path, str], tmp_path: Path) -> 
     assert "data: digits" not in outputs[1]
     for here, there in zip(tensors(tmp_path / "run"), tensors(by_two[0]), strict=True):
         assert torch.equal(here, there)
-
-
-def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
-    by_two: tuple[Path, str], tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    job = start([*TEACHER, "--out", str(run)])
-    history = run / "0-teacher.partial" / "history.jsonl"
-    while not history.is_file():
-        assert job.poll() is None
-        time.sleep(0.05)
-    os.kill(_process_of_rank(job.pid, 1), signal.SIGKILL)
-    said = " ".join(finish(job, code=1).split())
-    assert "another process of the job ended" in said
-    assert "run the same command again" in said
-    assert not (run / "0-teacher").exists()
-    again = finish(start([*TEACHER, "--out", str(run)]))
-    assert "resuming after epoch" in again
-    for here, there in zip(tensors(run), tensors(by_two[0]), strict=True):
-        assert torch.equal(here, there)
-
-
-def _process_of_rank(launcher: int, rank: int) -> int:
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    for child in children:
-        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        if f"RANK={rank}".encode() in environment:
-            return int(child)
-    raise AssertionError(f"no process of rank {rank} among {children}")
 
 
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:

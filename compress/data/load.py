@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
@@ -18,6 +17,7 @@ from compress.data.augment import Augmentation
 from compress.data.config import DataConfig
 from compress.data.copies import copied_files, copied_images
 from compress.data.datasets import Dataset, class_names_of, read_dataset, shape_of
+from compress.data.digits import WHITE, read_digits
 from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
 from compress.data.folders import Listing, folder_warnings, read_folders
 from compress.data.names import DATASETS, FOLDER_PREFIX
@@ -249,9 +249,9 @@ def _fashion_mnist(config: DataConfig, seed: int) -> Data:
 
 
 def _digits(config: DataConfig, seed: int) -> Data:
-    digits = load_digits()
-    gray = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)  # 0..16 to 0..255
-    labels = torch.from_numpy(digits.target).long()
+    raw, targets = read_digits()
+    gray = torch.from_numpy(raw * (255 / WHITE)).round().to(torch.uint8)
+    labels = torch.from_numpy(targets).long()
     zoom = DIGITS_SIZE // gray.shape[-1]
     images = gray.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)[:, None]
     rest, test = stratified_split(labels, DIGITS_TEST_SHARE, seed=0)  # the test split never changes

@@ -108,10 +108,12 @@ class Probe:
         )
 
     def _time(self, model: Classifier) -> Measurement[Measured]:
-        unpruned, file = self._scratch / "unpruned.onnx", self._scratch / "pruned.onnx"
+        file = unpruned = self._scratch / "unpruned.onnx"
         if not unpruned.is_file():
             self._export(self._unpruned, unpruned)
-        self._export(model, file)
+        if self._reference_ms is not None:  # not the unpruned network itself
+            file = self._scratch / "pruned.onnx"
+            self._export(model, file)
         threads = self._context.measure.threads
         empty_file = self._scratch / "empty.onnx"
         onnx.save(onnx.parser.parse_model(EMPTY_MODEL), empty_file)

@@ -62,6 +62,7 @@ def test_code_of_ones_own_needs_trust(tmp_path: Path, monkeypatch: pytest.Monkey
         '[student]\narchitecture = "our_networks:tiny"\n'
     )
     command = ["run", "card.toml", "--data", "digits", "--pipeline", "smoke", "--until", "distill"]
+    command += ["--set", "measure.rounds=5"]
     refused = CliRunner().invoke(main, command)
     assert refused.exit_code == 2
     assert "is external code" in refused.output

@@ -36,61 +36,49 @@ def test_blocks_are_fetched_from_the_kernel_once() -> None:
     assert kept < given_back / 10
 
 
-@LINUX_ONLY
-@pytest.mark.parametrize(
-    ("users_own", "spins"),
-    [
-        ({}, SPINS),
-        ({"GOMP_SPINCOUNT": "77"}, 77),
-        ({"OMP_WAIT_POLICY": "PASSIVE"}, 0),
-    ],
-)
-def test_threads_soon_sleep_unless_the_user_says_otherwise(
-    users_own: dict[str, str], spins: int
-) -> None:
-    """Asks OpenMP itself what it read when the command imported torch."""
-    command = [
-        sys.executable,
-        "-m",
-        "compress",
-        "run",
-        "resnet18",
-        "--data",
-        "imagefolder:/nowhere",
-    ]
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))
-    }
-    environment = {**inherited, **users_own, "OMP_DISPLAY_ENV": "VERBOSE"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert "folder /nowhere does not exist" in done.stderr
-    assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)) == {str(spins)}
-
-
 THREADS = """
 import os, sys
-from compress.cli import process
+import click
 from compress import host
+from compress.cli.group import Program
+
 if sys.argv[1] == "mask":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 else:
     host.cpu_quota = lambda: float(sys.argv[1])
-process.prepare_process()
-import torch
-print(host.allowed_cores(), torch.get_num_threads())
+
+@click.group(cls=Program)
+@click.option("--debug", is_flag=True)
+def program(debug): ...
+
+@program.command()
+def work():
+    import torch
+    print(host.allowed_cores(), torch.get_num_threads())
+
+program(["work"])
 """
 
 
 @LINUX_ONLY
 @pytest.mark.parametrize(
-    ("limit", "users_own"), [("mask", None), ("0.3", None), ("1.0", None), ("0.3", 2)]
+    ("limit", "users_own", "threads", "spins"),
+    [
+        ("mask", {}, 1, SPINS),
+        ("0.3", {"GOMP_SPINCOUNT": "77"}, 1, 77),
+        ("1.0", {"OMP_WAIT_POLICY": "PASSIVE"}, 1, 0),
+        ("0.3", {"OMP_NUM_THREADS": "2"}, 2, SPINS),
+    ],
 )
-def test_there_are_no_more_threads_than_cores_that_may_be_used(
-    limit: str, users_own: int | None
+def test_threads_are_as_many_as_cores_and_soon_sleep_unless_the_user_says_otherwise(
+    limit: str, users_own: dict[str, str], threads: int, spins: int
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    if users_own:
-        environment["OMP_NUM_THREADS"] = str(users_own)
+    """Asks OpenMP itself what it read when a command imported torch."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))
+    }
+    environment = {**inherited, **users_own, "OMP_DISPLAY_ENV": "VERBOSE"}
     command = [sys.executable, "-c", THREADS, limit]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.split() == ["1", str(users_own or 1)]
+    assert done.stdout.split() == ["1", str(threads)]
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)) == {str(spins)}

@@ -35,7 +35,9 @@ def distilled(data: Data, folder: Path, seed: int) -> Product:
         teachers=(checkpoint_teacher(teacher, weight=2.5),),
     )
     torch.seed()  # earlier random draws must not matter
-    return run(NewNetwork(spec=student_spec(data)), CONFIG, context)
+    with pytest.MonkeyPatch.context() as patch:  # the teacher's precision is not to be timed
+        patch.setattr("compress.kd.teachers.choose_precision", lambda *_, **__: "fp32")
+        return run(NewNetwork(spec=student_spec(data)), CONFIG, context)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress.architectures.build import Classifier, build
+from compress.architectures.resize import remove_blocks
 from compress.architectures.spec import ModelSpec
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
@@ -62,10 +64,15 @@ def run_file(path: Path, images: torch.Tensor) -> np.ndarray:
     return np.asarray(logits)
 
 
-def briefly_trained(spec: ModelSpec, data: Data) -> Classifier:
+MOBILENET_REPEATS = tuple(f"features.{number}" for number in (3, 5, 6, 8, 10, 11))
+"""Residual blocks of MobileNetV3-Small; without them it has one block of each width."""
+
+
+def briefly_trained(spec: ModelSpec, data: Data, removed: Sequence[str] = ()) -> Classifier:
     """A network that recognizes most digits; random logits have no meaningful top-1."""
     torch.manual_seed(0)
     model = build(spec).train()
+    remove_blocks(model.network, removed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(40):
         order = torch.randint(len(data.train), (64,))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from compress.architectures.build import Classifier, build
+from compress.architectures.spec import ModelSpec
 from compress.data.config import DataConfig
 from compress.data.load import Data, load_data
 from compress.int8.conversion import convert
@@ -17,12 +18,14 @@ from compress.onnx_file import export_onnx
 from compress.quantize.calibration import fit_to_cpu
 from tests.conftest import settled, student_spec, torchvision_spec
 from tests.int8.helpers import (
+    MOBILENET_REPEATS,
     PLAN,
     briefly_trained,
     calibration,
     optimized_operators,
     quantized_file,
     run_file,
+    trained_student,
 )
 
 FLOAT_COMPUTE = {"Conv", "FusedConv", "Gemm", "FusedGemm", "ReduceMean"}
@@ -31,11 +34,9 @@ CONVOLUTIONAL = FLOAT_COMPUTE | {
     *("HardSigmoid", "HardSwish", "Sigmoid", "Relu", "Clip", "BatchNormalization"),
 }
 """Operators that must not remain in float where everything should be int8."""
-FAST = {
+FAMILIES = {
     "scaled_resnet": (32, 13, CONVOLUTIONAL),
     "mobilenet_v3_small": (32, 54, CONVOLUTIONAL),
-}
-SLOW = {
     "resnet18": (32, 21, CONVOLUTIONAL),
     "alexnet": (64, 8, CONVOLUTIONAL),
     "shufflenet_v2_x0_5": (32, 57, CONVOLUTIONAL),
@@ -61,14 +62,40 @@ SLOW = {
 """Image size, number of layers, and operators that must not remain in float."""
 
 
-@pytest.mark.parametrize(
-    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_runs_in_int8_as_simulated_in_torch(tmp_path: Path, name: str) -> None:
-    size, layers, forbidden = (FAST | SLOW)[name]
+    size, layers, forbidden = FAMILIES[name]
     data = load_data("digits", DataConfig(size=size), seed=0)
     spec = torchvision_spec(name, data)
-    quantized, path = quantized_file(briefly_trained(spec, data), spec, data, tmp_path)
+    model = briefly_trained(spec, data)
+    check_int8(model, spec, data, tmp_path, layers=layers, forbidden=forbidden)
+
+
+def test_a_residual_network_runs_in_int8_as_simulated_in_torch(
+    digits: Data, tmp_path: Path
+) -> None:
+    spec, (model, _) = student_spec(digits), trained_student()
+    check_int8(model, spec, digits, tmp_path, layers=10, forbidden=CONVOLUTIONAL)
+
+
+def test_gates_and_depthwise_layers_run_in_int8_as_simulated_in_torch(tmp_path: Path) -> None:
+    data = load_data("digits", DataConfig(size=32), seed=0)
+    spec = torchvision_spec("mobilenet_v3_small", data)
+    model = briefly_trained(spec, data, removed=MOBILENET_REPEATS)
+    check_int8(model, spec, data, tmp_path, layers=26, forbidden=CONVOLUTIONAL)
+
+
+def check_int8(
+    model: Classifier,
+    spec: ModelSpec,
+    data: Data,
+    tmp_path: Path,
+    *,
+    layers: int,
+    forbidden: set[str],
+) -> None:
+    quantized, path = quantized_file(model, spec, data, tmp_path)
     found = layers_of(quantized)  # type: ignore[arg-type]
     assert len(found) == layers
     assert all(layer.converted for layer in found.values())
@@ -137,7 +164,7 @@ def test_operators_without_integer_kernels_stay_in_float(digits: Data, tmp_path:
     assert np.abs(run_file(path, images) - expected).max() < 0.05 * expected.std()
 
 
-BOUNDS = [(-1.0, 1.0), (0.0, 6.0), (-6.0, 0.0), (1.0, 2.0), (-0.001, 6.0)]
+BOUNDS = [(-1.0, 1.0), (1.0, 2.0), (0.0, 6.0), (-6.0, 0.0), (-0.001, 6.0)]
 MORE_BOUNDS = [
     *((-2.0, 0.5), (-0.5, 2.0), (0.0, 1.0), (-1.0, 0.0), (-3.0, -1.0), (-6.0, 0.001)),
     *((-2.0, 1.0), (-1.0, 5.0)),
@@ -159,16 +186,20 @@ class _Clipped(nn.Module):
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+CLIPS = [*(nn.Hardtanh(*bounds) for bounds in BOUNDS), nn.Hardsigmoid(), nn.ReLU()]
+MORE_CLIPS = [nn.Hardtanh(*bounds) for bounds in MORE_BOUNDS]
+
+
 @pytest.mark.parametrize(
-    "activation",
+    ("activation", "learned"),
     [
-        *(nn.Hardtanh(*bounds) for bounds in BOUNDS),
-        *(pytest.param(nn.Hardtanh(*bounds), marks=pytest.mark.slow) for bounds in MORE_BOUNDS),
-        *(nn.Hardsigmoid(), nn.ReLU()),
+        *((clip, False) for clip in CLIPS),
+        *((clip, True) for clip in CLIPS[:2]),
+        *(pytest.param(clip, False, marks=pytest.mark.slow) for clip in MORE_CLIPS),
+        *(pytest.param(clip, True, marks=pytest.mark.slow) for clip in CLIPS[2:] + MORE_CLIPS),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("learned", [False, True])
 def test_clipping_activations_match_the_simulation_and_float(
     digits: Data, tmp_path: Path, activation: nn.Module, learned: bool
 ) -> None:

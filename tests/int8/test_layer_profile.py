@@ -1,17 +1,19 @@
 from pathlib import Path
 
+from compress.architectures.resize import remove_blocks
 from compress.data.load import Data
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of
 from compress.int8.layer_profile import layer_costs, layer_edges
 from compress.onnx_file import export_onnx
 from tests.conftest import settled, torchvision_spec
-from tests.int8.helpers import PLAN, calibration
+from tests.int8.helpers import MOBILENET_REPEATS, PLAN, calibration
 
 
 def test_every_layer_of_a_real_network_has_its_time(digits: Data, tmp_path: Path) -> None:
     spec = torchvision_spec("mobilenet_v3_small", digits)
     model = settled(spec, digits.train)
+    remove_blocks(model.network, MOBILENET_REPEATS)
     export_onnx(model, spec, tmp_path / "float.onnx", digest="", stage="teacher")
     quantized = convert(calibration(model, digits, n=64).quantize(PLAN))
     export_onnx(quantized, spec, tmp_path / "int8.onnx", digest="", stage="quantize")

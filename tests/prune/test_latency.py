@@ -1,12 +1,16 @@
+from collections.abc import Sequence
+
 import pytest
 
 from compress.architectures.build import build
+from compress.architectures.resize import remove_blocks
 from compress.data.load import Data
 from compress.int8.graph import layers_of
 from compress.int8.lowering import lower
 from compress.measure.cost import count_macs
 from compress.prune.latency import LatencyModel, LayerCurve, LayerShape, layer_shapes
 from tests.conftest import torchvision_spec
+from tests.int8.helpers import MOBILENET_REPEATS
 
 
 def test_a_curve_interpolates_along_channels() -> None:
@@ -25,10 +29,18 @@ def test_a_curve_interpolates_along_channels() -> None:
     assert (curve.half_pays(writes=False), curve.half_pays(writes=True)) == (True, False)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
-def test_the_layers_macs_are_the_networks(digits: Data, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "removed"),
+    [
+        ("resnet18", ()),
+        ("mobilenet_v3_small", MOBILENET_REPEATS),
+        pytest.param("shufflenet_v2_x0_5", (), marks=pytest.mark.slow),
+    ],
+)
+def test_the_layers_macs_are_the_networks(digits: Data, name: str, removed: Sequence[str]) -> None:
     spec = torchvision_spec(name, digits)
     model = build(spec).eval()
+    remove_blocks(model.network, removed)
     lowered = lower(model)
     images = next(iter(digits.test.batches(1))).images
     shapes = layer_shapes(lowered, images)

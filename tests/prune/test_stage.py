@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 from compress.cache import MEASURED, now
 from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
+from compress.files import cache_folder
 from compress.int8.restore import load_model
 from compress.measure.results import StageReport
 from compress.run.lookup import read_stage_report
@@ -50,12 +52,14 @@ def test_the_budget_is_met_as_measured(run_copy: Path) -> None:
 
 
 def test_what_was_measured_before_is_told_and_dropped_when_asked(
-    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measured = shutil.copytree(cache_folder() / MEASURED, tmp_path / "cache" / MEASURED)
+    monkeypatch.setenv("COMPRESS_CACHE", str(measured.parent))  # the others keep theirs
     monkeypatch.setattr("compress.cache.STEADY", math.inf)
-    pruned(run_copy, "--latency-ratio", "0.7")
     start = now()
-    again = pruned(run_copy, "--latency-ratio", "0.7001")  # another key: it runs, and remembers
+    macs_decide = ("--latency-ratio", "1", "--macs-ratio", "0.6")
+    again = pruned(run_copy, *macs_decide)  # the finished run has measured the same layers
     table = {row.what: row for row in again.measurements}["layer latencies"]
     assert table.cached
     assert table.count > 10
@@ -63,7 +67,7 @@ def test_what_was_measured_before_is_told_and_dropped_when_asked(
     text = (run_copy / "own" / "report.md").read_text()
     assert "## Measurements" in text
     assert f"| layer latencies | {table.measured} |" in text
-    anew = pruned(run_copy, "--latency-ratio", "0.7001", "--remeasure")  # was done; runs again
+    anew = pruned(run_copy, *macs_decide, "--remeasure")  # was done; runs again
     for row in anew.measurements:
         assert (row.cached, row.measured >= start) == (False, True)
     assert not (run_copy / "own" / MEASURED).exists()

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from click.testing import CliRunner, Result
 from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
 from tests.conftest import RUN
+from tests.processes import finish, start, wait_for
 
 QUICK = (
     *("teacher.train.epochs=1", "teacher.train.min_steps=0", "teacher.train.batch_size=256"),
@@ -197,34 +197,21 @@ def teacher_only(out: Path) -> list[str]:
     return ["run", "simple_cnn", "--data", "digits", "--until", "teacher", "--out", str(out)]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "compress", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_one_run_one_process_and_a_lock_left_behind_is_taken_over(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out, log = tmp_path / "run", tmp_path / "log"
     command = teacher_only(out)
     long = [*command, "--set", "teacher.train.epochs=500"]
-    first = start(*long)
+    first = start(*long, log=log)
     try:
-        wait_for(out / "0-teacher.partial" / "history.jsonl", first)
+        wait_for(out / "0-teacher.partial" / "history.jsonl", first, log)
         second = call(*long)
         assert second.exit_code == 2
         (line,) = second.output.strip().splitlines()
         assert f"process {first.pid} on " in line
         assert str(out) in line
     finally:
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
+        first.kill()
+        first.join()
     third = call(*command, *run_settings(QUICK))
     assert third.exit_code == 0, third.output
     assert f"was left unfinished by process {first.pid}" in " ".join(third.output.split())
@@ -239,44 +226,51 @@ def test_two_runs_share_an_empty_cache(tmp_path: Path, monkeypatch: pytest.Monke
     card.write_text(f"[teacher]\n{network}[student]\n{network}")
     recipe.write_text(
         'stages = ["teacher", "prune"]\n[teacher.train]\nepochs = 1\nmin_steps = 0\n'
-        "[prune]\niterations = 1\n[prune.train]\nepochs = 0\n"
+        "[prune]\niterations = 1\nlatency_ratio = 1\n[prune.train]\nepochs = 0\n"
+        "[measure]\nrounds = 5\n"
     )
     command = ("run", str(card), "--data", "digits", "--pipeline", str(recipe))
     runs = [tmp_path / name for name in ("one", "other")]
-    processes = [start(*command, "--out", str(run)) for run in runs]
-    for run, process in zip(runs, processes, strict=True):
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        assert "damaged" not in errors
+    logs = [tmp_path / f"{run.name}.log" for run in runs]
+    processes = [
+        start(*command, "--out", run, log=log) for run, log in zip(runs, logs, strict=True)
+    ]
+    for run, process, log in zip(runs, processes, logs, strict=True):
+        assert finish(process) == 0, log.read_text()
+        assert "damaged" not in log.read_text()
         load_checkpoint(run / "2-prune")
     assert not list((tmp_path / "cache").rglob("*.unfinished"))
 
 
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out, log = tmp_path / "run", tmp_path / "log"
     command = teacher_only(out)
-    first = start(*command, "--set", "teacher.train.epochs=500")
-    wait_for(out / "0-teacher.partial" / "history.jsonl", first)
-    first.send_signal(signal.SIGINT)
-    _, errors = first.communicate()
-    assert first.returncode == 130
+    first = start(*command, "--set", "teacher.train.epochs=500", log=log)
+    wait_for(out / "0-teacher.partial" / "history.jsonl", first, log)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGINT)
+    assert finish(first) == 130
+    errors = log.read_text()
     assert errors.strip().splitlines()[-1] == (
         "Error: interrupted; run the same command again to resume"
     )
     assert "Traceback" not in errors
 
 
-SIX_EPOCHS = run_settings(("teacher.train.epochs=6", "teacher.train.min_steps=0"))
+SIX_EPOCHS = run_settings(
+    ("teacher.train.epochs=6", "teacher.train.min_steps=0", "measure.rounds=5")
+)
 
 
 @pytest.fixture(scope="module")
 def killed_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose process was killed after an epoch of its teacher."""
-    out = tmp_path_factory.mktemp("killed") / "run"
-    first = start(*teacher_only(out), *SIX_EPOCHS)
-    wait_for(out / "0-teacher.partial" / "training.pt", first)
+    home = tmp_path_factory.mktemp("killed")
+    out, log = home / "run", home / "log"
+    first = start(*teacher_only(out), *SIX_EPOCHS, log=log)
+    wait_for(out / "0-teacher.partial" / "training.pt", first, log)
     first.kill()
-    first.communicate()
+    first.join()
     return out
 
 
@@ -292,23 +286,38 @@ def test_a_damaged_training_state_starts_the_training_anew(
     assert "epoch 1/6" in result.output
 
 
+FULL_DISK = """
+import subprocess, sys
+from compress.cli.main import main
+
+def exit_code():
+    try:
+        main(sys.argv[2:])
+    except SystemExit as end:
+        return end.code
+
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", sys.argv[1]], check=True)
+print(exit_code())
+subprocess.run(["mount", "-o", "remount,size=200m", sys.argv[1]], check=True)
+print(exit_code())
+"""
+
+
 def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     """A small disk of the test's own, in a mount namespace: no root needed."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = [sys.executable, "-m", "compress", *teacher_only(disk / "run"), *run_settings(QUICK)]
-    run = " ".join(command)
-    script = f"""
-        mount -t tmpfs -o size=2m tmpfs {disk} || exit 9
-        {run} 2> {tmp_path}/full; echo $? > {tmp_path}/code
-        mount -o remount,size=200m {disk} || exit 9
-        exec {run}
-    """
     own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
-    done = subprocess.run([*own, "sh", "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "code").read_text() == "2\n"
-    said = (tmp_path / "full").read_text()
-    assert "Traceback" not in said
-    assert "No space left on device; free some space" in said.splitlines()[-1]
-    assert "training.pt" in said.splitlines()[-1]
+    command = [*teacher_only(disk / "run"), *run_settings(QUICK)]
+    done = subprocess.run(
+        [*own, sys.executable, "-c", FULL_DISK, disk, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    codes = [line for line in done.stdout.splitlines() if line.isdecimal()]
+    assert codes == ["2", "0"], done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("Error"))
+    assert "No space left on device; free some space" in line
+    assert "training.pt" in line

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from compress.run.recipe import load_card
 from compress.teacher.config import TeacherConfig
 from compress.teacher.result import TeacherResult
 from tests.conftest import saved, student_spec
+from tests.processes import finish, start
 
 PACKAGE = Path(compress.__file__).parent
 CARD = """
@@ -93,27 +93,29 @@ def test_a_card_with_another_activation_ships_another_network(
     assert "made with network.activation = own" in " ".join(result.output.split())
 
 
-def test_other_code_of_the_users_makes_the_stages_anew(tmp_path: Path) -> None:
+def test_other_code_of_the_users_makes_the_stages_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "nets").mkdir()
     (tmp_path / "nets" / "layers.py").write_text("from torch.nn import ReLU as Act\n")
     network = NETWORK.format(activation="nets.layers.Act")
     (tmp_path / "nets" / "net.py").write_text(f"import nets.layers\n{network}")
     (tmp_path / "card.toml").write_text(CARD.format(teacher="nets.net:make", more=""))
-    command = [sys.executable, "-m", "compress", "run", "card.toml", "--data", "digits", "--trust"]
+    command = ["run", "card.toml", "--data", "digits", "--trust"]
     command += ["--out", "run", "--until", "teacher", "--pipeline", "ptq", *UNTRAINED]
+    log = tmp_path / "log"
 
     def run() -> str:
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+        assert finish(start(*command, log=log)) == 0, log.read_text()
+        return log.read_text()
 
     assert "already done" not in run()
     assert run().count("already done") == 1
     (tmp_path / "nets" / "layers.py").write_text("from torch.nn import Hardtanh as Act\n")
-    export = [sys.executable, "-m", "compress", "quantize", "--in", "run/0-teacher", "--trust"]
-    refused = subprocess.run(export, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert refused.returncode == 2, refused.stderr
-    assert "nets.net:make has changed since" in refused.stderr
+    quantize = start("quantize", "--in", "run/0-teacher", "--trust", log=log)
+    assert finish(quantize) == 2, log.read_text()
+    assert "nets.net:make has changed since" in log.read_text()
     assert "already done" not in run()
 
 
@@ -235,7 +237,8 @@ def test_a_teacher_that_may_have_seen_the_validation_images_is_told(
     other_split: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    command = ["run", "simple_cnn", "--data", "digits", "--until", "teacher", "--out", out]
+    command: list[object] = ["run", "simple_cnn", "--data", "digits", "--until", "teacher"]
+    command += ["--set", "measure.rounds=5", "--out", out]
     result = call(*command, "--teacher", other_split)
     assert result.exit_code == 0, result.output
     said = "was trained on another split (digits, seed 3, validation = 0.2)"

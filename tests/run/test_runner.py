@@ -1,10 +1,7 @@
 """The whole pipeline on real digits, undisturbed and killed."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,10 +9,11 @@ from click.testing import CliRunner
 
 from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
-from compress.run.folder import WORK_FILE, begin
+from compress.run.folder import STORE, WORK_FILE, begin
 from compress.run.lookup import read_run_report, read_stage_report
 from compress.run.stages import STAGES, stage_folder
 from tests.conftest import CARD, RUN
+from tests.processes import finish, start, wait_for
 
 # Golden results of the run in conftest.py: least top-1 in percent, most bytes, most parameters.
 GOLDEN = {
@@ -64,41 +62,32 @@ def test_the_reports_are_written_for_machines_and_people(finished_run: Path) -> 
 
 
 def test_a_run_killed_at_any_time_ends_as_an_undisturbed_one(
-    finished_run: Path, tmp_path: Path
+    finished_run: Path, run_copy: Path, tmp_path: Path
 ) -> None:
     """Kills the process in the middle of several stages; all tensors must come out the same."""
-    run = tmp_path / "killed"
-    command = [sys.executable, "-m", "compress", *RUN, "--out", str(run), "--until", "quantize"]
+    run, log = run_copy, tmp_path / "log"
+    for stage in list(STAGES)[1:]:
+        shutil.rmtree(stage_folder(run, stage))
+    shutil.rmtree(run / STORE)
+    (run / "report.json").unlink()
+    command = [*RUN, "--out", run, "--until", "quantize"]
     for progress in (
-        "0-teacher.partial/history.jsonl",  # in the middle of the first training
-        "1-distill.partial/history.jsonl",
+        "1-distill.partial/history.jsonl",  # in the middle of a training
         "2-prune.partial/model.safetensors",  # trained, not yet measured
         "3-quantize.partial",
     ):
-        _kill_when(command, run / progress)
+        process = start(*command, log=log)
+        wait_for(run / progress, process, log)
+        process.kill()  # without a chance to clean up
+        process.join()
         assert not (run / "report.json").exists()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "teacher: already done" in done.stderr
-    assert "prune: already done" in done.stderr
+    assert finish(start(*command, log=log)) == 0, log.read_text()
+    assert "teacher: already done" in log.read_text()
+    assert "prune: already done" in log.read_text()
     for stage in list(STAGES)[:-1]:
         killed = load_checkpoint(stage_folder(run, stage))
         undisturbed = load_checkpoint(stage_folder(finished_run, stage))
         assert killed.digest == undisturbed.digest, stage
-
-
-def _kill_when(command: list[str], path: Path) -> None:
-    """Starts the command and kills it, without a chance to clean up, once a file exists."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    try:
-        while not path.exists():
-            assert process.poll() is None, f"the run ended before {path} appeared"
-            assert time.monotonic() < deadline, f"{path} did not appear"
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 def test_a_stage_killed_in_its_last_moment_is_not_run_again(run_copy: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from compress.checkpoint import load_checkpoint
 from compress.errors import CheckpointError
 from compress.run.stages import STAGES, require_stage
+from tests.processes import commands_program
 
 ROOT = Path(__file__).parents[2]
 ROW = """    Stage(
@@ -70,31 +71,24 @@ def test_a_new_stage_is_a_row_in_the_table_and_a_folder(tmp_path: Path) -> None:
     recipe = tmp_path / "short.toml"
     recipe.write_text('stages = ["teacher", "nothing"]\n[nothing]\nreason = "a test"\n')
 
-    def compress(*arguments: str) -> str:
-        result = subprocess.run(
-            [sys.executable, "-m", "compress", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout + result.stderr
-
-    out = ("--out", str(tmp_path / "run"))
     settings = ("teacher.train.epochs=1", "teacher.train.min_steps=0", "measure.rounds=5")
     quick = [part for setting in settings for part in ("--set", setting)]
-    said = compress(
-        "run", "simple_cnn", "--data", "digits", "--pipeline", str(recipe), *quick, *out
+    run = ["run", "simple_cnn", "--data", "digits", "--pipeline", str(recipe), *quick]
+    run += ["--out", str(tmp_path / "run")]
+    result = subprocess.run(
+        [sys.executable, "-c", commands_program(run, ["nothing", "--help"], run)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert "nothing: reason = a test" in said
+    assert result.returncode == 0, result.stderr
+    assert "nothing: reason = a test" in result.stderr
     assert "| nothing |" in (tmp_path / "run/report.md").read_text()
     assert "| reason | a test |" in (tmp_path / "run/4-nothing/report.md").read_text()
-    assert "--reason" in compress("nothing", "--help")
-    assert "nothing: already done" in compress(
-        "run", "simple_cnn", "--data", "digits", "--pipeline", str(recipe), *quick, *out
-    )
+    assert "--reason" in result.stdout
+    assert result.stderr.count("nothing: already done") == 1
 
 
 def test_a_stage_refuses_a_checkpoint_that_it_cannot_follow(finished_run: Path) -> None:
