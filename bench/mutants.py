@@ -53,9 +53,9 @@ class Mutant:
     new: str
 
     @property
-    def identity(self) -> tuple[str, str, int, str, str]:
-        """What stays the same when other lines are edited."""
-        return self.file, self.code, self.column, self.old, self.new
+    def identity(self) -> tuple[str, int, str, str]:
+        """What stays the same when the line moves."""
+        return self.code, self.column, self.old, self.new
 
 
 def find_mutants(root: Path, file: str) -> list[Mutant]:
@@ -89,7 +89,7 @@ def sample(mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
     """Returns some mutants, mostly the same ones when other code is edited."""
 
     def rank(mutant: Mutant) -> bytes:
-        return hashlib.sha256(repr((seed, *mutant.identity)).encode()).digest()
+        return hashlib.sha256(repr((seed, mutant.file, *mutant.identity)).encode()).digest()
 
     return sorted(mutants, key=rank)[:count]
 

@@ -1,12 +1,13 @@
 """What `make mutation` does at length, on a few lines of code."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.mutants import find_mutants, mutated, sample
-from bench.mutation import passes, room_tests, rooms, scratch_copy, survivors_of
+from bench.mutation import current, passes, room_tests, rooms, scratch_copy, survivors_of
 
 ROOT = Path(__file__).parents[1]
 CODE = '''\
@@ -112,6 +113,16 @@ def test_a_mutant_survives_what_does_not_notice_it(tree: Path) -> None:
     write_test(tree, "two() == 2")
     assert survivors_of(tree, mutants) == []
     assert "1 + 1" in (tree / "compress/two.py").read_text(encoding="utf-8")
+
+
+def test_a_survivor_is_found_again_unless_its_code_is_gone(tree: Path) -> None:
+    path = tree / "compress/two.py"
+    mutant = find_mutants(tree, "compress/two.py")[1]
+    write_test(tree, "True")
+    path.write_text(f"\n\n{path.read_text('utf-8')}", encoding="utf-8")
+    assert current(tree, mutant) == replace(mutant, line=4, end_line=4)
+    path.write_text("def two() -> int:\n    return 2\n", encoding="utf-8")
+    assert current(tree, mutant) is None
 
 
 def test_what_does_not_end_is_no_pass(tree: Path) -> None:
