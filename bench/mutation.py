@@ -46,15 +46,21 @@ SLACK, SLACK_S = 4, 60
 """A mutant may take this many times as long as the unchanged code, and so many seconds more."""
 HEADINGS = ("room", "mutants", "killed at once", "no fault", "killed by a new test", "alive")
 NO_FAULT = {
-    ("axes.grid(visible=True, alpha=0.3)", "visible=True", "**{}"): (
+    ("axes.grid(visible=True, alpha=0.3)", 14, "visible=True", "**{}"): (
         "any other argument shows the grid, too"
     ),
-    ("lock_file.unlink(missing_ok=True)", "missing_ok=True", "**{}"): (
+    ("lock_file.unlink(missing_ok=True)", 29, "missing_ok=True", "**{}"): (
         "the block suppresses that error, too"
     ),
-    ("if size != images.shape[-1]:", "1", "2"): "images are square",
+    ("if size != images.shape[-1]:", 29, "1", "2"): "images are square",
+    ("schedule = dataclasses.replace(schedule, min_steps=0, patience=0)", 55, "0", "1"): (
+        "an epoch has one step at least"
+    ),
+    ("if CLOSE[0] <= worst <= CLOSE[1] or (worst > 1 and not is_met):", 57, "1", "2"): (
+        "a budget that cannot be met gives the cheapest network again"
+    ),
 }
-"""Mutants (line of code, old, new) that do what the code does, and why; they are not tried."""
+"""Mutants (`Mutant.identity`) that do what the code does, and why; they are not tried."""
 INTRODUCTION = """\
 Small faults, one at a time, in the code of each room (a folder of `compress/`, or the files beside
 the folders): *killed at once* were those that the room's own tests noticed when the faults were
@@ -237,7 +243,7 @@ def current(root: Path, mutant: Mutant) -> Mutant | None:
 
 def reason(mutant: Mutant) -> str | None:
     """Returns why a mutant is no fault, None if it is one."""
-    return NO_FAULT.get((mutant.code, mutant.old, mutant.new))
+    return NO_FAULT.get(mutant.identity)
 
 
 @click.command()

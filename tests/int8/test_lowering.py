@@ -14,6 +14,7 @@ from compress.int8.graph import layers_of, set_mode
 from compress.int8.insertion import insert_quantizers
 from compress.int8.lowering import lower
 from compress.int8.quantizer import ImageInput
+from compress.prune.batchnorm import reestimate_batchnorm
 from tests.conftest import settled, student_spec, torchvision_spec
 from tests.int8.helpers import MOBILENET_REPEATS, optimized_operators, quantized_file, run_file
 
@@ -34,6 +35,31 @@ def test_an_enlarging_pool_is_folded_into_the_next_layer(digits: Data) -> None:
     set_mode(lowered, "float")
     with torch.no_grad():
         assert torch.allclose(lowered(images), model(images), atol=1e-5)
+
+
+class PreActivation(nn.Module):
+    """Has a BatchNorm that follows no layer, and a product with a number, between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps `[N, 1, H, W]` to `[N, 10]`."""
+        x = F.relu(self.norm(F.relu(self.first(images)))) * 0.5
+        return self.fc(F.relu(self.second(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_batchnorm_after_no_layer_and_a_number_as_factor_keep_the_results(digits: Data) -> None:
+    torch.manual_seed(0)
+    model = Classifier(build(student_spec(digits)).normalize, PreActivation())
+    reestimate_batchnorm(model, digits.train)
+    quantized = insert_quantizers(lower(model.eval()))
+    set_mode(quantized, "float")
+    images = next(iter(digits.test.batches(50))).images
+    with torch.no_grad():
+        assert torch.allclose(quantized(images), model(images), atol=1e-5)
 
 
 def test_the_first_convolution_takes_uint8_images(digits: Data) -> None:

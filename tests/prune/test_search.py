@@ -2,6 +2,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from compress.architectures.build import Classifier
 from compress.checkpoint import Checkpoint
@@ -121,3 +122,12 @@ def test_importances_are_estimated_on_whole_batches(n_images: int, scored: int) 
     order = scoring_order(n_images, seed=0)
     assert len(order.unique()) == len(order) == scored
     assert order.max() < n_images
+
+
+def test_importances_are_estimated_on_shuffled_images(
+    checkpoint: Checkpoint, context: Context
+) -> None:
+    """Folders list one class after the other."""
+    pruning, train = search(checkpoint, context, PruneConfig()), context.data.train
+    labels = torch.cat([labels for _, labels in pruning._batches(loaded(checkpoint))])
+    assert torch.equal(labels, train.labels[scoring_order(len(train), seed=context.seed)])

@@ -51,6 +51,13 @@ def test_the_budget_is_met_as_measured(run_copy: Path) -> None:
     assert [width.after for width in report.result.widths if width.after] == list(shape.values())
 
 
+def test_sparse_epochs_come_before_the_cut(run_copy: Path) -> None:
+    result = prune(run_copy, "--latency-ratio", "0.7", "--sparse-epochs", "1")
+    assert result.exit_code == 0, result.output
+    sparse, cut = result.output.index("sparse epoch 1/1: "), result.output.index("candidate 1: ")
+    assert sparse < cut
+
+
 def test_what_was_measured_before_is_told_and_dropped_when_asked(
     run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
