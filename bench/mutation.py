@@ -64,7 +64,8 @@ NO_FAULT = {
 INTRODUCTION = """\
 Small faults, one at a time, in the code of each room (a folder of `compress/`, or the files beside
 the folders): *killed at once* were those that the room's own tests noticed when the faults were
-drawn, also by not ending. For the others a test was written, or they are no fault."""
+drawn, also by not ending. For the others a test was written, or they are no fault. Left out is what
+has survived in code that has since been rewritten."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from bench import (
     distill_losses,
     folders,
+    mutation,
     neighbor,
     plot_readme,
     prune_peers,
@@ -111,7 +112,15 @@ def test_the_plot_is_drawn_from_the_same_file(tmp_path: Path) -> None:
     assert f"({plot_readme.PLOT.relative_to(ROOT)})" in README
 
 
-@pytest.mark.parametrize("bench", [folders, neighbor, prune_peers, ptq_peers, train_speed])
+def test_the_table_of_mutants_is_rendered_from_its_file() -> None:
+    results = read_results(mutation.Results, mutation.RESULTS)
+    assert mutation.table(results) in TEXTS["CONTRIBUTING.md"]
+    assert mutation.facts(results) in TEXTS["CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize(
+    "bench", [folders, mutation, neighbor, prune_peers, ptq_peers, train_speed]
+)
 def test_the_page_of_a_comparison_is_rendered_from_its_file(bench: ModuleType) -> None:
     results = read_results(bench.Results, bench.RESULTS)
     assert bench.PAGE.read_text(encoding="utf-8") == bench.results_markdown(results)

@@ -27,6 +27,12 @@ def network(width: int) -> nn.Module:
     )
 
 
+@pytest.fixture(autouse=True)
+def _short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library has the default number of timing rounds."""
+    monkeypatch.setattr("compress.measure.latency.SLICE_S", 0.001)
+
+
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
     images: np.ndarray = (load_digits().images * (255 / 16)).round().astype(np.uint8)
