@@ -197,7 +197,8 @@ def survivors_of(root: Path, mutants: Sequence[Mutant]) -> list[Mutant]:
 
 def description(mutant: Mutant) -> str:
     """Returns where a mutant is, and what it changes."""
-    return f"{mutant.file}:{mutant.line} `{mutant.old}` -> `{mutant.new}`"
+    code = "" if mutant.code.startswith(mutant.old) else f" `{mutant.code}`:"
+    return f"{mutant.file}:{mutant.line}{code} `{mutant.old}` -> `{mutant.new}`"
 
 
 def new_row(root: Path, samples: int, seed: int, room: str) -> Room:
@@ -293,9 +294,9 @@ def results_markdown(results: Results) -> str:
     """Returns the results as Markdown."""
     lines = []
     for row in results.rows:
-        lines += [f"- {description(mutant)}: a test kills it now" for mutant in row.killed_later]
+        lines += [f"- {description(mutant)}; a test kills it now" for mutant in row.killed_later]
         lines += [
-            f"- {description(mutant)}: {reason(mutant) or 'alive'}" for mutant in row.survivors
+            f"- {description(mutant)}; {reason(mutant) or 'alive'}" for mutant in row.survivors
         ]
     others = "Not killed at once:\n\n" + "\n".join(sorted(lines))
     parts = ("# Mutation", INTRODUCTION, table(results), others, facts(results))
