@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import api
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.files import write_text
 
 PAGE = Path(__file__).parents[1] / "docs/api.md"

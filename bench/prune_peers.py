@@ -30,7 +30,8 @@ from torch import nn
 from bench.results_file import add_to_results, commands_text, spread_text
 from compress.architectures.build import Classifier, example_input
 from compress.checkpoint import Checkpoint, load_checkpoint
-from compress.data.load import Data, calibration_order
+from compress.data.dataset import Data
+from compress.data.splits import calibration_order
 from compress.host import Host, describe_host
 from compress.int8.conversion import convert
 from compress.int8.lowering import lower

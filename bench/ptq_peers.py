@@ -32,9 +32,9 @@ from compress.architectures.spec import ModelSpec
 from compress.checkpoint import Checkpoint, Product, load_checkpoint, write_checkpoint
 from compress.cli.terminal import print_table
 from compress.data.augment import Augmentation
-from compress.data.load import IMAGENET_INPUTS, as_numpy, calibration_order
+from compress.data.dataset import IMAGENET_INPUTS
 from compress.data.preprocess import Preprocess
-from compress.data.splits import Split, TensorSplit, batch_count
+from compress.data.splits import Split, TensorSplit, as_numpy, batch_count, calibration_order
 from compress.files import write_json
 from compress.host import Host, allowed_cores, describe_host
 from compress.int8.restore import load_model

@@ -30,7 +30,7 @@ from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
 from compress.checkpoint import load_checkpoint
 from compress.cli.process import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import TensorSplit
 from compress.files import atomic_write, write_json
 from compress.host import Host, describe_host

@@ -30,7 +30,7 @@ from bench.ptq_peers import FLOAT, REFERENCE, untrained_subject
 from bench.results_file import add_to_results, commands_text
 from compress.architectures.build import Classifier, build, example_input
 from compress.architectures.spec import ModelSpec
-from compress.data.load import as_numpy
+from compress.data.splits import as_numpy
 from compress.errors import CompressError
 from compress.host import Host, describe_host
 from compress.int8.conversion import convert

@@ -15,43 +15,35 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compress.api import (
-        CompressError,
-        Data,
-        DataConfig,
-        Result,
-        benchmark,
-        distill,
-        evaluate,
-        export,
-        load_data,
-        prune,
-        quantize,
-        run,
-        train,
-    )
+    from compress.api import *
 
 __version__ = "0.1.0"
-__all__ = [
-    "CompressError",
-    "Data",
-    "DataConfig",
-    "Result",
-    "benchmark",
-    "distill",
-    "evaluate",
-    "export",
-    "load_data",
-    "prune",
-    "quantize",
-    "run",
-    "train",
-]
+LIBRARY = frozenset(
+    [
+        "CompressError",
+        "Data",
+        "DataConfig",
+        "Result",
+        "benchmark",
+        "distill",
+        "evaluate",
+        "export",
+        "load_data",
+        "prune",
+        "quantize",
+        "run",
+        "train",
+    ]
+)
+"""Names of `compress.api`, known without importing it; a test compares."""
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the library when it is used: torch takes seconds to import."""
-    if name not in __all__:
+    """Imports the library when it is used: torch takes seconds to import.
+
+    Not for any other name: `from compress import host` asks for it too.
+    """
+    if name not in LIBRARY:
         raise AttributeError(f"module 'compress' has no attribute {name!r}")
     return getattr(import_module("compress.api"), name)
 

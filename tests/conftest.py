@@ -20,8 +20,9 @@ from compress.cache import MEASURED
 from compress.checkpoint import REPORT_JSON, Checkpoint, Product, write_checkpoint
 from compress.cli.main import main
 from compress.data.config import DataConfig
+from compress.data.dataset import Data
 from compress.data.digits import WHITE, read_digits
-from compress.data.load import Data, load_data
+from compress.data.load import load_data
 from compress.data.splits import Split
 from compress.files import cache_folder
 from compress.log import warn_once

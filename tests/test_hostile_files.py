@@ -23,7 +23,7 @@ from compress.checkpoint import (
     _checksum,
     load_checkpoint,
 )
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.errors import CheckpointError, CompressError
 from compress.files import MAX_BYTES, file_digest, parse_json, read_text, write_json
 from compress.int8.restore import load_model

@@ -6,7 +6,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.export.parity import check_parity
 from compress.onnx_file import INPUT, OPSET, OUTPUT, export_onnx, read_facts
 from tests.conftest import settled, student_spec

@@ -4,7 +4,8 @@ from compress.api.files import benchmark, evaluate
 from compress.api.recipes import run
 from compress.api.stages import Result, distill, export, prune, quantize, train
 from compress.data.config import DataConfig
-from compress.data.load import Data, load_data
+from compress.data.dataset import Data
+from compress.data.load import load_data
 from compress.errors import CompressError
 
 __all__ = [

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compress.api.stages import Result
-from compress.data.load import Data
+from compress.data.dataset import Data
+from compress.errors import CompressError
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
 from compress.measure.config import ROUNDS
 from compress.run.evaluate import BenchResult, bench_files
@@ -20,9 +21,13 @@ def evaluate(model: Result | str | Path, data: Data, *, split: str = "test") -> 
         split: `train`, `validation`, or `test`.
 
     Raises:
-        CompressError: it is not an ONNX file, or does not take these images.
+        CompressError: it is not an ONNX file, or does not take these images; there is no such
+            split.
     """
-    chosen = {"train": data.train, "validation": data.validation, "test": data.test}[split]
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    if split not in splits:
+        raise CompressError(f"split must be one of {', '.join(splits)}, got {split!r}")
+    chosen = splits[split]
     return accuracy(predict_split(_file(model), chosen), chosen.labels.numpy())
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from compress.data.load import Data, load_data
+from compress.data.dataset import Data
 from compress.measure.results import RunReport
-from compress.run.folder import claim_run, owned_run
 from compress.run.recipe import load_card, load_recipe
-from compress.run.runner import card_inputs, run_recipe
+from compress.run.runner import run_card
 from compress.run.stages import DEFAULT_PIPELINE
 
 
@@ -34,9 +33,5 @@ def run(
         CompressError: see `compress.run.runner.run_recipe`.
     """
     card = load_card(model)
-    recipe = load_recipe(pipeline, overrides, seed=seed, pretrained=bool(card.teacher.weights))
-    with owned_run(Path(out)):
-        if isinstance(data, str):
-            data = load_data(data, recipe.data, seed=recipe.seed, inputs=card_inputs(card))
-        claim_run(Path(out), model=model, pipeline=pipeline, data=data)
-        return run_recipe(card, recipe, data, Path(out))
+    recipe = load_recipe(pipeline, overrides, seed=seed, card=card)
+    return run_card(card, recipe, data, Path(out), names=(model, pipeline))

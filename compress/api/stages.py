@@ -13,7 +13,7 @@ from torch import nn
 from compress.architectures.build import Classifier
 from compress.architectures.sources import give_network
 from compress.checkpoint import Checkpoint
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.errors import CompressError
 from compress.files import atomic_write
 from compress.int8.restore import load_model
@@ -219,9 +219,9 @@ def _next(
     return _run(
         stage,
         start.run,
-        data or start.data,
+        start.data if data is None else data,
         with_options(STAGES[stage].config, settings, section=stage),
-        card=ModelCard(teacher=teacher, student=_network(student) if student else teacher),
+        card=ModelCard(teacher=teacher, student=teacher if student is None else _network(student)),
         parent=start.checkpoint,
         teachers=(checkpoint_teacher(start.teacher),),
     )

@@ -69,18 +69,31 @@ _GIVEN: dict[str, nn.Module] = {}
 def give_network(network: nn.Module) -> str:
     """Returns an architecture that names a network object, for specs and cards of this process.
 
-    Its name depends on the class and the weights only, so that finished stages are found again.
+    Its name depends on code, structure, and weights only, so that finished stages are found again.
 
     Args:
         network: takes normalized images `[N, C, H, W]`, returns logits `[N, classes]`; copied.
     """
     digest = hashlib.sha256(str(network).encode())
+    for code in sorted(_sources(network)):
+        digest.update(code.encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     name = f"{OBJECT}{type(network).__name__}-{digest.hexdigest()[:16]}"
     _GIVEN[name] = copy.deepcopy(network).cpu()
     return name
+
+
+def _sources(network: nn.Module) -> set[str]:
+    """Returns the code of a network's classes, where there is some, except for torch's."""
+    classes = {type(module) for module in network.modules()}
+    found = set()
+    for kind in classes:
+        if not kind.__module__.startswith("torch."):
+            with suppress(OSError, TypeError):  # typed at a prompt
+                found.add(inspect.getsource(kind))
+    return found
 
 
 def _given(name: str) -> nn.Module:

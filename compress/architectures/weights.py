@@ -114,23 +114,24 @@ def _interpolation(name: str) -> Interpolation:
 def _without_prefixes(
     given: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
-    """Removes the prefixes of wrappers, as long as all names have one and more of them fit."""
-    while True:
+    """Removes prefixes of wrappers, as long as all names have one and none is the network's."""
+    while not set(own) & set(given):
         first = next(iter(given), "")
         prefix = next((prefix for prefix in PREFIXES if first.startswith(prefix)), None)
         if prefix is None or not all(name.startswith(prefix) for name in given):
-            return given
-        shorter = {name.removeprefix(prefix): value for name, value in given.items()}
-        if len(set(own) & set(given)) >= len(set(own) & set(shorter)) > 0:
-            return given
-        given = shorter
+            break
+        given = {name.removeprefix(prefix): value for name, value in given.items()}
+    return given
 
 
 def _only_heads(network: nn.Module, missing: list[str], foreign: list[str]) -> bool:
-    """Returns whether network and file differ in the classifier only, which is trained anyway."""
+    """Returns whether network and file differ in the classifier only, which is trained anyway.
+
+    The classifier is the last linear layer, or has one of the usual names.
+    """
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    heads = {*HEADS, *(name.partition(".")[0] for name in linear[-1:])}
-    return all(name.partition(".")[0] in heads for name in (*missing, *foreign))
+    heads = tuple(f"{head}." for head in (*HEADS, *linear[-1:]))
+    return all(name.startswith(heads) for name in (*missing, *foreign))
 
 
 def _refuse_npz(name: str) -> None:

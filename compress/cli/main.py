@@ -95,31 +95,24 @@ def run(
     from compress.run.recipe import check_stages, load_card, load_recipe
 
     card = load_card(model)
-    pretrained = bool(card.teacher.weights)
-    recipe = load_recipe(pipeline, overrides, seed=seed, pretrained=pretrained)
+    recipe = load_recipe(pipeline, overrides, seed=seed, card=card)
     check_stages(recipe, first, last)
     with starting():
         from compress.cli.terminal import print_report
-        from compress.data.load import load_data
-        from compress.kd.teachers import read_teachers
-        from compress.run.folder import claim_run, owned_run
-        from compress.run.runner import card_inputs, run_recipe
+        from compress.run.runner import run_card
 
     folder = out or RUNS / run_name(model, data, pipeline)
-    with owned_run(folder):
-        given = read_teachers(teachers)
-        loaded = load_data(data, recipe.data, seed=recipe.seed, inputs=card_inputs(card))
-        claim_run(folder, model=model, pipeline=pipeline, data=loaded)
-        report = run_recipe(
-            card,
-            recipe,
-            loaded,
-            folder,
-            teachers=given,
-            first=first,
-            last=last,
-            remeasure=remeasure,
-        )
+    report = run_card(
+        card,
+        recipe,
+        data,
+        folder,
+        names=(model, pipeline),
+        teachers=teachers,
+        first=first,
+        last=last,
+        remeasure=remeasure,
+    )
     print_report(report, folder)
 
 
@@ -137,21 +130,17 @@ def _first_stage_command(stage: Stage) -> None:
         from compress.settings import with_options
 
         card = load_card(model)
-        recipe = load_recipe(DEFAULT_PIPELINE, pretrained=bool(card.teacher.weights))
+        recipe = load_recipe(DEFAULT_PIPELINE, card=card)
         config = with_options(recipe.settings[stage.name], settings, section=stage.name)
         recipe = dataclasses.replace(recipe, stages=(stage.name,), settings={stage.name: config})
         with starting():
-            from compress.data.load import load_data
-            from compress.run.folder import claim_run, owned_run
-            from compress.run.runner import card_inputs, run_recipe
+            from compress.run.runner import run_card
             from compress.run.stages import stage_folder
 
         folder = out or RUNS / run_name(model, data, DEFAULT_PIPELINE)
-        with owned_run(folder):
-            loaded = load_data(data, recipe.data, seed=recipe.seed, inputs=card_inputs(card))
-            claim_run(folder, model=model, pipeline=DEFAULT_PIPELINE, data=loaded)
-            first = stage.name if remeasure else None
-            run_recipe(card, recipe, loaded, folder, first=first, remeasure=remeasure)
+        first = stage.name if remeasure else None
+        names = (model, DEFAULT_PIPELINE)
+        run_card(card, recipe, data, folder, names=names, first=first, remeasure=remeasure)
         click.echo(stage_folder(folder, stage.name))
 
 

@@ -48,7 +48,7 @@ def augment(image: Image.Image, how: Augmentation, generator: torch.Generator) -
 
     Args:
         image: grayscale or RGB, square if it is rotated.
-        how: which of it; erasing needs `erase`.
+        how: what to draw; `erase` does the erasing, on tensors.
         generator: source of randomness.
     """
     if how.flip:

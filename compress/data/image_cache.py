@@ -22,7 +22,7 @@ from PIL import Image
 from compress.data import image as image_module
 from compress.data import preprocess as preprocess_module
 from compress.data.config import DataConfig
-from compress.data.image import decode_image
+from compress.data.image import FORMATS, decode_image
 from compress.data.preprocess import Preprocess, shrink
 from compress.errors import DataError
 from compress.files import cache_folder, file_digest
@@ -129,7 +129,8 @@ def _estimate(root: Path, names: Sequence[str], spec: Preprocess) -> float:
     step = max(1, len(names) // SAMPLED)
     areas = []
     for name in names[::step]:
-        with suppress(Exception), Image.open(root / name) as image:
+        # Unreadable ones, whatever Pillow raises, are found when all are decoded.
+        with suppress(Exception), Image.open(root / name, formats=FORMATS) as image:
             scale = min(1.0, spec.resize / min(image.size))
             areas.append(scale**2 * image.width * image.height)
     return len(names) * spec.channels * float(np.mean(areas or [0.0]))

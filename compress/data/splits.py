@@ -279,3 +279,13 @@ def stratified_sample(labels: Tensor, count: int, *, seed: int) -> Tensor:
         jitter = torch.rand((), generator=generator, dtype=torch.float64)
         turn[members[ranks]] = (torch.arange(len(members)) + jitter) / len(members)
     return turn.argsort(stable=True)[:count].sort().values
+
+
+def calibration_order(split: Split, count: int, *, seed: int) -> Tensor:
+    """Returns `count` random indices into a split, int64; all if it has fewer images."""
+    return torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
+
+
+def as_numpy(images: Tensor) -> np.ndarray:
+    """Returns uint8 images as a contiguous NumPy array, for ONNX Runtime."""
+    return images.contiguous().numpy()

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.data.load import as_numpy
-from compress.data.splits import Split, batch_count
+from compress.data.splits import Split, as_numpy, batch_count
 from compress.host import allowed_cores
 from compress.log import track
 from compress.measure.runtime import open_session, run_session

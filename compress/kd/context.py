@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.kd.teachers import Teacher
 from compress.measure.config import MeasureConfig
 

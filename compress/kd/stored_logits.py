@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compress import distributed
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import View
 from compress.files import atomic_write, write_text
 from compress.kd.teachers import TeacherModel, mean_logits

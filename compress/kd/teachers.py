@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from compress import distributed
 from compress.checkpoint import Checkpoint, load_checkpoint
-from compress.data.load import Data, as_numpy
+from compress.data.dataset import Data
 from compress.data.preprocess import Preprocess
+from compress.data.splits import as_numpy
 from compress.errors import CompressError
 from compress.files import file_digest
 from compress.host import allowed_cores

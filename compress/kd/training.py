@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compress import distributed
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import View, batch_count
 from compress.errors import CompressError
 from compress.kd.config import KDConfig, check_kd

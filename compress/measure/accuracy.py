@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.data.load import as_numpy
-from compress.data.splits import Split, batch_count
+from compress.data.splits import Split, as_numpy, batch_count
 from compress.host import allowed_cores
 from compress.log import track
 from compress.measure.runtime import open_session, run_session

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from compress.architectures.build import Classifier
 from compress.checkpoint import Checkpoint
-from compress.data.load import calibration_order
-from compress.data.splits import batch_count
+from compress.data.splits import batch_count, calibration_order
 from compress.host import describe_host
 from compress.int8.config import OBSERVERS
 from compress.int8.graph import layers_of

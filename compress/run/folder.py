@@ -30,7 +30,7 @@ from compress.checkpoint import (
     REPORT_MD,
     TENSORS,
 )
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.errors import CompressError
 from compress.files import UNFINISHED, file_digest, remove_unfinished, sync, write_text
 from compress.log import say

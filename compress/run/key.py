@@ -14,7 +14,7 @@ from compress import distributed
 from compress.architectures.code_digest import code_digest
 from compress.architectures.sources import TIMM, import_timm, user_code
 from compress.checkpoint import Checkpoint, Step, load_checkpoint
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.errors import CheckpointError
 from compress.files import file_digest
 from compress.host import library_versions

@@ -148,7 +148,7 @@ def load_recipe(
     overrides: Iterable[str] = (),
     *,
     seed: int | None = None,
-    pretrained: bool = False,
+    card: ModelCard | None = None,
 ) -> Recipe:
     """Reads a recipe by name, or from a .toml file by path.
 
@@ -156,7 +156,7 @@ def load_recipe(
         name: name or path of the recipe.
         overrides: settings to replace, as `section.key=value`.
         seed: random seed; None: the recipe's.
-        pretrained: whether the card names weights: the teacher's defaults are then for fine-tuning.
+        card: if it names weights, the teacher's defaults are for fine-tuning.
 
     Raises:
         CompressError: there is no such recipe, or a setting is unknown or out of range.
@@ -168,6 +168,7 @@ def load_recipe(
         )
     stages = _check_order(raw.get("stages", list(STAGES)), name)
     sections = {}
+    pretrained = card is not None and card.teacher.weights
     defaults = DEFAULTS | {"teacher": FINETUNE} if pretrained else DEFAULTS
     for section, default in defaults.items():
         if not isinstance(given := raw.get(section, {}), Mapping):

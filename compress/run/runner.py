@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,28 @@ from compress.checkpoint import (
     load_checkpoint,
     write_checkpoint,
 )
-from compress.data.load import Data, load_data
+from compress.data.dataset import Data
+from compress.data.load import load_data
 from compress.data.preprocess import Inputs, inputs_of
 from compress.errors import CompressError
 from compress.files import write_json, write_text
 from compress.kd.context import Context
-from compress.kd.teachers import Teacher, check_teacher, checkpoint_teacher
+from compress.kd.teachers import Teacher, check_teacher, checkpoint_teacher, read_teachers
 from compress.log import say, warn
 from compress.measure.config import MeasureConfig
 from compress.measure.results import RunReport, StageReport
 from compress.onnx_file import export_onnx
 from compress.report.html import figures_html
 from compress.report.render import ablation_text, speedup_text, stage_markdown
-from compress.run.folder import STORE, begin, check_target, partial_folder, put_in_place
+from compress.run.folder import (
+    STORE,
+    begin,
+    check_target,
+    claim_run,
+    owned_run,
+    partial_folder,
+    put_in_place,
+)
 from compress.run.key import (
     Request,
     changed_settings,
@@ -52,6 +61,51 @@ from compress.run.measuring import count, measure_stage
 from compress.run.recipe import ModelCard, Network, Recipe
 from compress.run.report import write_run_report
 from compress.run.stages import STAGES, require_stage, stage_folder
+
+
+def run_card(
+    card: ModelCard,
+    recipe: Recipe,
+    data: str | Data,
+    folder: Path,
+    *,
+    names: tuple[str, str],
+    teachers: Sequence[str] = (),
+    first: str | None = None,
+    last: str | None = None,
+    remeasure: bool = False,
+) -> RunReport:
+    """Runs a recipe into a run's folder, which is locked and claimed; see `run_recipe`.
+
+    Args:
+        card: teacher and student.
+        recipe: stages and settings.
+        data: a dataset, or its name as `--data` takes it.
+        folder: the run's folder.
+        names: card and recipe, as the user named them.
+        teachers: trained teachers as `--teacher` takes them.
+        first: see `run_recipe`, as for the others.
+        last: last stage.
+        remeasure: whether to ignore cached measurements.
+
+    Raises:
+        CompressError: see `owned_run`, `read_teachers`, `load_data`, `claim_run`, and `run_recipe`.
+    """
+    with owned_run(folder):
+        given = read_teachers(teachers)
+        if isinstance(data, str):
+            data = load_data(data, recipe.data, seed=recipe.seed, inputs=card_inputs(card))
+        claim_run(folder, model=names[0], pipeline=names[1], data=data)
+        return run_recipe(
+            card,
+            recipe,
+            data,
+            folder,
+            teachers=given,
+            first=first,
+            last=last,
+            remeasure=remeasure,
+        )
 
 
 def run_recipe(

@@ -7,7 +7,8 @@ from typing import Any
 from compress.cache import now
 from compress.checkpoint import Checkpoint, find_origin, is_checkpoint, load_checkpoint
 from compress.data.config import DataConfig
-from compress.data.load import Data, load_data
+from compress.data.dataset import Data
+from compress.data.load import load_data
 from compress.data.preprocess import inputs_of
 from compress.errors import CompressError
 from compress.kd.teachers import read_teachers

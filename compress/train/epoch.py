@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from compress import distributed
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import Batch, View, batch_count
 from compress.errors import CompressError
 from compress.train.config import Precision, TrainConfig

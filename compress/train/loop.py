@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compress import distributed
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.errors import CompressError
 from compress.log import count_of
 from compress.train.config import Precision, TrainConfig

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import Split, TensorSplit
 from compress.train.config import Precision, TrainConfig
 from compress.train.muon import Muon

@@ -1,6 +1,8 @@
 """The library: networks and datasets of the user's own, without folders or cards."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import compress
+from compress import api
 
 MEAN, STD = 0.3, 0.38
 SHORT: dict[str, Any] = {"epochs": 1, "min_steps": 20, "precision": "fp32"}
@@ -104,10 +107,18 @@ def test_mistakes_are_explained(data: compress.Data, tmp_path: Path) -> None:
     with pytest.raises(compress.CompressError, match="must return a tensor of shape"):
         compress.train(nn.Sequential(nn.Flatten(), nn.Linear(256, 7)), data=data)
     result = compress.train(own, data=data, epochs=0)
+    with pytest.raises(compress.CompressError, match="split must be one of train, validation"):
+        compress.evaluate(result, data, split="tset")
     with pytest.raises(compress.CompressError, match="its next stage goes there too"):
         compress.quantize(result, out=tmp_path / "elsewhere")
     with pytest.raises(AttributeError, match="no attribute 'squeeze'"):
         _ = compress.squeeze
+
+
+def test_all_names_of_the_library_are_known_without_importing_it() -> None:
+    assert set(api.__all__) == compress.LIBRARY
+    code = "import sys, compress; from compress import host; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_progress_can_be_silenced(

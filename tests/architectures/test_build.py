@@ -6,7 +6,7 @@ from torchvision.models import regnet_y_400mf as torchvision_regnet
 from compress.architectures.build import build
 from compress.architectures.sources import torchvision_names
 from compress.architectures.spec import ModelSpec
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.preprocess import Preprocess
 from compress.errors import CompressError
 from tests.architectures.helpers import spec_32

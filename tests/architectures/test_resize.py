@@ -2,7 +2,7 @@ import torch
 
 from compress.architectures.build import build
 from compress.architectures.resize import differing_shapes, resize
-from compress.data.load import Data
+from compress.data.dataset import Data
 from tests.conftest import student_spec
 
 

@@ -1,3 +1,4 @@
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from compress.architectures.build import build
+from compress.architectures.sources import give_network
 from compress.architectures.weights import load_weights
 from compress.cli.main import main
 from compress.trust import _TRUSTED
@@ -120,3 +122,34 @@ def test_faults_in_code_of_ones_own_are_told(
         _TRUSTED.reset(token)
         for module in ("our_own", "our_typo"):
             sys.modules.pop(module, None)
+
+
+def test_a_network_object_is_named_by_code_structure_and_weights(tmp_path: Path) -> None:
+    """A finished stage is found by this name, so nothing that changes logits may be missing."""
+
+    def named(code: str, module: str) -> str:
+        (tmp_path / f"{module}.py").write_text(code)
+        spec = importlib.util.spec_from_file_location(module, tmp_path / f"{module}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        imported = importlib.util.module_from_spec(spec)
+        sys.modules[module] = imported
+        spec.loader.exec_module(imported)
+        torch.manual_seed(0)
+        return give_network(imported.Net())
+
+    code = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(x)
+"""
+    names = {named(code, f"net_{number}") for number in range(2)}
+    assert len(names) == 1
+    assert named(code.replace("self.fc(x)", "self.fc(-x)"), "net_2") not in names
+    assert named(code.replace("4, 2", "5, 2"), "net_3") not in names

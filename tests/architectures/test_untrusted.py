@@ -18,7 +18,7 @@ from compress.architectures.spec import ModelSpec
 from compress.architectures.weights import load_weights
 from compress.checkpoint import Product, load_checkpoint, write_checkpoint
 from compress.cli.main import main
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.restore import load_model
 from compress.teacher.result import TeacherResult
 from tests.conftest import student_spec, torchvision_spec

@@ -9,7 +9,8 @@ from torch import nn
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
 from compress.architectures.weights import load_weights, weights_inputs
-from compress.data.load import Data
+from compress.data.dataset import Data
+from compress.errors import CompressError
 from tests.conftest import student_spec, torchvision_spec
 
 
@@ -112,3 +113,27 @@ def test_inputs_are_those_that_the_weights_describe(
 ) -> None:
     spec = weights_inputs(architecture, weights).preprocess(0)
     assert (spec.size, spec.resize, spec.interpolation, spec.mean[0]) == expected
+
+
+class Wrapped(nn.Module):
+    """All names begin with `model.`, as after a wrapper, and the last layer has a common parent."""
+
+    def __init__(self, width: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(1, width, 3, bias=bias), nn.Linear(width, 10))
+
+
+def test_a_prefix_that_is_the_network_s_own_stays(tmp_path: Path) -> None:
+    source, target = Wrapped(4), Wrapped(4)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    assert load_weights(target, "own:network", str(tmp_path / "weights.pth")) == []
+    name = "model.0.weight"
+    assert torch.equal(target.get_parameter(name), source.get_parameter(name))
+
+
+def test_missing_features_are_refused_although_their_parent_has_the_classifier(
+    tmp_path: Path,
+) -> None:
+    torch.save(Wrapped(4, bias=False).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(CompressError, match="missing model.0.bias"):
+        load_weights(Wrapped(4), "own:network", str(tmp_path / "weights.pth"))

@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from compress.data.config import DataConfig
-from compress.data.load import Data, load_data
+from compress.data.dataset import Data
+from compress.data.load import load_data
 
 
 def write_set(root: Path, counts: dict[str, dict[str, int]]) -> Path:

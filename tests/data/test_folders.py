@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from compress.data.config import DataConfig
+from compress.data.dataset import Data
 from compress.data.folders import Folders, read_folders
-from compress.data.load import Data, load_data
+from compress.data.load import load_data
 from compress.data.preprocess import Inputs
 from compress.data.splits import FolderSplit, View
 from compress.errors import DataError

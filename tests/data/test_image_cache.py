@@ -12,8 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from compress.data.config import DataConfig
+from compress.data.dataset import Data
 from compress.data.image_cache import FOLDER, PIXELS
-from compress.data.load import Data, load_data
+from compress.data.load import load_data
 from compress.data.splits import FolderSplit, View
 from compress.files import cache_folder
 from tests.data.test_folders import write_images

@@ -11,8 +11,8 @@ from PIL import Image
 
 from compress.cli.main import main
 from compress.data.config import DataConfig
-from compress.data.load import as_numpy, calibration_order, load_data
-from compress.data.splits import TensorSplit
+from compress.data.load import load_data
+from compress.data.splits import TensorSplit, as_numpy, calibration_order
 from compress.errors import CompressError, DataError
 from tests.data.helpers import load, write_set
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from compress.data.augment import Augmentation
 from compress.data.config import DataConfig
-from compress.data.load import Data, load_data
+from compress.data.dataset import Data
+from compress.data.load import load_data
 from compress.data.splits import (
     TensorSplit,
     View,

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from compress.cli.main import main
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.distill.ablation import epochs_within, total_seconds, train_alone
 from compress.kd.context import Context
 from compress.kd.training import KDResult

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compress.checkpoint import NewNetwork, Product
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.distill.config import DistillConfig
 from compress.distill.result import DistillResult
 from compress.distill.stage import run

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from compress.checkpoint import INT8_FILE, load_checkpoint
-from compress.data.load import Data, as_numpy
+from compress.data.dataset import Data
+from compress.data.splits import as_numpy
 from compress.export.parity import BATCH, ODD_BATCHES, check_parity
 from compress.int8.restore import load_model
 

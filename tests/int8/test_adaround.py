@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import compress.int8.adaround
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.adaround import _learn_up, _undecided
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of

@@ -11,7 +11,8 @@ from torch import nn
 from compress.architectures.build import Classifier, build
 from compress.architectures.spec import ModelSpec
 from compress.data.config import DataConfig
-from compress.data.load import Data, load_data
+from compress.data.dataset import Data
+from compress.data.load import load_data
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of, quantizers_of
 from compress.onnx_file import export_onnx

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.architectures.build import Classifier, build
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.equalization import equalize
 from compress.int8.graph import aten, layers_of
 from compress.int8.lowering import lower

@@ -8,7 +8,7 @@ from torch import nn
 from compress.architectures.build import Classifier, build
 from compress.architectures.resize import remove_blocks
 from compress.checkpoint import QuantizedLayout
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.graph import aten, layers_of, quantizers_of
 from compress.int8.insertion import insert_quantizers
 from compress.int8.lowering import lower

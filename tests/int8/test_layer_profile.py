@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from compress.architectures.resize import remove_blocks
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of
 from compress.int8.layer_profile import layer_costs, layer_edges

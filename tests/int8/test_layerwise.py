@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of
 from compress.int8.layer import Layer

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from compress.architectures.build import Classifier, Normalize, build
 from compress.architectures.resize import remove_blocks
 from compress.data.config import DataConfig
-from compress.data.load import Data, load_data
+from compress.data.dataset import Data
+from compress.data.load import load_data
 from compress.int8.graph import layers_of, set_mode
 from compress.int8.insertion import insert_quantizers
 from compress.int8.lowering import lower

@@ -6,7 +6,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.onnx_operators import dequantize_channels, dequantize_linear, quantize_linear
 from compress.onnx_file import export_onnx
 from tests.conftest import student_spec

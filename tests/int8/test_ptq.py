@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.config import OBSERVERS, Observer
 from compress.int8.graph import quantizers_of
 from compress.int8.lowering import lower

@@ -11,7 +11,7 @@ from compress.checkpoint import (
     load_checkpoint,
     write_checkpoint,
 )
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.errors import CheckpointError
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of

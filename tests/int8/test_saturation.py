@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import stratified_sample
 from compress.host import describe_host
 from compress.int8.conversion import convert

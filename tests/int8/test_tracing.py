@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.architectures.build import Classifier, build
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.errors import CompressError
 from compress.int8.graph import aten, layers_of
 from compress.int8.tracing import trace

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import View
 from compress.kd.teachers import TeacherModel, checkpoint_teacher, open_teacher
 from compress.train.epoch import TrainBatch

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import View
 from compress.kd.stored_logits import stored_logits
 from compress.kd.teachers import TeacherModel, mean_logits

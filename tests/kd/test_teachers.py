@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
 from compress.data.config import DataConfig
-from compress.data.load import Data, load_data
+from compress.data.dataset import Data
+from compress.data.load import load_data
 from compress.int8.restore import load_model
 from compress.kd.teachers import (
     checkpoint_teacher,

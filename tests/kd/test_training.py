@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.architectures.build import build
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import TensorSplit, View
 from compress.errors import CompressError
 from compress.kd.config import KDConfig, SoftLoss

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.measure.accuracy import accuracy, predict_split, wilson_interval
 from compress.onnx_file import export_onnx
 from tests.conftest import settled, student_spec

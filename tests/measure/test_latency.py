@@ -4,7 +4,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.measure import latency
 from compress.measure.latency import measure_latency
 from compress.measure.runtime import open_session

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.measure.profile import Operator, _middle_mean, profile, summarize
 from compress.onnx_file import export_onnx
 from tests.conftest import settled, student_spec

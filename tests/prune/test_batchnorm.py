@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compress.architectures.build import Classifier, build
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import TensorSplit
 from compress.prune import batchnorm
 from compress.prune.batchnorm import reestimate_batchnorm

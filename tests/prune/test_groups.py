@@ -3,7 +3,7 @@ from torch import nn
 
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.preprocess import Preprocess
 from compress.prune.groups import find_groups
 from tests.conftest import torchvision_spec

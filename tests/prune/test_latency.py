@@ -4,7 +4,7 @@ import pytest
 
 from compress.architectures.build import build
 from compress.architectures.resize import remove_blocks
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.graph import layers_of
 from compress.int8.lowering import lower
 from compress.measure.cost import count_macs

@@ -8,7 +8,7 @@ import torch
 
 from compress.architectures.build import Classifier
 from compress.checkpoint import Checkpoint
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.graph import layers_of
 from compress.int8.lowering import lower
 from compress.int8.restore import load_model

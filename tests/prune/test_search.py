@@ -6,7 +6,7 @@ import torch
 
 from compress.architectures.build import Classifier
 from compress.checkpoint import Checkpoint
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.restore import load_model
 from compress.kd.context import Context
 from compress.measure.config import MeasureConfig

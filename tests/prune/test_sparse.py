@@ -1,7 +1,7 @@
 import torch
 
 from compress.architectures.build import build, example_input
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import View
 from compress.prune.groups import find_groups
 from compress.prune.sparse import growing_penalty

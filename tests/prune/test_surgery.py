@@ -8,7 +8,7 @@ from torch import nn
 from compress.architectures.build import Classifier, build, example_input
 from compress.architectures.resize import differing_shapes, remove_blocks, resize
 from compress.architectures.spec import ModelSpec
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.preprocess import Preprocess
 from compress.int8.conversion import convert
 from compress.int8.lowering import lower

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.kd.context import Context
 from compress.measure.config import MeasureConfig
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.host import Host
 from compress.int8.graph import layers_of
 from compress.int8.ptq import Plan

@@ -6,7 +6,7 @@ import pytest
 
 from compress.cache import measuring_for
 from compress.checkpoint import load_checkpoint
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.graph import layers_of
 from compress.int8.layer_profile import Edge, LayerCost
 from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compress.checkpoint import QuantizedLayout
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.config import OBSERVERS
 from compress.int8.graph import layers_of
 from compress.int8.layer_profile import LayerCost

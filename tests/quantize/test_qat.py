@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress.checkpoint import QuantizedLayout
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.int8.graph import layers_of, quantizers_of
 from compress.quantize.stage import enable_learned_scales
 from compress.train.config import TrainConfig

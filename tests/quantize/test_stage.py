@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from compress.cli.main import main
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.quantize import stage
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.ptq_search import Trials

@@ -15,7 +15,7 @@ import compress
 from compress.architectures.code_digest import code_digest
 from compress.checkpoint import DESCRIPTION, Product, load_checkpoint, write_checkpoint
 from compress.cli.main import main
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.errors import CheckpointError
 from compress.measure.config import MeasureConfig
 from compress.run.key import Request, stage_key

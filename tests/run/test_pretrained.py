@@ -37,7 +37,7 @@ def test_a_wrong_override_is_explained(wrong: dict[str, Any], message: str) -> N
 
 
 def test_pretrained_weights_are_fine_tuned_by_default() -> None:
-    assert load_recipe("default", pretrained=True).settings["teacher"] == FINETUNE
-    recipe = load_recipe("default", ["teacher.train.epochs=0"], pretrained=True)
+    assert load_recipe("default", card=card()).settings["teacher"] == FINETUNE
+    recipe = load_recipe("default", ["teacher.train.epochs=0"], card=card())
     assert recipe.settings["teacher"].train == replace(FINETUNE.train, epochs=0)
     assert load_recipe("default").settings["teacher"] == TeacherConfig()

@@ -7,7 +7,7 @@ import torch
 
 from compress.architectures.build import build
 from compress.checkpoint import NewNetwork, Product, load_checkpoint
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.errors import CompressError
 from compress.int8.restore import load_model
 from compress.kd.context import Context

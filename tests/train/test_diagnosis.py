@@ -11,7 +11,7 @@ from torch import nn
 
 from compress.architectures.build import Classifier, build
 from compress.data.augment import Augmentation
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import TensorSplit
 from compress.run.stages import STAGES
 from compress.train.config import TrainConfig

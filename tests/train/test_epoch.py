@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.data.augment import Augmentation
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import TensorSplit, View
 from compress.train.config import TrainConfig
 from compress.train.epoch import NonFiniteLossError, TrainBatch, label_loss

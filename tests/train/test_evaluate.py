@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress.data.augment import Augmentation
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.data.splits import TensorSplit
 from compress.train.evaluate import evaluate, evaluation_batch, first_images
 from tests.train.test_epoch import Linear

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.train.config import TrainConfig
 from compress.train.diagnosis import Finding
 from compress.train.epoch import label_loss

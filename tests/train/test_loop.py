@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compress.architectures.build import Classifier, build
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.train.config import MUON, TrainConfig
 from compress.train.epoch import TrainBatch, label_loss
 from compress.train.loop import train

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.architectures.build import build
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.errors import CompressError
 from compress.train import micro_batch
 from compress.train.config import TrainConfig

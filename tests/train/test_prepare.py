@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from compress.architectures.build import build
-from compress.data.load import Data
+from compress.data.dataset import Data
 from compress.train.config import MUON, TrainConfig
 from compress.train.muon import Muon
 from compress.train.prepare import (

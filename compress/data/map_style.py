@@ -31,22 +31,26 @@ class Dataset(Protocol):
         ...
 
 
-def read_dataset(dataset: Dataset, spec: Preprocess, *, name: str) -> tuple[Tensor, Tensor]:
+def read_dataset(
+    dataset: Dataset, spec: Preprocess, *, name: str, normalized: bool
+) -> tuple[Tensor, Tensor]:
     """Reads a whole dataset.
 
     Args:
         dataset: images of one size, unless they are PIL images, which are resized and cropped.
         spec: size and channels; mean and deviation of normalized images.
         name: of the split, for messages.
+        normalized: whether float images are normalized, else they are scaled to 0..1.
 
     Returns:
         uint8 images `[n, channels, size, size]` and int64 labels `[n]`.
 
     Raises:
-        DataError: an image has another size or type, or values out of range.
+        DataError: there are no images, or one has another size or type, or values out of range.
     """
     count = len(dataset)
-    normalized = is_normalized(dataset)
+    if not count:
+        raise DataError(f"the {name} dataset is empty; give it labeled images")
     shape = (spec.channels, spec.size, spec.size)
     images = torch.empty((count, *shape), dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)

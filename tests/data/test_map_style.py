@@ -11,7 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from compress.data.config import DataConfig
-from compress.data.load import Data, load_data
+from compress.data.dataset import Data
+from compress.data.load import load_data
 from compress.errors import CompressError, DataError
 from compress.trust import set_trusted
 
@@ -80,6 +81,7 @@ def test_all_kinds_of_images_are_read(convert: Callable[[np.ndarray], Any]) -> N
         ([(torch.full((3, 8, 8), -9.0), 0)], {}, "undoing mean and std gives values from -1.62"),
         ([(torch.zeros(3, 8, 8), 0)], {"mean": MEAN}, "pass both mean and std"),
         ([(torch.zeros(3, 8, 8), 3)], {"class_names": "ab"}, "labels are 3 to 3, but there are 2"),
+        ([(torch.zeros(3, 8, 8), 0)], {}, "no class has two training images"),
         (
             [(torch.zeros(3, 8, 8), 0), (torch.zeros(3, 9, 9), 1)],
             {},
@@ -109,10 +111,22 @@ def wrong():
 
 def nothing():
     return None
+
+class Faulty(list):
+    def __getitem__(self, index):
+        return super().__getitem__(index) + 1
+
+def faulty():
+    return {"train": Faulty(pairs(40)), "test": pairs(10)}
+
+def copied():
+    return {"train": pairs(40), "test": pairs(40)}
 """
 
 
-def test_the_command_line_takes_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_takes_a_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_data.py").write_text(MODULE)
     with pytest.raises(CompressError, match="the data set 'own_data:photos' is external code"):
@@ -123,9 +137,16 @@ def test_the_command_line_takes_a_function(tmp_path: Path, monkeypatch: pytest.M
         assert data.class_names == ("a", "b")
         assert data.name == "own_data:photos"
         assert data.fingerprint == load_data("own_data:photos", DataConfig(), seed=0).fingerprint
-        with pytest.raises(DataError, match="unexpected keyword argument 'training'"):
+        with pytest.raises(
+            DataError,
+            match="'training'|missing a required",
+        ):
             load_data("own_data:wrong", DataConfig(), seed=0)
         with pytest.raises(DataError, match="must return a dict .* got NoneType"):
             load_data("own_data:nothing", DataConfig(), seed=0)
+        with pytest.raises(TypeError, match="can only concatenate"):  # a bug of the user's code
+            load_data("own_data:faulty", DataConfig(), seed=0)
+        load_data("own_data:copied", DataConfig(), seed=0)
+        assert "of 40 test images also in the training split" in capsys.readouterr().err
     finally:
         set_trusted(False)
