@@ -245,7 +245,7 @@ def zoo_markdown(results: Results) -> str:
     summary = (
         f"{len(good)} of {len(rows)} are quantized and exported; for {same} of them file and "
         f"simulation agree on at least {100 - MAX_DISAGREEMENT:.0f} % of the images. Compared with "
-        f"`quantize_static`: {statistics.geometric_mean(ratios):.2f} times as fast in the "
+        f"`quantize_static`: {statistics.geometric_mean(ratios or [1]):.2f} times as fast in the "
         f"geometric mean of {len(ratios)}; more than 3 % slower: {', '.join(slower) or 'none'}."
     )
     facts = f"{commands_text(results.rows)}; {host_text(results.host)}."

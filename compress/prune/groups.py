@@ -4,20 +4,41 @@ torch-pruning traces which tensors depend on each other (DepGraph, arXiv 2301.12
 widths and surgery are our own and work on the plain data defined here.
 """
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch_pruning.dependency.group import Group as TracedGroup
+from torch_pruning.dependency.index_mapping import _FlattenIndexMapping
 
 from compress.architectures.attention import SelfAttention
 from compress.architectures.hooks import watch_inputs
 from compress.log import waiting
 
-UNTRACEABLE = {"SwinTransformer": "torch-pruning cannot trace shifted windows"}
-"""Classes of networks whose tracing never ends, with the reason."""
+MAX_INDICES = 2_000_000
+"""Indices in one group; VGG-16 has 232 thousand."""
+
+
+class EndlessWalkError(Exception):
+    """torch-pruning's walk through a network does not end."""
+
+
+UNTRACEABLE = (
+    EndlessWalkError,
+    ZeroDivisionError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    IndexError,
+)
+"""What torch-pruning raises on networks that it cannot trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,27 +97,63 @@ class Groups:
 
 def find_groups(network: nn.Module, example: Tensor) -> Groups:
     """Finds the channels of a network in eval mode that can be pruned, by running an example."""
-    kind = type(network).__name__
     groups: dict[str, Group] = {}
     fixed: dict[str, str] = {}
-    if kind in UNTRACEABLE:
-        fixed[kind] = UNTRACEABLE[kind]
-    else:
-        with waiting("finding groups of channels"):
-            try:
-                _trace(network, example, "", groups, fixed)
-            except (ZeroDivisionError, RuntimeError, ValueError, KeyError, IndexError) as error:
-                groups.clear()
-                fixed.clear()
-                fixed[kind] = (
-                    f"torch-pruning cannot trace the whole network ({type(error).__name__}); only "
-                    "channels inside its branches are pruned"
-                )
-                for name, branch, value in _branches(network, example):
+    with waiting("finding groups of channels"), _bounded_walk():
+        try:
+            _trace(network, example, "", groups, fixed)
+        except UNTRACEABLE as error:
+            groups.clear()
+            fixed.clear()
+            fixed[type(network).__name__] = (
+                f"torch-pruning cannot trace the whole network ({_reason(error)}); only channels "
+                "inside its branches are pruned"
+            )
+            for name, branch, value in _branches(network, example):
+                try:
                     _trace(branch, value, f"{name}.", groups, fixed)
+                except UNTRACEABLE as error_in_branch:
+                    fixed[name] = f"torch-pruning cannot trace it ({_reason(error_in_branch)})"
     for group in _heads(network):
         groups[group.name] = group
     return Groups(groups=tuple(groups.values()), fixed=fixed)
+
+
+@contextmanager
+def _bounded_walk() -> Iterator[None]:
+    """Makes torch-pruning raise EndlessWalkError instead of filling memory.
+
+    Where attention reshapes channels into positions and back, its walk multiplies the indices at
+    every turn (BoTNet, CoAtNet) or never ends (Swin).
+    """
+    add, flatten = TracedGroup.add_dep, _FlattenIndexMapping.__call__
+    totals: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+    def bounded_add(group: Any, dep: Any, idxs: Any) -> None:
+        totals[group] = totals.get(group, 0) + len(idxs)
+        _check_indices(totals[group])
+        add(group, dep, idxs)
+
+    def bounded_flatten(mapping: Any, idxs: Any) -> Any:
+        _check_indices(len(idxs) * (1 if mapping.reverse else mapping._stride))
+        return flatten(mapping, idxs)
+
+    with (
+        patch.object(TracedGroup, "add_dep", bounded_add),
+        patch.object(_FlattenIndexMapping, "__call__", bounded_flatten),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Maximum recursive depth reached", UserWarning)
+        yield
+
+
+def _check_indices(count: int) -> None:
+    if count > MAX_INDICES:
+        raise EndlessWalkError("channels reshaped into positions")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, EndlessWalkError) else type(error).__name__
 
 
 def _trace(

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -11,13 +12,16 @@ from tests.conftest import torchvision_spec
 GREY_32 = Preprocess(size=32, resize=32, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
-def test_a_network_that_cannot_be_traced_says_so() -> None:
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [("swin_t", "SwinTransformer"), ("timm:botnet26t_256", "ByobNet")]
+)
+def test_a_walk_that_would_not_end_says_so(architecture: str, kind: str) -> None:
     spec = ModelSpec(
-        architecture="swin_t", stem="small", class_names=("a", "b"), preprocess=GREY_32
+        architecture=architecture, stem="large", class_names=("a", "b"), preprocess=GREY_32
     )
     found = find_groups(build(spec).network.eval(), torch.zeros(1, 3, 32, 32))
     assert not found.groups
-    assert "shifted windows" in found.fixed["SwinTransformer"]
+    assert "channels reshaped into positions" in found.fixed[kind]
 
 
 def test_what_must_stay_is_named_with_its_reason(digits: Data) -> None:
