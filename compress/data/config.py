@@ -17,6 +17,8 @@ class DataConfig:
 
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.08
     """Fraction of the training images held out for validation."""
+    labels: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Fraction of the training labels used, per class; the other images count as unlabeled."""
     size: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 0
     """Image side in pixels; 0 uses the dataset's own (224 for folders)."""
     augment: Policy = "light"

@@ -22,7 +22,15 @@ from compress.data.map_style import (
     shape_of,
 )
 from compress.data.preprocess import Inputs, Preprocess
-from compress.data.splits import FolderSplit, Split, TensorSplit, stratified_split
+from compress.data.splits import (
+    FolderSplit,
+    Split,
+    TensorSplit,
+    joined,
+    labeled_share,
+    stratified_split,
+    without_labels,
+)
 from compress.errors import DataError
 from compress.log import count_of, say, warn_once
 
@@ -41,12 +49,25 @@ class Data:
     class_names: tuple[str, ...]
     preprocess: Preprocess
     train: Split
+    unlabeled: Split | None = None
+    """Training images without labels, for training with teachers."""
     validation: Split
     test: Split
     fingerprint: str
     """Changes with any image, label, split, or augmentation setting."""
     split_fingerprint: str
     """Changes with the images and the splits, but not with size or augmentation."""
+
+    def with_unlabeled(self) -> "Data":
+        """Returns the data with its unlabeled images at the end of the training split."""
+        if self.unlabeled is None:
+            return self
+        return dataclasses.replace(
+            self,
+            train=joined(self.train, self.unlabeled),
+            unlabeled=None,
+            fingerprint=f"{self.fingerprint} with unlabeled images",
+        )
 
     @staticmethod
     def from_datasets(
@@ -179,12 +200,15 @@ def in_memory(
         images, labels = train
         kept, held_out = stratified_split(labels, config.validation, seed)
         train, validation = (images[kept], labels[kept]), (images[held_out], labels[held_out])
+    images, labels = train
+    kept, others = labeled_share(labels, config.labels, seed)
     data = Data(
         name=name,
         config=config,
         class_names=class_names,
         preprocess=preprocess,
-        train=split(*train),
+        train=split(images[kept], labels[kept]),
+        unlabeled=split(images[others], without_labels(len(others))) if len(others) else None,
         validation=split(*validation),
         test=split(*test),
         fingerprint=fingerprint(content, config, seed, preprocess),
@@ -228,9 +252,10 @@ def checked(data: Data) -> Data:
     for warning in _copies(data):
         warn_once(f"warning: {warning}")
     side = data.preprocess.size
+    unlabeled = f" (and {len(data.unlabeled)} unlabeled)" if data.unlabeled is not None else ""
     say(
         f"data: {data.name}, {side} x {side} px, {len(data.class_names)} classes, "
-        f"{len(data.train)} training, {len(data.validation)} validation, and "
+        f"{len(data.train)} training{unlabeled}, {len(data.validation)} validation, and "
         f"{count_of(len(data.test), 'test image')}"
     )
     return data
@@ -239,6 +264,8 @@ def checked(data: Data) -> Data:
 def _copies(data: Data) -> Iterator[str]:
     """Yields a warning for each pair of splits that share images."""
     splits = {"training": data.train, "validation": data.validation, "test": data.test}
+    if data.unlabeled is not None:
+        splits = {"unlabeled": data.unlabeled, **splits}
     images = {name: one.images for name, one in splits.items() if isinstance(one, TensorSplit)}
     files = {name: one.names for name, one in splits.items() if isinstance(one, FolderSplit)}
     if isinstance(data.train, FolderSplit):
@@ -246,13 +273,13 @@ def _copies(data: Data) -> Iterator[str]:
         pairs = cached(
             list[tuple[str, str, int]],
             "copies",
-            data.split_fingerprint,
+            f"{data.split_fingerprint} {data.config.labels}",
             lambda: [(*pair, count) for pair, count in copied_files(root, files).items()],
         )
     else:
         pairs = [(*pair, count) for pair, count in copied_images(images).items()]
     for first, second, count in pairs:
-        if count:
+        if count and (first, second) != ("unlabeled", "training"):
             yield (
                 f"{count} of {count_of(len(splits[second]), f'{second} image')} also in the "
                 f"{first} split, byte for byte: the {second} top-1 is inflated; remove the copies"

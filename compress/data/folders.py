@@ -1,5 +1,9 @@
-"""Image folders: `PATH/train/CLASS/*`, with `val`, `test`, or both next to `train`."""
+"""Image folders: `PATH/train/CLASS/*`, with `val`, `test`, or both next to `train`.
 
+`PATH/unlabeled/`, if there is one, holds more training images, for distillation only.
+"""
+
+import dataclasses
 import hashlib
 import json
 import os
@@ -24,10 +28,12 @@ from compress.data.image_cache import (
     open_image_cache,
 )
 from compress.data.preprocess import Preprocess
+from compress.data.splits import without_labels
 from compress.errors import DataError
 from compress.files import readable_name
 from compress.log import count_of, track
 
+UNLABELED_FOLDER = "unlabeled"
 MAX_UNREADABLE = 0.1
 """Maximum fraction of unreadable images; more indicate a problem with the whole dataset."""
 NAMED = 5
@@ -50,6 +56,18 @@ class Listing:
         names = [self.names[index] for index in indices.tolist()]
         return Listing(names=names, labels=self.labels[indices], rows=self.rows[indices])
 
+    def without_labels(self) -> "Listing":
+        """Returns the same images, unlabeled."""
+        return dataclasses.replace(self, labels=without_labels(len(self.names)))
+
+    def with_more(self, other: "Listing") -> "Listing":
+        """Returns these images and others."""
+        return Listing(
+            names=[*self.names, *other.names],
+            labels=torch.cat([self.labels, other.labels]),
+            rows=torch.cat([self.rows, other.rows]),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:
@@ -59,6 +77,8 @@ class Folders:
     class_names: tuple[str, ...]
     splits: dict[str, Listing]
     """`train`, and `val`, `test`, or both."""
+    unlabeled: Listing
+    """The images in `unlabeled/`, at any depth; often none."""
     unreadable: tuple[str, ...]
     """Skipped files, as paths relative to the root."""
     multi_frame: tuple[str, ...]
@@ -109,6 +129,8 @@ def read_folders(root: Path, spec: Preprocess, config: DataConfig) -> Folders:
     for split in splits:
         listed[split] = _list_split(root, split, class_names, content, len(names))
         names += listed[split].names
+    unlabeled = _list_unlabeled(root, content, len(names))
+    names += unlabeled.names
     digest = content.hexdigest()[:32]
     cache = open_image_cache(root, names, digest, spec, config)
     check = cached(_Check, "folders", digest, lambda: _check(root, names, spec, cache))
@@ -131,6 +153,7 @@ def read_folders(root: Path, spec: Preprocess, config: DataConfig) -> Folders:
         root=root,
         class_names=class_names,
         splits=readable,
+        unlabeled=_without(unlabeled, set(unreadable)),
         unreadable=unreadable,
         multi_frame=tuple(names[index] for index in check.multi_frame),
         digest=hashlib.sha256(json.dumps([digest, unreadable]).encode()).hexdigest()[:32],
@@ -174,8 +197,6 @@ def _list_split(
     root: Path, split: str, class_names: Sequence[str], content: "hashlib._Hash", first: int
 ) -> Listing:
     """Lists a split's images; adds their names, sizes, and modification times to the digest."""
-    Image.init()
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     label_of = {name: label for label, name in enumerate(class_names)}
     names: list[str] = []
     labels: list[int] = []
@@ -187,16 +208,30 @@ def _list_split(
                 f"{root / split / folder} is a class that is missing from train/; add training "
                 "images of it, or move it elsewhere"
             )
-        found = sorted(_images_below(root, f"{split}/{folder}", known))
-        for name, facts in found:
-            content.update(os.fsencode(name) + facts.encode())
-        names += [name for name, _ in found]
+        found = _image_names(root, f"{split}/{folder}", content)
+        names += found
         labels += [label_of[_class_name(folder)]] * len(found)
     return Listing(
         names=names,
         labels=torch.tensor(labels, dtype=torch.int64),
         rows=first + torch.arange(len(names)),
     )
+
+
+def _list_unlabeled(root: Path, content: "hashlib._Hash", first: int) -> Listing:
+    names = _image_names(root, UNLABELED_FOLDER, content)
+    rows = first + torch.arange(len(names))
+    return Listing(names=names, labels=without_labels(len(names)), rows=rows)
+
+
+def _image_names(root: Path, folder: str, content: "hashlib._Hash") -> list[str]:
+    """Lists the images below a folder, if it exists; adds them to the digest."""
+    Image.init()
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found = sorted(_images_below(root, folder, known)) if (root / folder).is_dir() else []
+    for name, facts in found:
+        content.update(os.fsencode(name) + facts.encode())
+    return [name for name, _ in found]
 
 
 def _class_name(folder: str) -> str:

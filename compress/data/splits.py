@@ -32,6 +32,8 @@ from compress.data.preprocess import (
 )
 from compress.distributed import device
 
+UNLABELED = -1
+"""Label of images without one."""
 AHEAD = 2
 """Batches decoded ahead while a GPU trains."""
 
@@ -56,7 +58,7 @@ class Batch:
     images: Tensor
     """uint8 `[N, channels, size, size]`."""
     labels: Tensor
-    """int64 `[N]`."""
+    """int64 `[N]`; `UNLABELED` for images without a label."""
     index: Tensor
     """int64 `[N]`: indices of the images in their split."""
 
@@ -67,11 +69,11 @@ def batch_count(n_images: int, batch_size: int) -> int:
 
 
 class Split(Protocol):
-    """Labeled images."""
+    """Images, most of them with labels."""
 
     @property
     def labels(self) -> Tensor:
-        """int64 `[n_images]`."""
+        """int64 `[n_images]`; `UNLABELED` for images without a label."""
         ...
 
     def __len__(self) -> int: ...
@@ -237,6 +239,18 @@ class FolderSplit:
         return shrink(read_image(path, spec.mode, short_side=spec.resize), spec)
 
 
+def joined(first: Split, second: Split) -> Split:
+    """Returns the images of two splits of the same kind as one."""
+    labels = torch.cat([first.labels, second.labels])
+    if isinstance(first, TensorSplit) and isinstance(second, TensorSplit):
+        images = torch.cat([first.images, second.images])
+        return dataclasses.replace(first, images=images, labels=labels)
+    assert isinstance(first, FolderSplit)
+    assert isinstance(second, FolderSplit)
+    names, rows = [*first.names, *second.names], torch.cat([first.rows, second.rows])
+    return dataclasses.replace(first, names=names, labels=labels, rows=rows)
+
+
 def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Holds out the same fraction of each class.
 
@@ -255,6 +269,32 @@ def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, T
         count = max(round(share * len(members)), int(len(members) > 1))
         taken[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
+
+
+def labeled_share(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Chooses the images whose labels are used.
+
+    Args:
+        labels: class of each image, int64 `[n]`.
+        share: fraction of each class, in (0, 1]; at least one image.
+        seed: random seed.
+
+    Returns:
+        Two sorted int64 index tensors: images with and without a label.
+    """
+    everything = torch.arange(len(labels))
+    if share == 1:
+        return everything, everything[:0]
+    others, _ = stratified_split(labels, share, seed)
+    others = others[labels.bincount()[labels[others]] > 1]
+    labeled = torch.ones(len(labels), dtype=torch.bool)
+    labeled[others] = False
+    return everything[labeled], others
+
+
+def without_labels(n_images: int) -> Tensor:
+    """Returns the labels of unlabeled images, int64 `[n_images]`."""
+    return torch.full((n_images,), UNLABELED)
 
 
 def stratified_sample(labels: Tensor, count: int, *, seed: int) -> Tensor:

@@ -32,5 +32,7 @@ class DistillResult:
     teacher_seconds: float
     """Time to compute stored teacher logits; live teachers count as training."""
     epochs: Count
+    unlabeled_images: Count = 0
+    """Training images without labels, which only the teachers label."""
     alone: Ablation | None = None
     """The student trained alone; None without --ablation."""

@@ -32,6 +32,7 @@ def run(start: Start, config: DistillConfig, context: Context) -> Product:
             loss=loss_text(config.kd),
             teacher_seconds=kd.teacher_seconds,
             epochs=len(kd.history),
+            unlabeled_images=len(context.data.unlabeled or ()),
             alone=alone,
         ),
         findings=tuple(str(finding) for finding in kd.findings),

@@ -76,7 +76,7 @@ def train_with_kd(
             hinted layer does not exist.
     """
     assert context.teachers
-    data = context.data
+    data = context.data.with_unlabeled()
     teachers = [open_teacher(one, data, distributed.device()) for one in context.teachers]
     confusion = teacher_confusion(teachers, data, on_event)
     findings = diagnose_labels(confusion.tolist(), data.class_names)
@@ -207,7 +207,8 @@ def soft_loss(student: Tensor, teacher: Tensor, batch: TrainBatch, kd: KDConfig)
                 standardized(student), standardized(teacher), temperature=kd.temperature
             )
         case "dkd":
-            target = batch.targets.argmax(1)
+            label = batch.targets.argmax(1)
+            target = torch.where(batch.labeled, label, teacher.argmax(1))
             return decoupled_distillation(
                 student, teacher, target, temperature=kd.temperature, beta=kd.beta
             )

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from compress import distributed
 from compress.data.dataset import Data
-from compress.data.splits import Batch, View, batch_count
+from compress.data.splits import UNLABELED, Batch, View, batch_count
 from compress.errors import CompressError
 from compress.train.config import Precision, TrainConfig
 from compress.train.events import OnEvent, progress_bar
@@ -38,13 +38,18 @@ class TrainBatch:
     images: Tensor
     """float32 `[N, C, H, W]`, 0..255: augmented, blended by mixup, and resized."""
     targets: Tensor
-    """float32 `[N, classes]`: one-hot labels, blended like the images."""
+    """float32 `[N, classes]`: one-hot labels, blended like the images; 0 for unlabeled images."""
     index: Tensor
     """int64 `[N]`, on the CPU: positions in the training split."""
     view: View
     step: int
     """Step number over all epochs, starting at 0."""
     step_of_epoch: int
+
+    @property
+    def labeled(self) -> Tensor:
+        """Which images have a label, bool `[N]`."""
+        return self.targets.any(1)
 
 
 Loss = Callable[[Tensor, TrainBatch], Tensor]
@@ -57,7 +62,9 @@ def label_loss(smoothing: float) -> Loss:
 
 
 def _cross_entropy(logits: Tensor, batch: TrainBatch, *, smoothing: float) -> Tensor:
-    return F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
+    """Returns the sum over the labeled images, divided by the number of all."""
+    losses = F.cross_entropy(logits, batch.targets, label_smoothing=smoothing, reduction="none")
+    return torch.where(batch.labeled, losses, 0).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,7 @@ class _Outcome:
     index: Tensor
     loss: Tensor
     correct: Tensor
+    n_labeled: Tensor
     image_losses: Tensor | None
     """float32 `[N]`; None if images are not selected by loss."""
 
@@ -130,8 +138,8 @@ def train_epoch(run: Run, epoch: int, on_event: OnEvent) -> EpochResult:
     _seed_layers(this_epoch)
     generator = this_epoch.generator(1)
     batches = _batches(run, epoch, generator)
-    loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    seen, lr = 0, 0.0
+    loss, correct, n_labeled = (torch.zeros((), device=device) for _ in range(3))
+    lr = 0.0
     outcomes: list[_Outcome] = []
     run.state.model.train()
     title = f"{run.title} epoch {epoch + 1}/{run.plan.epochs}"
@@ -142,7 +150,7 @@ def train_epoch(run: Run, epoch: int, on_event: OnEvent) -> EpochResult:
         for outcome in _train_step(run, batch, lr, run.image_size(epoch)):
             loss += outcome.loss
             correct += outcome.correct
-            seen += len(outcome.index)
+            n_labeled += outcome.n_labeled
             outcomes.append(outcome)
         if number % FINITE_CHECK_EVERY == 0 or number == steps - 1:
             _check_finite(distributed.total(loss), run, epoch, lr)
@@ -151,7 +159,7 @@ def train_epoch(run: Run, epoch: int, on_event: OnEvent) -> EpochResult:
     processes = distributed.processes()
     return EpochResult(
         loss=distributed.total(loss).item() / steps / processes,
-        top1=100 * distributed.total(correct).item() / (seen * processes),
+        top1=100 * (distributed.total(correct) / distributed.total(n_labeled).clamp(min=1)).item(),
         lr=lr,
     )
 
@@ -186,7 +194,9 @@ def _to_device(
     """Moves a batch to the device and applies mixup."""
     device = run.compute.device
     images = raw.images.to(device, non_blocking=True).float()
-    targets = F.one_hot(raw.labels.to(device), len(run.data.class_names)).float()
+    labels = raw.labels.to(device)
+    targets = F.one_hot(labels.clamp(min=0), len(run.data.class_names)).float()
+    targets[labels == UNLABELED] = 0
     if run.config.mixup:
         images, targets = mixup(images, targets, run.config.mixup, generator)
     return TrainBatch(
@@ -227,14 +237,21 @@ def _backward(run: Run, part: TrainBatch, batch_size: int) -> _Outcome:
     loss.backward()
     image_losses = None
     if run.config.data_fraction < 1:
-        detached = logits.detach().float()
-        image_losses = F.cross_entropy(detached, part.targets, reduction="none")
+        image_losses = _image_losses(logits.detach().float(), part)
     return _Outcome(
         index=part.index,
         loss=loss.detach(),
-        correct=(logits.argmax(1) == part.targets.argmax(1)).sum(),
+        correct=((logits.argmax(1) == part.targets.argmax(1)) & part.labeled).sum(),
+        n_labeled=part.labeled.sum(),
         image_losses=image_losses,
     )
+
+
+def _image_losses(logits: Tensor, batch: TrainBatch) -> Tensor:
+    """Returns cross-entropy, float32 `[N]`; of unlabeled images with the predicted class."""
+    predicted = -logits.log_softmax(1).amax(1)
+    losses = F.cross_entropy(logits, batch.targets, reduction="none")
+    return torch.where(batch.labeled, losses, predicted)
 
 
 def _micro_batches(batch: TrainBatch, micro_batch: int) -> list[TrainBatch]:

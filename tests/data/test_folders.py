@@ -12,7 +12,7 @@ from compress.data.dataset import Data
 from compress.data.folders import Folders, read_folders
 from compress.data.load import load_data
 from compress.data.preprocess import Inputs
-from compress.data.splits import FolderSplit, View
+from compress.data.splits import UNLABELED, FolderSplit, View
 from compress.errors import DataError
 from compress.files import cache_folder
 from compress.log import warn_once
@@ -206,3 +206,43 @@ def test_multi_frame_images_are_named_in_order_once_per_process(
     warn_once.cache_clear()
     load(photos)  # from the cache
     assert warning in capsys.readouterr().err
+
+
+def test_unlabeled_images_are_found_at_any_depth(photos: Path) -> None:
+    before = load(photos)
+    (photos / "unlabeled" / "2026" / "may").mkdir(parents=True)
+    for place, name in enumerate(sorted((photos / "train" / "green").iterdir())[:3]):
+        Image.open(name).convert("RGB").rotate(90).save(
+            photos / "unlabeled" / ("2026/may" if place else "") / f"{place}.png"
+        )
+    data = load(photos)
+    assert len(data.train) == len(before.train)
+    assert data.unlabeled is not None
+    assert data.unlabeled.labels.tolist() == [UNLABELED] * 3
+    assert data.fingerprint != before.fingerprint
+    whole = data.with_unlabeled().train
+    (batch,) = whole.batches(3, order=torch.tensor([40, 41, 42]))
+    (own,) = data.unlabeled.batches(3)
+    assert batch.images.equal(own.images)
+    assert batch.labels.tolist() == [UNLABELED] * 3
+    assert whole.labels[:40].equal(data.train.labels)
+
+
+def test_unused_labels_make_unlabeled_images(photos: Path) -> None:
+    config = DataConfig(size=32, labels=0.25)
+    data = load_data(f"imagefolder:{photos}", config, seed=0)
+    assert data.unlabeled is not None
+    assert (len(data.train), len(data.unlabeled), len(data.validation)) == (10, 30, 8)
+    assert data.train.labels.bincount().tolist() == [5, 5]
+
+
+def test_a_copy_of_a_test_image_among_unlabeled_ones_is_told(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "unlabeled").mkdir()
+    shutil.copy(photos / "test" / "blue" / "0.png", photos / "unlabeled")
+    shutil.copy(photos / "train" / "blue" / "4.png", photos / "unlabeled")
+    load(photos)
+    told = capsys.readouterr().err
+    assert "1 of 12 test images also in the unlabeled split" in told
+    assert "training images also" not in told

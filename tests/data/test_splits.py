@@ -14,6 +14,7 @@ from compress.data.load import load_data
 from compress.data.splits import (
     TensorSplit,
     View,
+    labeled_share,
     shifted_crop,
     stratified_sample,
     stratified_split,
@@ -154,3 +155,13 @@ def test_a_sample_has_each_class_in_proportion(count: int) -> None:
     assert torch.equal(sample, stratified_sample(labels, count, seed=0))
     if 1 < count < 1000:
         assert not torch.equal(sample, stratified_sample(labels, count, seed=1))
+
+
+def test_a_share_of_each_class_keeps_its_labels() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 10 + [2])
+    labeled, others = labeled_share(labels, 0.1, seed=0)
+    assert labels[labeled].bincount().tolist() == [5, 1, 1]  # the only image of class 2 stays
+    assert torch.cat([labeled, others]).sort().values.tolist() == list(range(61))
+    labeled, others = labeled_share(labels, 1.0, seed=0)
+    assert len(labeled) == 61
+    assert not len(others)

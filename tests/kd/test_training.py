@@ -1,5 +1,6 @@
 """The distillation loss, by hand, and training with it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress.architectures.build import build
+from compress.data.config import DataConfig
 from compress.data.dataset import Data
+from compress.data.load import load_data
 from compress.data.splits import TensorSplit, View
 from compress.errors import CompressError
 from compress.kd.config import KDConfig, SoftLoss
@@ -223,3 +226,27 @@ def test_hints_need_a_checkpoint_as_first_teacher(finished_run: Path, digits: Da
     kd = KDConfig(n_views=0, hints="blocks.0:blocks.0")
     with pytest.raises(CompressError, match="a checkpoint, not an ONNX file"):
         train_with_kd(build(student_spec(digits)), kd, SHORT, onnx_first, "distill")
+
+
+def test_unlabeled_images_teach(finished_run: Path, tmp_path: Path) -> None:
+    teachers = read_teachers([str(finished_run / "0-teacher")])
+    data = load_data("digits", DataConfig(labels=0.02), seed=0)
+    assert data.unlabeled is not None
+    config = TrainConfig(
+        epochs=6, min_steps=0, batch_size=64, lr=0.05, precision="fp32", data_fraction=0.5
+    )
+    tops = {}
+    for name, one in {"labels only": replace(data, unlabeled=None), "all images": data}.items():
+        torch.manual_seed(0)
+        steps = replace(config, min_steps=6 * len(data.with_unlabeled().train) // 64)
+        within = Context(
+            data=one, seed=0, measure=MeasureConfig(), folder=tmp_path / name,
+            store=tmp_path / "store", teachers=teachers,
+        )  # fmt: skip
+        within.folder.mkdir()
+        result = train_with_kd(
+            build(student_spec(data)), KDConfig(soft_loss="dkd"), steps, within, "distill"
+        )
+        assert result.validation_top1 is not None
+        tops[name] = result.validation_top1
+    assert tops["all images"] > tops["labels only"] + 5, tops

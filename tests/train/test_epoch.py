@@ -144,3 +144,16 @@ def test_mixup_blends_images_like_targets(plain: Data, tmp_path: Path) -> None:
 def test_divergence_raises_and_names_settings(digits: Data, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match="divide train.lr by ten"):
         trained(digits, tmp_path, replace(CONFIG, lr=1e38, clip_norm=0))
+
+
+def test_unlabeled_images_have_no_label_loss_and_no_score() -> None:
+    targets = F.one_hot(torch.tensor([3, 5, 0]), 10).float()
+    targets[2] = 0
+    batch = TrainBatch(
+        images=torch.zeros(3, 1, 16, 16), targets=targets, index=torch.arange(3),
+        view=View(seed=0, number=0), step=0, step_of_epoch=0,
+    )  # fmt: skip
+    logits = torch.randn(3, 10)
+    expected = F.cross_entropy(logits[:2], torch.tensor([3, 5]), label_smoothing=0.1) * 2 / 3
+    assert batch.labeled.tolist() == [True, True, False]
+    torch.testing.assert_close(label_loss(0.1)(logits, batch), expected)
