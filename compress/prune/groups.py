@@ -37,6 +37,7 @@ UNTRACEABLE = (
     ValueError,
     KeyError,
     IndexError,
+    TypeError,
 )
 """What torch-pruning raises on networks that it cannot trace."""
 

@@ -76,3 +76,11 @@ def test_attention_heads_are_groups() -> None:
         *range(832, 896),
         *range(1600, 1664),
     ]
+
+
+def test_a_network_that_stops_torch_pruning_says_so() -> None:
+    spec = ModelSpec(
+        architecture="timm:dpn68", stem="large", class_names=("a", "b"), preprocess=GREY_32
+    )
+    found = find_groups(build(spec).network.eval(), torch.zeros(1, 3, 32, 32))
+    assert "cannot trace the whole network (TypeError)" in found.fixed["DPN"]
