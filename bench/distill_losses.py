@@ -43,8 +43,8 @@ from compress.onnx_file import export_onnx
 from compress.report.render import host_text
 from compress.report.tables import markdown_table
 from compress.run.lookup import read_stage_report
+from compress.run.networks import model_spec
 from compress.run.recipe import Network, load_card
-from compress.run.runner import model_spec
 from compress.run.single_stage import data_of, measure_of
 from compress.train.epoch import label_loss
 from compress.train.loop import train

@@ -42,8 +42,8 @@ from compress.kd.training import distillation_loss, views_to_store
 from compress.log import say
 from compress.report.render import host_text
 from compress.report.tables import markdown_table
+from compress.run.networks import model_spec
 from compress.run.recipe import load_card
-from compress.run.runner import model_spec
 from compress.run.single_stage import data_of
 from compress.train.config import TrainConfig
 from compress.train.epoch import Loss, label_loss

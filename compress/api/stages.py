@@ -25,7 +25,7 @@ from compress.run.key import Request
 from compress.run.lookup import read_stage_report
 from compress.run.recipe import ModelCard, Network
 from compress.run.report import write_run_report
-from compress.run.runner import run_stage
+from compress.run.stage import run_stage
 from compress.run.stages import STAGES, stage_folder
 from compress.settings import with_options
 from compress.teacher.config import FINETUNE, TeacherConfig

@@ -200,15 +200,19 @@ def in_memory(
         images, labels = train
         kept, held_out = stratified_split(labels, config.validation, seed)
         train, validation = (images[kept], labels[kept]), (images[held_out], labels[held_out])
-    images, labels = train
-    kept, others = labeled_share(labels, config.labels, seed)
+    unlabeled = None
+    if config.labels < 1:
+        images, labels = train
+        kept, others = labeled_share(labels, config.labels, seed)
+        train = (images[kept], labels[kept])
+        unlabeled = split(images[others], without_labels(len(others))) if len(others) else None
     data = Data(
         name=name,
         config=config,
         class_names=class_names,
         preprocess=preprocess,
-        train=split(images[kept], labels[kept]),
-        unlabeled=split(images[others], without_labels(len(others))) if len(others) else None,
+        train=split(*train),
+        unlabeled=unlabeled,
         validation=split(*validation),
         test=split(*test),
         fingerprint=fingerprint(content, config, seed, preprocess),

@@ -60,14 +60,6 @@ class Listing:
         """Returns the same images, unlabeled."""
         return dataclasses.replace(self, labels=without_labels(len(self.names)))
 
-    def with_more(self, other: "Listing") -> "Listing":
-        """Returns these images and others."""
-        return Listing(
-            names=[*self.names, *other.names],
-            labels=torch.cat([self.labels, other.labels]),
-            rows=torch.cat([self.rows, other.rows]),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:

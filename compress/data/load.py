@@ -23,7 +23,7 @@ from compress.data.fashion_mnist import CLASS_NAMES, SHA256, read_fashion_mnist
 from compress.data.folders import Listing, folder_warnings, read_folders
 from compress.data.names import DATASETS, FOLDER_PREFIX
 from compress.data.preprocess import Inputs, Preprocess
-from compress.data.splits import FolderSplit, labeled_share, stratified_split
+from compress.data.splits import FolderSplit, joined, labeled_share, stratified_split
 from compress.distributed import processes_here
 from compress.errors import CompressError, DataError
 from compress.host import allowed_cores
@@ -153,14 +153,15 @@ def _image_folder(root: Path, config: DataConfig, seed: int, inputs: Inputs) -> 
     assert held_out is not None
     assert test is not None
     kept, others = labeled_share(train.labels, config.labels, seed)
-    unlabeled = train.chosen(others).without_labels().with_more(folders.unlabeled)
+    unused = split(train.chosen(others).without_labels())
+    unlabeled = joined(unused, split(folders.unlabeled))
     data = Data(
         name=f"{FOLDER_PREFIX}{root}",
         config=config,
         class_names=folders.class_names,
         preprocess=preprocess,
         train=split(train.chosen(kept)),
-        unlabeled=split(unlabeled) if unlabeled.names else None,
+        unlabeled=unlabeled if len(unlabeled) else None,
         validation=split(held_out),
         test=split(test),
         fingerprint=fingerprint(folders.digest, config, seed, preprocess),

@@ -19,7 +19,7 @@ from compress.run.key import Request
 from compress.run.lookup import is_run, newest_stage_before, read_stage_report
 from compress.run.recipe import ModelCard, parse_card
 from compress.run.report import write_run_report
-from compress.run.runner import run_stage
+from compress.run.stage import run_stage
 from compress.run.stages import RUNS, STAGES, require_stage, stage_folder
 from compress.settings import parse
 

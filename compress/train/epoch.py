@@ -195,8 +195,8 @@ def _to_device(
     device = run.compute.device
     images = raw.images.to(device, non_blocking=True).float()
     labels = raw.labels.to(device)
-    targets = F.one_hot(labels.clamp(min=0), len(run.data.class_names)).float()
-    targets[labels == UNLABELED] = 0
+    one_hot = F.one_hot(labels.clamp(min=0), len(run.data.class_names)).float()
+    targets = one_hot * (labels != UNLABELED)[:, None]
     if run.config.mixup:
         images, targets = mixup(images, targets, run.config.mixup, generator)
     return TrainBatch(

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from compress.errors import CompressError
+from compress.run.networks import card_inputs
 from compress.run.recipe import ModelCard, Network, load_recipe
-from compress.run.runner import card_inputs
 from compress.teacher.config import FINETUNE, TeacherConfig
 
 
