@@ -60,6 +60,7 @@ from compress.cli.group import OUT_OF_MEMORY
 from compress.cli.main import main as compress_main
 from compress.data.image import FORMATS, read_image
 from compress.data.preprocess import Preprocess, preprocess_image
+from compress.doctor.examine import examine
 from compress.errors import CompressError
 from compress.files import file_digest, write_json
 from compress.host import Host, describe_host
@@ -192,6 +193,7 @@ def targets(run: Path, scratch: Path) -> list[Target]:
             for name, read in (
                 ("evaluate", _evaluate),
                 ("bench", _bench),
+                ("doctor", _doctor),
                 ("predict", _predict),
             )
         ]
@@ -269,6 +271,10 @@ def _evaluate(folder: Path) -> None:
 
 def _bench(folder: Path) -> None:
     bench_files([folder / MODEL_FILE], (1,), (1,), rounds=1)
+
+
+def _doctor(folder: Path) -> None:
+    examine(folder / MODEL_FILE)
 
 
 def _predict(folder: Path) -> None:

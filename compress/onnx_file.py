@@ -28,6 +28,8 @@ CONTRIB = "com.microsoft"
 INPUT, OUTPUT = "images", "logits"
 MAX_GROWTH, SMALL, LARGE = 256, 2**22, 2**28
 """Limit on the elements of an intermediate value: `MAX_GROWTH` times the input's, clamped."""
+MAX_FILE = 2**31
+"""Bytes of the largest message that protobuf can read."""
 SHAPE_BYTES = 1024
 """Constants up to this size may be shapes and are kept for shape inference."""
 CONTRIB_BODIES = {
@@ -150,6 +152,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     try:
         if not path.is_file():  # a device or a pipe may never end
             raise CompressError("no file")
+        if path.stat().st_size >= MAX_FILE:
+            raise CompressError("too large")
         proto = onnx.load(path, load_external_data=False)
         tensors = list(_constants(proto.graph.node, proto.graph))
         tensors += [tensor for body in proto.functions for tensor in _constants(body.node)]

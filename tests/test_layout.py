@@ -20,7 +20,7 @@ FLOORS = (
     ("architectures",),
     ("checkpoint", "onnx_file"),
     ("measure", "train"),
-    ("int8",),
+    ("int8", "doctor"),
     ("kd",),
     ("teacher", "distill", "prune", "quantize", "export"),
     ("report",),

@@ -103,6 +103,39 @@ def bench(paths: Sequence[Path], threads: str, batch: str, json_path: Path | Non
 
 
 @click.command()
+@click.argument("model", type=MODEL)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the findings to this file.",
+)
+@click.pass_context
+def doctor(context: click.Context, model: Path, json_path: Path | None) -> None:
+    """Find what makes MODEL slow, wrong, or awkward to deploy on CPUs.
+
+    MODEL is any ONNX classifier, or a run or a checkpoint. Ends with exit code 1 if there are
+    errors or warnings. docs/doctor.md lists the checks.
+
+    \b
+    compress doctor model.onnx
+    """
+    with starting():
+        from compress.cli.terminal import print_diagnosis
+        from compress.doctor.examine import examine
+        from compress.run.lookup import find_onnx
+
+    diagnosis = examine(find_onnx(model))
+    print_diagnosis(diagnosis)
+    if json_path is not None:
+        from compress.files import write_json
+
+        write_json(json_path, diagnosis)
+        click.echo(json_path)
+    context.exit(0 if diagnosis.is_sound else 1)
+
+
+@click.command()
 @click.argument("run_folder", metavar="[RUN]", required=False, type=FOLDER)
 def report(run_folder: Path | None) -> None:
     """Print the table of RUN (default: the newest run) and rewrite its report.
@@ -184,4 +217,4 @@ def _counts(text: str, option: str) -> list[int]:
     return [int(count) for count in counts]
 
 
-COMMANDS = (evaluate, sensitivity, bench, report, models, pipelines, predict)
+COMMANDS = (evaluate, sensitivity, bench, doctor, report, models, pipelines, predict)

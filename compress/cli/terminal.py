@@ -1,5 +1,6 @@
 """Output of the commands."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,12 +8,17 @@ import click
 from rich.console import Console
 
 from compress.checkpoint import REPORT_HTML, REPORT_MD
+from compress.doctor.examine import SEVERITIES, Diagnosis
 from compress.files import printable
+from compress.log import count_of
 from compress.measure.results import RunReport
 from compress.report.render import run_table
 
 LOG_WIDTH = 120
 """Width in columns if there is no terminal."""
+TEXT_WIDTH = 100
+NAMES, NAME_WIDTH = 3, 60
+"""Of a finding's places: how many are printed, and of how many characters."""
 
 
 def print_report(report: RunReport, folder: Path) -> None:
@@ -23,6 +29,34 @@ def print_report(report: RunReport, folder: Path) -> None:
         click.echo(f"- {printable(remark)}")
     click.echo(f"ship:   {folder / report.ship}\n        {report.verdict}")
     click.echo(f"report: {folder / REPORT_MD}, {folder / REPORT_HTML}")
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """Prints each finding in a paragraph, and their numbers."""
+    for finding in diagnosis.findings:
+        click.echo(f"{finding.severity}: {finding.check}: {printable(finding.what)}")
+        if finding.where:
+            click.echo(f"  where: {_shortened(finding.where)}")
+        seen = f" ({', '.join(finding.upstream)})" if finding.upstream else ""
+        for title, text in (("why: ", finding.why + seen), ("fix: ", finding.fix)):
+            click.echo(
+                textwrap.fill(
+                    text, TEXT_WIDTH, initial_indent=f"  {title}  ", subsequent_indent=" " * 9
+                )
+            )
+    counts = [
+        count_of(diagnosis.count(severity), severity)
+        for severity in SEVERITIES
+        if diagnosis.count(severity)
+    ]
+    click.echo(f"{printable(diagnosis.file)}: {', '.join(counts) or 'nothing found'}")
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """Returns the first names of a list and how many there are besides."""
+    shown = [printable(name[:NAME_WIDTH]) for name in names[:NAMES]]
+    rest = len(names) - len(shown)
+    return ", ".join(shown) + (f", and {rest} more" if rest else "")
 
 
 def print_table(table: object) -> None:

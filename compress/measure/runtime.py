@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from compress.errors import CompressError
@@ -17,12 +19,22 @@ def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
     Raises:
         CompressError: ONNX Runtime cannot load it.
     """
-    try:
-        return ort.InferenceSession(
-            as_model(path), session_options(threads=threads), providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # ONNX Runtime raises many error types
-        raise CompressError(f"ONNX Runtime cannot load {path}: {_reason(error)}") from None
+    return _load(path, session_options(threads=threads))
+
+
+def optimized_graph(path: Path) -> onnx.GraphProto:
+    """Returns the graph that ONNX Runtime makes of a file, before layouts that depend on the CPU.
+
+    Raises:
+        CompressError: ONNX Runtime cannot load it.
+    """
+    options = session_options(threads=1)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(optimized)
+        _load(path, options)
+        return onnx.load(optimized, load_external_data=False).graph
 
 
 def as_model(path: Path) -> Path | bytes:
@@ -70,6 +82,13 @@ def run_file(
         return session.run(outputs, feed)  # type: ignore[no-any-return]
     except Exception as error:  # see `open_session`
         raise CompressError(f"ONNX Runtime cannot run the file: {_reason(error)}") from None
+
+
+def _load(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(as_model(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises many error types
+        raise CompressError(f"ONNX Runtime cannot load {path}: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:

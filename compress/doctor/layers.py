@@ -1,0 +1,133 @@
+"""Convolutions, Gemms, and products with constant weights, in float or int8."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from compress.doctor.model import DEQUANTIZE, Graph, attribute, names
+
+FLOAT_LAYERS = ("Conv", "Gemm", "MatMul")
+INTEGER_LAYERS = {
+    "QLinearConv": ("Conv", 3, 5, 8, 1, 4),
+    "QLinearMatMul": ("MatMul", 3, 5, None, 1, 4),
+    "QGemm": ("Gemm", 3, 5, 6, 1, 4),
+    "ConvInteger": ("Conv", 1, 3, None, None, None),
+    "MatMulInteger": ("MatMul", 1, 3, None, None, None),
+}
+"""Kind, and positions of the inputs: weight, its zero point, bias, input scale, weight scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer with constant weights."""
+
+    name: str
+    kind: str
+    """`Conv`, `Gemm`, or `MatMul`."""
+    weight: np.ndarray
+    """`[out, in / groups, ...]`; integers are levels minus their zero point."""
+    dtype: np.dtype
+    """Of the stored weights."""
+    groups: int
+    bias: np.ndarray | None
+    """As stored: float, or int32 levels."""
+    input_scale: np.ndarray | None
+    weight_scale: np.ndarray | None
+    bias_scale: np.ndarray | None
+    """Of a bias that is dequantized in the file."""
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each output channel reads one input channel."""
+        return self.groups > 1 and self.weight.shape[1] == 1
+
+
+def layers(graph: Graph) -> Iterator[Layer]:
+    """Yields the layers of a graph whose weights are constant."""
+    for node in graph.nodes:
+        if node.op_type in FLOAT_LAYERS:
+            yield from _float_layer(graph, node)
+        elif node.op_type in INTEGER_LAYERS:
+            yield from _integer_layer(graph, node)
+
+
+def _float_layer(graph: Graph, node: NodeProto) -> Iterator[Layer]:
+    weight, weight_scale, dtype = _operand(graph, node.input[1])
+    if weight is None or dtype is None or not _is_matrix(weight):
+        return
+    bias, bias_scale, _ = _operand(graph, node.input[2] if len(node.input) > 2 else "")
+    source = graph.made_by(node.input[0], DEQUANTIZE)
+    yield Layer(
+        name=names([node])[0],
+        kind=node.op_type,
+        weight=_outputs_first(node, node.op_type, weight),
+        dtype=dtype,
+        groups=attribute(node, "group", 1),
+        bias=bias,
+        input_scale=graph.array(source.input[1]) if source is not None else None,
+        weight_scale=weight_scale,
+        bias_scale=bias_scale,
+    )
+
+
+def _integer_layer(graph: Graph, node: NodeProto) -> Iterator[Layer]:
+    kind, *places = INTEGER_LAYERS[node.op_type]
+    weight, zero_point, bias, input_scale, weight_scale = (
+        graph.array(node.input[place]) if place is not None and place < len(node.input) else None
+        for place in places
+    )
+    if weight is None or not _is_matrix(weight):
+        return
+    yield Layer(
+        name=names([node])[0],
+        kind=kind,
+        weight=_outputs_first(node, kind, _centered(weight, zero_point, 0)),
+        dtype=weight.dtype,
+        groups=attribute(node, "group", 1),
+        bias=bias,
+        input_scale=input_scale,
+        weight_scale=weight_scale,
+        bias_scale=None,
+    )
+
+
+def _is_matrix(weight: np.ndarray) -> bool:
+    return weight.ndim > 1 and weight.size > 0
+
+
+def _operand(
+    graph: Graph, value: str
+) -> tuple[np.ndarray | None, np.ndarray | None, np.dtype | None]:
+    """Returns a constant operand, its scale if it is dequantized, and how it is stored."""
+    stored = graph.array(value)
+    if stored is not None:
+        return stored, None, stored.dtype
+    source = graph.made_by(value, DEQUANTIZE)
+    levels = graph.array(source.input[0]) if source is not None else None
+    if source is None or levels is None:
+        return None, None, None
+    zero_point = graph.array(source.input[2]) if len(source.input) > 2 else None
+    centered = _centered(levels, zero_point, attribute(source, "axis", 1))
+    return centered, graph.array(source.input[1]), levels.dtype
+
+
+def _centered(levels: np.ndarray, zero_point: np.ndarray | None, axis: int) -> np.ndarray:
+    """Returns levels minus their zero point: one for all, or one for each slice of an axis."""
+    wide = levels.astype(np.int16 if levels.dtype.itemsize == 1 else np.int64)
+    if zero_point is None:
+        return wide
+    if zero_point.size > 1 and levels.ndim > 1:
+        shape = [1] * levels.ndim
+        shape[axis] = -1
+        zero_point = zero_point.reshape(shape)
+    return wide - zero_point.astype(wide.dtype)
+
+
+def _outputs_first(node: NodeProto, kind: str, weight: np.ndarray) -> np.ndarray:
+    transposed = kind == "Gemm" and attribute(node, "transB", 0)
+    if kind == "Conv" or transposed:
+        return weight
+    return np.swapaxes(weight, -1, 0).reshape(weight.shape[-1], math.prod(weight.shape[:-1]))

@@ -1,0 +1,145 @@
+"""Checks of weights: values, shapes, copies."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from compress.doctor.finding import Check, Fault
+from compress.doctor.layers import layers
+from compress.doctor.model import Model
+from compress.log import count_of
+
+MIN_COPY = 1024
+"""Bytes of a copy worth reporting."""
+BLOCK = 4
+"""ONNX Runtime's fast layout needs a multiple of this many input channels."""
+IMAGE_CHANNELS = 4
+"""Up to so many, ONNX Runtime has a kernel of its own."""
+
+
+def not_finite(model: Model) -> Iterator[Fault]:
+    """Finds layers with weights or biases that are infinite or not a number."""
+    found = [
+        layer.name
+        for layer in layers(model.file)
+        if not all(
+            np.isfinite(values).all() for values in (layer.weight, layer.bias) if values is not None
+        )
+    ]
+    if found:
+        yield Fault(
+            what=f"{count_of(len(found), 'layer')} with weights that are not finite",
+            where=tuple(found),
+        )
+
+
+def denormals(model: Model) -> Iterator[Fault]:
+    """Finds float32 constants with denormal numbers."""
+    counts: dict[str, int] = {}
+    for name in model.file.constants:
+        values = model.file.array(name)
+        if values is not None and values.dtype == np.float32:
+            magnitudes = np.abs(values)
+            count = int(((magnitudes > 0) & (magnitudes < np.finfo(np.float32).tiny)).sum())
+            if count:
+                counts[name] = count
+    if counts:
+        yield Fault(what=count_of(sum(counts.values()), "denormal weight"), where=tuple(counts))
+
+
+def dead_channels(model: Model) -> Iterator[Fault]:
+    """Finds layers with output channels whose weights are all zero."""
+    dead: dict[str, int] = {}
+    channels = 0
+    for layer in layers(model.file):
+        flat = layer.weight.reshape(len(layer.weight), -1)
+        channels += len(flat)
+        count = int((~flat.any(axis=1)).sum())
+        if count:
+            dead[layer.name] = count
+    if dead:
+        what = f"{sum(dead.values()):,} of {channels:,} output channels have only zero weights"
+        yield Fault(what=what, where=tuple(dead))
+
+
+def misaligned_channels(model: Model) -> Iterator[Fault]:
+    """Finds convolutions whose numbers of channels keep them out of the fast layout."""
+    found = {}
+    for layer in layers(model.file):
+        read = layer.weight.shape[1] if layer.weight.ndim > 2 else 0
+        if (
+            layer.kind == "Conv"
+            and not layer.is_depthwise
+            and read > IMAGE_CHANNELS
+            and read % BLOCK
+        ):
+            found[layer.name] = read
+    if found:
+        counts = ", ".join(map(str, sorted(set(found.values()))))
+        what = f"{count_of(len(found), 'convolution')} of {counts} input channels"
+        yield Fault(what=what, where=tuple(found))
+
+
+def copies(model: Model) -> Iterator[Fault]:
+    """Finds constants that are stored more than once."""
+    names: dict[tuple[int, tuple[int, ...], bytes], list[str]] = {}
+    wasted = 0
+    for tensor in model.proto.graph.initializer:
+        values = model.file.array(tensor.name)
+        if values is not None and values.nbytes >= MIN_COPY:
+            key = (tensor.data_type, values.shape, hashlib.sha256(values.tobytes()).digest())
+            wasted += values.nbytes if key in names else 0
+            names.setdefault(key, []).append(tensor.name)
+    extra = tuple(name for same in names.values() for name in same[1:])
+    if extra:
+        yield Fault(what=f"{wasted:,} bytes are copies of other constants", where=extra)
+
+
+WEIGHT_CHECKS = (
+    Check(
+        name="not-finite",
+        severity="error",
+        subject="weights that are infinite or not a number",
+        why="they spread to every result",
+        upstream=(),
+        fix="train again with a lower learning rate, or take an earlier checkpoint",
+        find=not_finite,
+    ),
+    Check(
+        name="denormals",
+        severity="warning",
+        subject="denormal weights (smaller than 1.2e-38)",
+        why="CPUs multiply them many times slower",
+        upstream=("microsoft/onnxruntime#6865", "pytorch/pytorch#19651"),
+        fix="replace them with zeros, or set session.set_denormal_as_zero in the session options",
+        find=denormals,
+    ),
+    Check(
+        name="dead-channels",
+        severity="warning",
+        subject="output channels with only zero weights",
+        why="their output is constant, yet they are computed, stored, and read by the next layer",
+        upstream=("tensorflow/tensorflow#22732", "he-y/soft-filter-pruning#12"),
+        fix="remove them and add what they pass on to the next layer's bias: structured pruning",
+        find=dead_channels,
+    ),
+    Check(
+        name="misaligned-channels",
+        severity="note",
+        subject=f"convolutions that read a number of channels that is no multiple of {BLOCK}",
+        why="ONNX Runtime computes them in its slower layout",
+        upstream=("microsoft/onnxruntime#14392", "VainF/Torch-Pruning#38"),
+        fix="choose widths that are multiples of 8, better 16, and prune to such",
+        find=misaligned_channels,
+    ),
+    Check(
+        name="duplicate-weights",
+        severity="warning",
+        subject=f"equal constants of {MIN_COPY} bytes or more stored more than once",
+        why="they make the file larger than it need be",
+        upstream=("pytorch/pytorch#108342", "onnx/ir-py#67"),
+        fix="let the nodes read one of them: onnx_ir.passes.common.DeduplicateInitializersPass",
+        find=copies,
+    ),
+)

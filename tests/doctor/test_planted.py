@@ -1,0 +1,229 @@
+"""Faults planted one at a time: each is found, and only that; without it, the file is silent."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from compress.doctor.examine import CHECKS, examine
+from compress.errors import CompressError
+from tests.doctor.helpers import (
+    SCALE,
+    Plant,
+    float_model,
+    insert,
+    int8_model,
+    node,
+    put_values,
+    saved,
+    values,
+)
+
+
+def _reflect(proto: onnx.ModelProto) -> None:
+    put_values(proto, "pads", np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    insert(proto, "Pad", "conv2", ["pads"], mode="reflect")
+
+
+def _pad_between_quantizers(proto: onnx.ModelProto) -> None:
+    put_values(proto, "pads", np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    for operator, name in (("QuantizeLinear", "padded.q"), ("DequantizeLinear", "padded.dq")):
+        insert(proto, operator, "conv2", ["relu1.scale", "relu1.zero"])
+        node(proto, "planted").output[0] = name
+        node(proto, "conv2").input[0] = name
+        node(proto, "planted").name = name
+    insert(proto, "Pad", "padded.q", ["pads"])
+
+
+def _batchnorm(proto: onnx.ModelProto, **attributes: int) -> None:
+    for name in ("gain", "shift", "mean", "variance"):
+        put_values(proto, name, np.ones(16, np.float32))
+    insert(proto, "BatchNormalization", "pool", ["gain", "shift", "mean", "variance"], **attributes)
+
+
+def _training_batchnorm(proto: onnx.ModelProto) -> None:
+    _batchnorm(proto, training_mode=1)
+    node(proto, "planted").output.extend(["new_mean", "new_variance"])
+
+
+def _mean_pool(proto: onnx.ModelProto) -> None:
+    put_values(proto, "axes", np.array([-1, -2]))
+    pool = node(proto, "pool")
+    pool.op_type = "ReduceMean"
+    pool.input.append("axes")
+
+
+def _scaled_alike(proto: onnx.ModelProto) -> None:
+    """MaxPool with another scale on its output."""
+    put_values(proto, "max.scale", np.float32(2 * SCALE))
+    put_values(proto, "conv2.b.scale", 2 * values(proto, "conv2.b.scale"))
+
+
+def _shifted_relu(proto: onnx.ModelProto) -> None:
+    put_values(proto, "relu2.zero", np.uint8(3))
+
+
+def _activation_without_kernel(proto: onnx.ModelProto) -> None:
+    node(proto, "relu2").op_type = "HardSigmoid"
+
+
+def _sum_without_quantizer(proto: onnx.ModelProto) -> None:
+    """A residual sum that reads a convolution's float output."""
+    insert(proto, "Add", "relu2", ["conv2"])
+    node(proto, "planted").input[1] = "twin"
+    twin = helper.make_node("Conv", ["max.dq", "conv2.w.dq", "conv2.b.dq"], ["twin"], name="twin")
+    twin.attribute.extend(node(proto, "conv2").attribute)
+    proto.graph.node.insert(list(proto.graph.node).index(node(proto, "planted")), twin)
+
+
+def _float_weights(proto: onnx.ModelProto) -> None:
+    scale = values(proto, "conv2.w.scale").reshape(-1, 1, 1, 1)
+    put_values(proto, "float", values(proto, "conv2.w") * scale)
+    node(proto, "conv2").input[1] = "float"
+    del node(proto, "conv2").input[2]
+
+
+def _float_bias(proto: onnx.ModelProto) -> None:
+    put_values(proto, "float.b", np.ones(10, np.float32))
+    node(proto, "logits").input[2] = "float.b"
+
+
+def _bias_scale(proto: onnx.ModelProto) -> None:
+    put_values(proto, "conv2.b.scale", values(proto, "conv2.b.scale") * np.float32(1.05))
+
+
+def _bias_overflow(proto: onnx.ModelProto) -> None:
+    bias = values(proto, "conv2.b")
+    bias[3] = -(2**31) + 1
+    put_values(proto, "conv2.b", bias)
+
+
+def _eight_bits(proto: onnx.ModelProto) -> None:
+    levels = values(proto, "conv2.w")
+    levels[0, :2, 0, 0] = (127, 2)  # sums of up to 32,895
+    put_values(proto, "conv2.w", levels)
+
+
+def _not_a_number(proto: onnx.ModelProto) -> None:
+    weight = values(proto, "conv2.w")
+    weight[0, 0, 0, 0] = np.nan
+    put_values(proto, "conv2.w", weight)
+
+
+def _denormals(proto: onnx.ModelProto) -> None:
+    weight = values(proto, "conv2.w")
+    weight[0] = 1e-40
+    put_values(proto, "conv2.w", weight)
+
+
+def _dead_channel(proto: onnx.ModelProto) -> None:
+    weight = values(proto, "conv2.w")
+    weight[5] = 0
+    put_values(proto, "conv2.w", weight)
+
+
+def _copy(proto: onnx.ModelProto) -> None:
+    """A third convolution with the weights of the second, stored again."""
+    for name in ("conv2.w", "copy"):
+        put_values(proto, name, np.ones((16, 16, 1, 1), np.float32))
+    insert(proto, "Conv", "pool", ["copy"])
+
+
+def _frozen(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def _no_metadata(proto: onnx.ModelProto) -> None:
+    del proto.metadata_props[:]
+
+
+def _old_opset(proto: onnx.ModelProto) -> None:
+    proto.opset_import[0].version = 12
+    proto.ir_version = 7
+
+
+def _names(path: Path) -> set[str]:
+    return {finding.check for finding in examine(path).findings}
+
+
+FLOAT: tuple[tuple[str, Plant], ...] = (
+    ("explicit-pad", _reflect),
+    ("batchnorm", _batchnorm),
+    ("training-batchnorm", _training_batchnorm),
+    ("mean-pool", _mean_pool),
+    ("not-finite", _not_a_number),
+    ("denormals", _denormals),
+    ("dead-channels", _dead_channel),
+    ("duplicate-weights", _copy),
+    ("frozen-batch", _frozen),
+    ("missing-metadata", _no_metadata),
+    ("old-opset", _old_opset),
+)
+INT8: tuple[tuple[str, Plant], ...] = (
+    ("unfused-qdq", _scaled_alike),
+    ("unfused-qdq", _shifted_relu),
+    ("unfused-qdq", _activation_without_kernel),
+    ("float-island", _sum_without_quantizer),
+    ("dequantized-weights", _float_bias),
+    ("silently-quantized", _float_weights),
+    ("bias-scale", _bias_scale),
+    ("bias-overflow", _bias_overflow),
+    ("saturation", _eight_bits),
+    ("explicit-pad", _pad_between_quantizers),
+    ("mean-pool", _mean_pool),
+    ("dead-channels", _dead_channel),
+)
+
+CONSEQUENCES = {"bias-scale": {"unfused-qdq"}}
+"""What the newest ONNX Runtime makes of a fault, beside the fault itself."""
+
+
+@pytest.mark.parametrize(
+    ("model", "check", "plant"),
+    [
+        pytest.param(model, check, plant, id=f"{model.__name__}-{plant.__name__.strip('_')}")
+        for model, cases in ((float_model, FLOAT), (int8_model, INT8))
+        for check, plant in cases
+    ],
+)
+def test_a_planted_fault_is_found_and_nothing_else(
+    model: Callable[[], onnx.ModelProto], check: str, plant: Plant, tmp_path: Path
+) -> None:
+    found = _names(saved(model(), tmp_path, plant))
+    assert found == {check} | CONSEQUENCES.get(check, set())
+
+
+@pytest.mark.parametrize("model", [float_model, int8_model])
+def test_the_model_without_a_fault_is_silent(
+    model: Callable[[], onnx.ModelProto], tmp_path: Path
+) -> None:
+    assert examine(saved(model(), tmp_path)).findings == ()
+
+
+def test_channels_that_are_no_multiple_of_four(tmp_path: Path) -> None:
+    (finding,) = examine(saved(float_model(channels=10), tmp_path)).findings
+    assert (finding.check, finding.where) == ("misaligned-channels", ("conv2",))
+
+
+def test_weights_in_another_file(tmp_path: Path) -> None:
+    proto = float_model()
+    onnx.save(
+        proto, tmp_path / "model.onnx", save_as_external_data=True, location="data",
+        size_threshold=0,
+    )  # fmt: skip
+    (finding,) = examine(tmp_path / "model.onnx").findings
+    assert (finding.check, finding.where) == ("external-data", ("data",))
+    external = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    (tmp_path / "data").unlink()
+    with pytest.raises(CompressError, match="not a file in the same folder"):
+        examine(saved(external, tmp_path))
+
+
+def test_every_check_has_a_fault() -> None:
+    planted = {check for check, _ in (*FLOAT, *INT8)}
+    elsewhere = {"misaligned-channels", "external-data", "int8-activations"}
+    assert planted | elsewhere == {check.name for check in CHECKS}
+    assert len(CHECKS) == len({check.name for check in CHECKS})
