@@ -176,6 +176,8 @@ class Product:
     """The stage's own results: an instance of the `result` type in the table of stages."""
     findings: tuple[str, ...] = ()
     """Problems to report."""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    """Entries of the ONNX file's metadata, beside those of all files."""
     onnx_file: str | None = None
     """Name of the ONNX file that the stage wrote; None: the runner exports the model."""
 

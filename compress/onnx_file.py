@@ -4,10 +4,11 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 import onnx.parser
@@ -26,6 +27,8 @@ OPSET = 18
 CONTRIB = "com.microsoft"
 """Domain of ONNX Runtime's own operators; their version is 1."""
 INPUT, OUTPUT = "images", "logits"
+WITHOUT_VNNI = "without_vnni"
+"""Metadata entry of int8 files: what they lose on other CPUs, an `int8.saturation.Saturation`."""
 MAX_GROWTH, SMALL, LARGE = 256, 2**22, 2**28
 """Limit on the elements of an intermediate value: `MAX_GROWTH` times the input's, clamped."""
 MAX_FILE = 2**31
@@ -62,7 +65,15 @@ class OnnxFacts:
     stage: str
 
 
-def export_onnx(model: nn.Module, spec: ModelSpec, path: Path, *, digest: str, stage: str) -> None:
+def export_onnx(
+    model: nn.Module,
+    spec: ModelSpec,
+    path: Path,
+    *,
+    digest: str,
+    stage: str,
+    metadata: Mapping[str, object] = MappingProxyType({}),
+) -> None:
     """Exports a model.
 
     Input `images`: uint8 `[batch, channels, size, size]`; output `logits`: float32
@@ -75,6 +86,7 @@ def export_onnx(model: nn.Module, spec: ModelSpec, path: Path, *, digest: str, s
         path: the file to write.
         digest: digest of the checkpoint, for the metadata.
         stage: stage that made the checkpoint, for the metadata.
+        metadata: further entries, written as JSON.
     """
     side, channels = spec.preprocess.size, spec.preprocess.channels
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)
@@ -96,10 +108,12 @@ def export_onnx(model: nn.Module, spec: ModelSpec, path: Path, *, digest: str, s
         "preprocess": asdict(spec.preprocess),
         "digest": digest,
         "stage": stage,
+        **metadata,
     }
     onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in facts.items()})
     _strip_debug_information(proto)
     _use_global_pooling(proto)
+    _share_constants(proto.graph)
     _define_contrib_operators(proto)
     inferred = onnx.shape_inference.infer_shapes(
         proto, check_type=True, strict_mode=True, data_prop=True
@@ -227,18 +241,44 @@ def _use_global_pooling(proto: onnx.ModelProto) -> None:
     """
     graph = proto.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
+    for node in list(graph.node):
         if node.op_type != "ReduceMean" or node.input[1] not in constants:
             continue
         axes = sorted(onnx.numpy_helper.to_array(constants[node.input[1]]).tolist())
+        if axes not in ([2, 3], [-2, -1]):
+            continue
         keeps = {entry.name: entry.i for entry in node.attribute}.get("keepdims", 1)
-        if axes in ([2, 3], [-2, -1]) and keeps:
-            node.op_type = "GlobalAveragePool"
-            del node.input[1], node.attribute[:]
+        node.op_type = "GlobalAveragePool"
+        del node.input[1], node.attribute[:]
+        if not keeps:
+            _flatten(node, graph)
     used = {name for node in graph.node for name in node.input}
     unused = [tensor for tensor in graph.initializer if tensor.name not in used]
     for tensor in unused:
         graph.initializer.remove(tensor)
+
+
+def _flatten(node: onnx.NodeProto, graph: onnx.GraphProto) -> None:
+    """Puts a Flatten behind a node, which gives the value its old name."""
+    pooled = f"{node.output[0]}_pooled"
+    flatten = onnx.helper.make_node(
+        "Flatten", [pooled], [node.output[0]], name=f"{node.name}_flatten"
+    )
+    node.output[0] = pooled
+    graph.node.insert(list(graph.node).index(node) + 1, flatten)
+
+
+def _share_constants(graph: onnx.GraphProto) -> None:
+    """Stores equal constants once."""
+    first: dict[tuple[object, ...], str] = {}
+    copies: dict[str, str] = {}
+    for tensor in list(graph.initializer):
+        key = (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
+        if tensor.raw_data and first.setdefault(key, tensor.name) != tensor.name:
+            copies[tensor.name] = first[key]
+            graph.initializer.remove(tensor)
+    for node in graph.node:
+        node.input[:] = [copies.get(value, value) for value in node.input]
 
 
 def _define_contrib_operators(proto: onnx.ModelProto) -> None:

@@ -78,3 +78,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [out])), foreign)
     with pytest.raises(ValueError, match="not written by compress"):
         read_facts(foreign)
+
+
+def test_equal_constants_are_stored_once(exported: tuple[torch.nn.Module, Path]) -> None:
+    """An untrained network has many: the gains of all BatchNorms are 1."""
+    tensors = [
+        (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
+        for tensor in onnx.load(exported[1]).graph.initializer
+    ]
+    assert len(tensors) == len(set(tensors))

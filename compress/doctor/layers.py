@@ -32,12 +32,21 @@ class Layer:
     dtype: np.dtype
     """Of the stored weights."""
     groups: int
+    positions: int
+    """Height times width of a convolution's output; 0 if unknown."""
     bias: np.ndarray | None
     """As stored: float, or int32 levels."""
     input_scale: np.ndarray | None
     weight_scale: np.ndarray | None
     bias_scale: np.ndarray | None
     """Of a bias that is dequantized in the file."""
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Input and output channels; of a group, if each computes several from several."""
+        shared = 1 if self.is_depthwise else self.groups
+        read = self.weight.shape[1] * self.groups // shared
+        return read, len(self.weight) // shared
 
     @property
     def is_depthwise(self) -> bool:
@@ -66,6 +75,7 @@ def _float_layer(graph: Graph, node: NodeProto) -> Iterator[Layer]:
         weight=_outputs_first(node, node.op_type, weight),
         dtype=dtype,
         groups=attribute(node, "group", 1),
+        positions=math.prod(graph.shapes.get(node.output[0], ())[2:]),
         bias=bias,
         input_scale=graph.array(source.input[1]) if source is not None else None,
         weight_scale=weight_scale,
@@ -75,18 +85,23 @@ def _float_layer(graph: Graph, node: NodeProto) -> Iterator[Layer]:
 
 def _integer_layer(graph: Graph, node: NodeProto) -> Iterator[Layer]:
     kind, *places = INTEGER_LAYERS[node.op_type]
-    weight, zero_point, bias, input_scale, weight_scale = (
+    stored, zero_point, bias, input_scale, weight_scale = (
         graph.array(node.input[place]) if place is not None and place < len(node.input) else None
         for place in places
     )
-    if weight is None or not _is_matrix(weight):
+    weight = None
+    if stored is not None:
+        axis = 0 if _is_output_first(node, kind) else stored.ndim - 1
+        weight = _centered(stored, zero_point, axis)
+    if stored is None or weight is None or not _is_matrix(weight):
         return
     yield Layer(
         name=names([node])[0],
         kind=kind,
-        weight=_outputs_first(node, kind, _centered(weight, zero_point, 0)),
-        dtype=weight.dtype,
+        weight=_outputs_first(node, kind, weight),
+        dtype=stored.dtype,
         groups=attribute(node, "group", 1),
+        positions=math.prod(graph.shapes.get(node.output[0], ())[2:]),
         bias=bias,
         input_scale=input_scale,
         weight_scale=weight_scale,
@@ -114,20 +129,26 @@ def _operand(
     return centered, graph.array(source.input[1]), levels.dtype
 
 
-def _centered(levels: np.ndarray, zero_point: np.ndarray | None, axis: int) -> np.ndarray:
-    """Returns levels minus their zero point: one for all, or one for each slice of an axis."""
+def _centered(levels: np.ndarray, zero_point: np.ndarray | None, axis: int) -> np.ndarray | None:
+    """Returns levels minus their zero point: one for all, or one for each slice of an axis.
+
+    None if there are blocks of other zero points, or zero points that fit nowhere.
+    """
     wide = levels.astype(np.int16 if levels.dtype.itemsize == 1 else np.int64)
     if zero_point is None:
         return wide
-    if zero_point.size > 1 and levels.ndim > 1:
-        shape = [1] * levels.ndim
-        shape[axis] = -1
-        zero_point = zero_point.reshape(shape)
-    return wide - zero_point.astype(wide.dtype)
+    if zero_point.size == 1:
+        return wide - zero_point.astype(wide.dtype).reshape([1] * levels.ndim)
+    axis = axis if levels.ndim > 1 else 0
+    if not -levels.ndim <= axis < levels.ndim or zero_point.shape != (levels.shape[axis],):
+        return None
+    slices = np.moveaxis(wide, axis, -1) - zero_point.astype(wide.dtype)
+    return np.moveaxis(slices, -1, axis)
+
+
+def _is_output_first(node: NodeProto, kind: str) -> bool:
+    return kind == "Conv" or (kind == "Gemm" and bool(attribute(node, "transB", 0)))
 
 
 def _outputs_first(node: NodeProto, kind: str, weight: np.ndarray) -> np.ndarray:
-    transposed = kind == "Gemm" and attribute(node, "transB", 0)
-    if kind == "Conv" or transposed:
-        return weight
-    return np.swapaxes(weight, -1, 0).reshape(weight.shape[-1], math.prod(weight.shape[:-1]))
+    return weight if _is_output_first(node, kind) else weight.reshape(-1, weight.shape[-1]).T

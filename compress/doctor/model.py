@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 from onnx import NodeProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
@@ -29,6 +30,8 @@ class Graph:
     constants: Mapping[str, TensorProto]
     outputs: frozenset[str]
     """The results of the whole graph."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the computed values, as far as they are known; unknown dimensions are 0."""
 
     @cached_property
     def maker(self) -> Mapping[str, NodeProto]:
@@ -79,20 +82,20 @@ def read_model(path: Path) -> Model:
         CompressError: it is not an ONNX file, damaged, or too large; or ONNX Runtime cannot load
             it.
     """
-    read_onnx(path)
+    shapes = _shapes(onnx.shape_inference.infer_shapes(read_onnx(path)).graph)
     optimized = optimized_graph(path)
     proto = onnx.load(path, load_external_data=False)
     external = sorted({_location(tensor) for tensor in proto.graph.initializer} - {""})
     if sum((path.parent / name).stat().st_size for name in external) > MAX_EXTERNAL:
         raise CompressError(f"{path} has more than {MAX_EXTERNAL / 2**30:.0f} GiB of weights")
-    file = _graph(proto.graph)
+    file = _graph(proto.graph, shapes)
     try:
         load_external_data_for_model(proto, str(path.parent))
         for tensor in file.constants.values():
             onnx.numpy_helper.to_array(tensor)
     except Exception:  # onnx raises many error types
         raise CompressError(f"{path} is damaged: its weights cannot be read") from None
-    return Model(proto=proto, external=tuple(external), file=file, optimized=_graph(optimized))
+    return Model(proto=proto, external=tuple(external), file=file, optimized=_graph(optimized, {}))
 
 
 def attribute(node: NodeProto, name: str, default: int) -> int:
@@ -111,13 +114,21 @@ def _location(tensor: TensorProto) -> str:
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
 
 
-def _graph(graph: onnx.GraphProto) -> Graph:
+def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    return {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*graph.value_info, *graph.output)
+    }
+
+
+def _graph(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     constants |= dict(_constant_nodes(graph))
     return Graph(
         nodes=tuple(node for node in graph.node if node.domain in DOMAINS),
         constants=constants,
         outputs=frozenset(value.name for value in graph.output),
+        shapes=shapes,
     )
 
 

@@ -4,12 +4,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
+from pydantic import TypeAdapter
 
 from compress.doctor.finding import Check, Fault
 from compress.doctor.layers import Layer, layers
 from compress.doctor.model import DEQUANTIZE, QUANTIZE, Graph, Model, names
+from compress.files import parse_json
+from compress.int8.saturation import Saturation
 from compress.log import count_of
+from compress.onnx_file import WITHOUT_VNNI
 
 INT8_KERNELS = {
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
@@ -99,11 +103,30 @@ def bias_overflows(model: Model) -> Iterator[Fault]:
 
 
 def saturation(model: Model) -> Iterator[Fault]:
-    """Finds int8 weights whose products with uint8 can exceed int16 in pairs."""
-    found = [layer.name for layer in layers(model.file) if _saturates(layer)]
-    if found:
+    """Finds int8 weights whose products with uint8 can exceed int16 in pairs.
+
+    If the file says what was measured, that counts.
+    """
+    found = tuple(layer.name for layer in layers(model.file) if _saturates(layer))
+    measured = _measured_saturation(model.proto)
+    if measured is None and found:
         what = f"{count_of(len(found), 'layer')} with sums of two products beyond int16"
-        yield Fault(what=what, where=tuple(found))
+        yield Fault(what=what, where=found)
+    elif measured is not None and measured.top1_saturated < measured.top1:
+        what = (
+            f"top-1 {measured.top1_saturated:.2f} % instead of {measured.top1:.2f} % on CPUs "
+            f"without VNNI, measured on {count_of(measured.n_images, 'image')}"
+        )
+        yield Fault(what=what, where=found)
+
+
+def _measured_saturation(proto: ModelProto) -> Saturation | None:
+    """Returns what the quantize stage wrote into the file's metadata, if it did."""
+    texts = [entry.value for entry in proto.metadata_props if entry.key == WITHOUT_VNNI]
+    try:
+        return TypeAdapter(Saturation).validate_python(parse_json(texts[0])) if texts else None
+    except ValueError:
+        return None
 
 
 def _unfused(graph: Graph) -> list[NodeProto]:
@@ -153,15 +176,16 @@ def _is_quantized(graph: Graph, node: NodeProto) -> bool:
 
 
 def _leads_to_int8(graph: Graph, node: NodeProto) -> bool:
-    """Returns whether a quantizer follows, at any distance."""
+    """Returns whether a quantizer follows, after none but operators with int8 kernels."""
     seen: set[str] = set()
     pending = list(node.output)
     while pending:
         for reader in graph.readers.get(pending.pop(), ()):
             if reader.op_type == QUANTIZE:
                 return True
-            pending += [value for value in reader.output if value not in seen]
-            seen.update(reader.output)
+            if _kind(reader) in INT8_KERNELS:
+                pending += [value for value in reader.output if value not in seen]
+                seen.update(reader.output)
     return False
 
 

@@ -13,7 +13,11 @@ from compress.log import count_of
 MIN_COPY = 1024
 """Bytes of a copy worth reporting."""
 BLOCK = 4
-"""ONNX Runtime's fast layout needs a multiple of this many input channels."""
+"""ONNX Runtime's fast kernels need a multiple of this many channels."""
+EXPONENT, MANTISSA = np.uint32(0x7F800000), np.uint32(0x007FFFFF)
+"""Their bits in a float32."""
+TINY = np.finfo(np.float32).tiny
+"""The smallest float32 that is not denormal."""
 IMAGE_CHANNELS = 4
 """Up to so many, ONNX Runtime has a kernel of its own."""
 
@@ -35,13 +39,16 @@ def not_finite(model: Model) -> Iterator[Fault]:
 
 
 def denormals(model: Model) -> Iterator[Fault]:
-    """Finds float32 constants with denormal numbers."""
+    """Finds float32 constants with denormal numbers.
+
+    By their bits: the process may treat them as zeros, as training does.
+    """
     counts: dict[str, int] = {}
     for name in model.file.constants:
         values = model.file.array(name)
         if values is not None and values.dtype == np.float32:
-            magnitudes = np.abs(values)
-            count = int(((magnitudes > 0) & (magnitudes < np.finfo(np.float32).tiny)).sum())
+            bits = np.ascontiguousarray(values).view(np.uint32)
+            count = int((((bits & EXPONENT) == 0) & ((bits & MANTISSA) != 0)).sum())
             if count:
                 counts[name] = count
     if counts:
@@ -55,7 +62,7 @@ def dead_channels(model: Model) -> Iterator[Fault]:
     for layer in layers(model.file):
         flat = layer.weight.reshape(len(layer.weight), -1)
         channels += len(flat)
-        count = int((~flat.any(axis=1)).sum())
+        count = int((np.abs(flat) < TINY).all(axis=1).sum())
         if count:
             dead[layer.name] = count
     if dead:
@@ -64,20 +71,20 @@ def dead_channels(model: Model) -> Iterator[Fault]:
 
 
 def misaligned_channels(model: Model) -> Iterator[Fault]:
-    """Finds convolutions whose numbers of channels keep them out of the fast layout."""
-    found = {}
+    """Finds convolutions whose numbers of channels keep them out of the fast kernels.
+
+    Those on one position, as in squeeze-and-excitation, cost next to nothing.
+    """
+    found: dict[str, set[int]] = {}
     for layer in layers(model.file):
-        read = layer.weight.shape[1] if layer.weight.ndim > 2 else 0
-        if (
-            layer.kind == "Conv"
-            and not layer.is_depthwise
-            and read > IMAGE_CHANNELS
-            and read % BLOCK
-        ):
-            found[layer.name] = read
+        read, written = layer.channels
+        counts = {written} if read <= IMAGE_CHANNELS else {read, written}
+        off = {count for count in counts if count % BLOCK}
+        if layer.kind == "Conv" and layer.positions != 1 and off:
+            found[layer.name] = off
     if found:
-        counts = ", ".join(map(str, sorted(set(found.values()))))
-        what = f"{count_of(len(found), 'convolution')} of {counts} input channels"
+        numbers = ", ".join(map(str, sorted(set().union(*found.values()))))
+        what = f"{count_of(len(found), 'convolution')} with {numbers} channels"
         yield Fault(what=what, where=tuple(found))
 
 
@@ -126,9 +133,9 @@ WEIGHT_CHECKS = (
     ),
     Check(
         name="misaligned-channels",
-        severity="note",
-        subject=f"convolutions that read a number of channels that is no multiple of {BLOCK}",
-        why="ONNX Runtime computes them in its slower layout",
+        severity="warning",
+        subject=f"convolutions with a number of channels that is no multiple of {BLOCK}",
+        why="ONNX Runtime computes them with slower kernels: depthwise ones in float, all in int8",
         upstream=("microsoft/onnxruntime#14392", "VainF/Torch-Pruning#38"),
         fix="choose widths that are multiples of 8, better 16, and prune to such",
         find=misaligned_channels,

@@ -1,6 +1,7 @@
 """The quantize stage: converts float to int8, with or without training."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 
 from torch import fx
@@ -14,6 +15,7 @@ from compress.int8.saturation import Saturation, find_saturation, reduce_range
 from compress.kd.context import Context
 from compress.kd.training import train_with_kd
 from compress.log import count_of, say, waiting
+from compress.onnx_file import WITHOUT_VNNI
 from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.layer_timing import time_layers
@@ -43,6 +45,7 @@ def run(start: Start, config: QuantizeConfig, context: Context) -> Product:
     trained = _train(trials, best, config, context)
     best = trained or best
     model = convert(best.model)
+    without_vnni = _check_saturation(model, config, context)
     return Product(
         model=model,
         spec=start.spec,
@@ -55,8 +58,9 @@ def run(start: Start, config: QuantizeConfig, context: Context) -> Product:
             attempts=tuple(trials.attempts),
             float_layers=best.plan.layout.float_layers,
             reduced_layers=tuple(sorted(best.plan.reduced_layers)),
-            without_vnni=_check_saturation(model, config, context),
+            without_vnni=without_vnni,
         ),
+        metadata={WITHOUT_VNNI: dataclasses.asdict(without_vnni)},
     )
 
 

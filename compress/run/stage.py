@@ -84,6 +84,7 @@ def run_stage(request: Request) -> Checkpoint:
             partial / MODEL_FILE,
             digest=checkpoint.digest,
             stage=request.stage,
+            metadata=product.metadata,
         )
     facts = {
         **count(product, start),

@@ -9,6 +9,8 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 IMAGE_SCALE, SCALE = 1 / 255, 0.02
+DENORMAL = np.uint32(71362).view(np.float32)
+"""1e-40, by its bits: training makes a process round it to zero."""
 METADATA = {"class_names": "[]", "preprocess": "{}"}
 Plant = Callable[[onnx.ModelProto], object]
 

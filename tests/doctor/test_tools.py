@@ -1,10 +1,13 @@
-"""What other tools make of a float model without a fault."""
+"""What other tools write: ONNX Runtime's quantizer, and PyTorch's exporter for timm."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -80,3 +83,38 @@ def test_a_layer_excluded_from_quantization_is_quantized_all_the_same(tmp_path: 
 def test_quantize_dynamic(tmp_path: Path) -> None:
     quantize_dynamic(saved(float_model(), tmp_path), tmp_path / "int8.onnx", reduce_range=True)
     assert examine(tmp_path / "int8.onnx").findings == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("convnext_atto", {"mean-pool"}),
+        ("densenet121", {"mean-pool", "batchnorm"}),  # before convolutions
+        ("ghostnet_050", {"mean-pool", "misaligned-channels"}),
+        ("lcnet_035", {"mean-pool"}),
+        ("mobilenetv3_small_050", {"mean-pool"}),
+        ("mobileone_s0", {"mean-pool", "batchnorm"}),  # beside convolutions
+        ("regnetx_002", {"mean-pool", "dead-channels"}),  # untrained gains of zero
+        ("resnet18", {"mean-pool", "dead-channels"}),
+        ("tf_efficientnet_lite0", {"mean-pool"}),  # its Pads become part of convolutions
+        ("tf_mobilenetv3_small_minimal_100", {"mean-pool"}),
+        ("tinynet_e", {"mean-pool"}),
+        ("vit_tiny_patch16_224", set()),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # the exporter's
+def test_timm(name: str, expected: set[str], tmp_path: Path) -> None:
+    sized: dict[str, Any] = {"img_size": 64} if name.startswith("vit") else {}
+    model = timm.create_model(name, pretrained=False, num_classes=10, **sized).eval()
+    torch.onnx.export(
+        model,
+        (torch.randn(2, 3, 64, 64),),
+        tmp_path / "model.onnx",
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+    found = {finding.check for finding in examine(tmp_path / "model.onnx").findings}
+    assert found == expected | {"missing-metadata"}
