@@ -6,7 +6,8 @@ import numpy as np
 from onnx import NodeProto
 
 from compress.doctor.finding import Check, Fault
-from compress.doctor.model import Graph, Model, attribute, names
+from compress.doctor.model import Model
+from compress.doctor.onnx_graph import Graph, attribute, names
 from compress.log import count_of
 
 IMAGE_AXES = ([2, 3], [-2, -1])

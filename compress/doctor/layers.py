@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto
 
-from compress.doctor.model import DEQUANTIZE, Graph, attribute, names
+from compress.doctor.onnx_graph import DEQUANTIZE, Graph, attribute, names
 
 FLOAT_LAYERS = ("Conv", "Gemm", "MatMul")
 INTEGER_LAYERS = {

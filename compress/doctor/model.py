@@ -1,66 +1,22 @@
 """A file under examination: as it was written, and as ONNX Runtime runs it."""
 
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx.shape_inference
-from onnx import NodeProto, TensorProto
+from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
+from compress.doctor.layers import Layer, layers
+from compress.doctor.onnx_graph import Graph, read_graph
 from compress.errors import CompressError
 from compress.measure.runtime import optimized_graph
 from compress.onnx_file import read_onnx
 
 MAX_EXTERNAL = 2**33
 """Largest external data, in bytes; it is read into memory."""
-DOMAINS = {"", "ai.onnx", "com.microsoft"}
-"""Of the operators that the checks know; a file may define others with the same names."""
-DEQUANTIZE, QUANTIZE = "DequantizeLinear", "QuantizeLinear"
-
-
-@dataclass(frozen=True)
-class Graph:
-    """The nodes of a graph, and who makes and reads each value."""
-
-    nodes: tuple[NodeProto, ...]
-    constants: Mapping[str, TensorProto]
-    outputs: frozenset[str]
-    """The results of the whole graph."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """Of the computed values, as far as they are known; unknown dimensions are 0."""
-
-    @cached_property
-    def maker(self) -> Mapping[str, NodeProto]:
-        """The node that computes each value."""
-        return {value: node for node in self.nodes for value in node.output if value}
-
-    @cached_property
-    def readers(self) -> Mapping[str, tuple[NodeProto, ...]]:
-        """The nodes that read each value, one that reads it twice only once."""
-        found: dict[str, list[NodeProto]] = {}
-        for node in self.nodes:
-            for value in dict.fromkeys(node.input):
-                found.setdefault(value, []).append(node)
-        return {value: tuple(nodes) for value, nodes in found.items()}
-
-    def array(self, value: str) -> np.ndarray | None:
-        """Returns a constant; None if the value is computed."""
-        tensor = self.constants.get(value)
-        return None if tensor is None else onnx.numpy_helper.to_array(tensor)
-
-    def made_by(self, value: str, operator: str) -> NodeProto | None:
-        """Returns the node that computes a value if it is of this type."""
-        node = self.maker.get(value)
-        return node if node is not None and node.op_type == operator else None
-
-    def is_dequantized(self, value: str) -> bool:
-        """Returns whether a value is a dequantized activation."""
-        node = self.made_by(value, DEQUANTIZE)
-        return node is not None and node.input[0] not in self.constants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +29,11 @@ class Model:
     file: Graph
     optimized: Graph
     """After ONNX Runtime's fusions; its constants may lack their values."""
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The file's layers with constant weights."""
+        return tuple(layers(self.file))
 
 
 def read_model(path: Path) -> Model:
@@ -88,24 +49,16 @@ def read_model(path: Path) -> Model:
     external = sorted({_location(tensor) for tensor in proto.graph.initializer} - {""})
     if sum((path.parent / name).stat().st_size for name in external) > MAX_EXTERNAL:
         raise CompressError(f"{path} has more than {MAX_EXTERNAL / 2**30:.0f} GiB of weights")
-    file = _graph(proto.graph, shapes)
+    file = read_graph(proto.graph, shapes)
     try:
         load_external_data_for_model(proto, str(path.parent))
         for tensor in file.constants.values():
             onnx.numpy_helper.to_array(tensor)
     except Exception:  # onnx raises many error types
         raise CompressError(f"{path} is damaged: its weights cannot be read") from None
-    return Model(proto=proto, external=tuple(external), file=file, optimized=_graph(optimized, {}))
-
-
-def attribute(node: NodeProto, name: str, default: int) -> int:
-    """Returns an integer attribute of a node."""
-    return next((entry.i for entry in node.attribute if entry.name == name), default)
-
-
-def names(nodes: Iterable[NodeProto]) -> tuple[str, ...]:
-    """Returns what to call nodes: their names, or else their first outputs."""
-    return tuple(node.name or next(iter(node.output), node.op_type) for node in nodes)
+    return Model(
+        proto=proto, external=tuple(external), file=file, optimized=read_graph(optimized, {})
+    )
 
 
 def _location(tensor: TensorProto) -> str:
@@ -119,26 +72,3 @@ def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         for value in (*graph.value_info, *graph.output)
     }
-
-
-def _graph(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    constants |= dict(_constant_nodes(graph))
-    return Graph(
-        nodes=tuple(node for node in graph.node if node.domain in DOMAINS),
-        constants=constants,
-        outputs=frozenset(value.name for value in graph.output),
-        shapes=shapes,
-    )
-
-
-def _constant_nodes(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorProto]]:
-    for node in graph.node:
-        if node.op_type == "Constant":
-            for entry in node.attribute:
-                if entry.name == "value":
-                    yield node.output[0], entry.t
-                elif entry.name in {"value_int", "value_ints", "value_float", "value_floats"}:
-                    plain = onnx.helper.get_attribute_value(entry)
-                    kind = np.float32 if "float" in entry.name else np.int64
-                    yield node.output[0], onnx.numpy_helper.from_array(np.array(plain, kind))

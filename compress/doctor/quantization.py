@@ -8,9 +8,11 @@ from onnx import ModelProto, NodeProto, TensorProto
 from pydantic import TypeAdapter
 
 from compress.doctor.finding import Check, Fault
-from compress.doctor.layers import Layer, layers
-from compress.doctor.model import DEQUANTIZE, QUANTIZE, Graph, Model, names
+from compress.doctor.layers import Layer
+from compress.doctor.model import Model
+from compress.doctor.onnx_graph import DEQUANTIZE, QUANTIZE, Graph, names
 from compress.files import parse_json
+from compress.int8.layer import BARRIER
 from compress.int8.saturation import Saturation
 from compress.log import count_of
 from compress.onnx_file import WITHOUT_VNNI
@@ -47,18 +49,17 @@ def float_islands(model: Model) -> Iterator[Fault]:
 def dequantized_weights(model: Model) -> Iterator[Fault]:
     """Finds constants that are dequantized whenever the model runs, for no other reason found."""
     graph = model.optimized
-    explained = [*_unfused(graph), *_islands(graph)]
-    found = [
-        reader
+    explained = {id(node) for node in (*_unfused(graph), *_islands(graph))}
+    found = {
+        id(reader): reader
         for node in graph.nodes
         if node.op_type == DEQUANTIZE and node.input[0] in graph.constants
         for reader in graph.readers.get(node.output[0], ())
-        if reader not in explained
-    ]
+        if id(reader) not in explained
+    }
     if found:
-        unique = list({id(node): node for node in found}.values())
-        what = f"weights are dequantized at every run: {_counts(unique)}"
-        yield Fault(what=what, where=names(unique))
+        what = f"weights are dequantized at every run: {_counts(found.values())}"
+        yield Fault(what=what, where=names(found.values()))
 
 
 def silently_quantized(model: Model) -> Iterator[Fault]:
@@ -87,7 +88,7 @@ def int8_activations(model: Model) -> Iterator[Fault]:
 
 def bias_scales(model: Model) -> Iterator[Fault]:
     """Finds int32 biases whose scale is not that of the sums that they are added to."""
-    found = [layer.name for layer in layers(model.file) if _is_bias_off(layer)]
+    found = [layer.name for layer in model.layers if _is_bias_off(layer)]
     if found:
         what = f"{count_of(len(found), 'layer')} with a bias scale other than input times weight"
         yield Fault(what=what, where=tuple(found))
@@ -95,7 +96,7 @@ def bias_scales(model: Model) -> Iterator[Fault]:
 
 def bias_overflows(model: Model) -> Iterator[Fault]:
     """Finds int32 biases that are clipped or leave no room for the products."""
-    found = [layer.name for layer in layers(model.file) if _overflows(layer)]
+    found = [layer.name for layer in model.layers if _overflows(layer)]
     if found:
         yield Fault(
             what=f"{count_of(len(found), 'layer')} with sums beyond int32", where=tuple(found)
@@ -107,7 +108,7 @@ def saturation(model: Model) -> Iterator[Fault]:
 
     If the file says what was measured, that counts.
     """
-    found = tuple(layer.name for layer in layers(model.file) if _saturates(layer))
+    found = tuple(layer.name for layer in model.layers if _saturates(layer))
     measured = _measured_saturation(model.proto)
     if measured is None and found:
         what = f"{count_of(len(found), 'layer')} with sums of two products beyond int16"
@@ -138,6 +139,7 @@ def _islands(graph: Graph) -> list[NodeProto]:
         node
         for node in graph.nodes
         if _kind(node) in INT8_KERNELS
+        and not _clips_nothing(graph, node)
         and any(graph.is_dequantized(value) for value in _activations(node))
         and not (_wants_int8(graph, node) and _is_quantized(graph, node))
         and _leads_to_int8(graph, node)
@@ -147,6 +149,17 @@ def _islands(graph: Graph) -> list[NodeProto]:
 def _kind(node: NodeProto) -> str:
     """Returns an operator's type, without the activation that ONNX Runtime made part of it."""
     return node.op_type.removeprefix("Fused")
+
+
+def _clips_nothing(graph: Graph, node: NodeProto) -> bool:
+    """Returns whether a node only keeps the layer behind it in float, see `int8.layer.BARRIER`.
+
+    Bounds that are not in memory may be such, too.
+    """
+    if node.op_type != "Clip" or len(node.input) < 3:
+        return False
+    bounds = [graph.array(value) for value in node.input[1:]]
+    return all(bound is None or (np.abs(bound) >= BARRIER).all() for bound in bounds)
 
 
 def _activations(node: NodeProto) -> list[str]:
@@ -212,10 +225,8 @@ def _is_bias_off(layer: Layer) -> bool:
 def _overflows(layer: Layer) -> bool:
     if layer.bias is None or layer.bias.dtype.kind not in "iu" or layer.weight.dtype.kind != "i":
         return False
-    products = UINT8_MAX * np.abs(layer.weight.reshape(len(layer.weight), -1)).sum(
-        1, dtype=np.int64
-    )
-    sums = np.abs(layer.bias.astype(np.int64)).ravel() + products
+    rows = np.abs(layer.weight.reshape(len(layer.weight), -1))
+    sums = np.abs(layer.bias.astype(np.int64)).ravel() + UINT8_MAX * rows.sum(1, dtype=np.int64)
     return bool((sums > INT32_MAX).any())
 
 

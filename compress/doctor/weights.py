@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from compress.doctor.finding import Check, Fault
-from compress.doctor.layers import layers
 from compress.doctor.model import Model
 from compress.log import count_of
 
@@ -26,7 +25,7 @@ def not_finite(model: Model) -> Iterator[Fault]:
     """Finds layers with weights or biases that are infinite or not a number."""
     found = [
         layer.name
-        for layer in layers(model.file)
+        for layer in model.layers
         if not all(
             np.isfinite(values).all() for values in (layer.weight, layer.bias) if values is not None
         )
@@ -59,7 +58,7 @@ def dead_channels(model: Model) -> Iterator[Fault]:
     """Finds layers with output channels whose weights are all zero."""
     dead: dict[str, int] = {}
     channels = 0
-    for layer in layers(model.file):
+    for layer in model.layers:
         flat = layer.weight.reshape(len(layer.weight), -1)
         channels += len(flat)
         count = int((np.abs(flat) < TINY).all(axis=1).sum())
@@ -76,7 +75,7 @@ def misaligned_channels(model: Model) -> Iterator[Fault]:
     Those on one position, as in squeeze-and-excitation, cost next to nothing.
     """
     found: dict[str, set[int]] = {}
-    for layer in layers(model.file):
+    for layer in model.layers:
         read, written = layer.channels
         counts = {written} if read <= IMAGE_CHANNELS else {read, written}
         off = {count for count in counts if count % BLOCK}

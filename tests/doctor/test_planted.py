@@ -260,3 +260,12 @@ def test_denormals_are_found_while_they_count_as_zeros(tmp_path: Path) -> None:
         assert _names(saved(float_model(), tmp_path, _denormals)) == {"denormals"}
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_a_clip_that_clips_nothing_keeps_a_layer_in_float_on_purpose(tmp_path: Path) -> None:
+    def keep(proto: onnx.ModelProto) -> None:
+        put_values(proto, "lowest", np.float32(-1e30))
+        put_values(proto, "highest", np.float32(1e30))
+        insert(proto, "Clip", "conv2", ["lowest", "highest"])
+
+    assert _names(saved(int8_model(), tmp_path, _float_weights, keep)) == set()
