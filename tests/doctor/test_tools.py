@@ -1,10 +1,11 @@
-"""What other tools write: ONNX Runtime's quantizer, and PyTorch's exporter for timm."""
+"""What other tools write: ONNX Runtime's quantizer, PyTorch's exporter for timm, Caffe2."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
@@ -83,6 +84,25 @@ def test_a_layer_excluded_from_quantization_is_quantized_all_the_same(tmp_path: 
 def test_quantize_dynamic(tmp_path: Path) -> None:
     quantize_dynamic(saved(float_model(), tmp_path), tmp_path / "int8.onnx", reduce_range=True)
     assert examine(tmp_path / "int8.onnx").findings == ()
+
+
+OLD = {"frozen-batch", "old-opset", "missing-metadata"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("densenet121", {"batchnorm", "denormals"}),
+        ("inception_v2", {"batchnorm"}),
+        ("shufflenet", set()),
+        ("squeezenet", set()),
+    ],
+)
+def test_files_of_the_model_zoo(name: str, expected: set[str]) -> None:
+    """Of 2019, as the onnx package ships them for its own tests."""
+    folder = Path(onnx.__file__).parent / "backend/test/data/light"
+    found = {finding.check for finding in examine(folder / f"light_{name}.onnx").findings}
+    assert found == expected | OLD
 
 
 @pytest.mark.slow
