@@ -269,3 +269,14 @@ def test_a_clip_that_clips_nothing_keeps_a_layer_in_float_on_purpose(tmp_path: P
         insert(proto, "Clip", "conv2", ["lowest", "highest"])
 
     assert _names(saved(int8_model(), tmp_path, _float_weights, keep)) == set()
+
+
+@pytest.mark.parametrize(("axis", "expected"), [(0, set()), (1, {"dead-channels"})])
+def test_an_output_of_a_product_is_a_column(axis: int, expected: set[str], tmp_path: Path) -> None:
+    def transpose(proto: onnx.ModelProto) -> None:
+        weight = values(proto, "logits.w").T.copy()
+        np.moveaxis(weight, axis, 0)[3] = 0
+        put_values(proto, "logits.w", weight)
+        del node(proto, "logits").attribute[:]
+
+    assert _names(saved(float_model(), tmp_path, transpose)) == expected
