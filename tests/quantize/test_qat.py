@@ -57,6 +57,7 @@ from compress.run.single_stage import data_of
 from compress.train.config import TrainConfig
 from compress.train.epoch import label_loss
 from compress.train.loop import train
+dist.init_process_group("gloo")
 checkpoint = load_checkpoint(Path(sys.argv[1]))
 data = data_of(checkpoint)
 calibration = Calibration(
