@@ -179,13 +179,14 @@ def _wants_int8(graph: Graph, node: NodeProto) -> bool:
 
 
 def _is_quantized(graph: Graph, node: NodeProto) -> bool:
-    """Returns whether all that reads a node is a quantizer, perhaps after an activation."""
-    readers = [reader for value in node.output for reader in graph.readers.get(value, ())]
-    if not readers or any(value in graph.outputs for value in node.output):
-        return False
-    if len(readers) == 1 and readers[0].op_type in ACTIVATIONS:
-        return _is_quantized(graph, readers[0])
-    return all(reader.op_type == QUANTIZE for reader in readers)
+    """Returns whether all that reads a node is a quantizer, perhaps after activations."""
+    while True:
+        readers = [reader for value in node.output for reader in graph.readers.get(value, ())]
+        if not readers or any(value in graph.outputs for value in node.output):
+            return False
+        if len(readers) > 1 or readers[0].op_type not in ACTIVATIONS:
+            return all(reader.op_type == QUANTIZE for reader in readers)
+        node = readers[0]
 
 
 def _leads_to_int8(graph: Graph, node: NodeProto) -> bool:

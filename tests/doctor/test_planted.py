@@ -59,6 +59,30 @@ def _mean_pool(proto: onnx.ModelProto) -> None:
     pool.input.append("axes")
 
 
+def _mean_pool_of_old(proto: onnx.ModelProto) -> None:
+    """Before opset 18, the axes are an attribute."""
+    proto.opset_import[0].version = 13
+    pool = node(proto, "pool")
+    pool.op_type = "ReduceMean"
+    pool.attribute.extend([helper.make_attribute("axes", [2, 3])])
+
+
+def _mean_pool_with_axes_in_a_node(proto: onnx.ModelProto) -> None:
+    pool = node(proto, "pool")
+    pool.op_type = "ReduceMean"
+    pool.input.append("axes")
+    proto.graph.node.insert(0, helper.make_node("Constant", [], ["axes"], value_ints=[2, 3]))
+
+
+def _in_nodes(proto: onnx.ModelProto) -> None:
+    """Weights as Constant nodes, as old exporters wrote them."""
+    _denormals(proto)
+    for tensor in proto.graph.initializer:
+        constant = helper.make_node("Constant", [], [tensor.name], value=tensor)
+        proto.graph.node.insert(0, constant)
+    del proto.graph.initializer[:]
+
+
 def _scaled_alike(proto: onnx.ModelProto) -> None:
     """MaxPool with another scale on its output."""
     put_values(proto, "max.scale", np.float32(2 * SCALE))
@@ -157,8 +181,11 @@ FLOAT: tuple[tuple[str, Plant], ...] = (
     ("batchnorm", _batchnorm),
     ("training-batchnorm", _training_batchnorm),
     ("mean-pool", _mean_pool),
+    ("mean-pool", _mean_pool_of_old),
+    ("mean-pool", _mean_pool_with_axes_in_a_node),
     ("not-finite", _not_a_number),
     ("denormals", _denormals),
+    ("denormals", _in_nodes),
     ("dead-channels", _dead_channel),
     ("duplicate-weights", _copy),
     ("frozen-batch", _frozen),
@@ -223,6 +250,25 @@ def test_weights_in_another_file(tmp_path: Path) -> None:
     (tmp_path / "data").unlink()
     with pytest.raises(CompressError, match="not a file in the same folder"):
         examine(saved(external, tmp_path))
+
+
+def test_too_many_weights_in_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.doctor.model.MAX_EXTERNAL", 1000)
+    path = tmp_path / "model.onnx"
+    onnx.save(float_model(), path, save_as_external_data=True, location="data", size_threshold=0)
+    with pytest.raises(CompressError, match="of weights"):
+        examine(path)
+
+
+def test_zero_points_that_fit_nowhere_are_passed_over(tmp_path: Path) -> None:
+    """ONNX Runtime loads such a file; the layer is not understood, the others are."""
+
+    def without_axis(proto: onnx.ModelProto) -> None:
+        del node(proto, "conv2.w.dq").attribute[:]
+        _no_metadata(proto)
+
+    found = _names(saved(int8_model(), tmp_path, without_axis))
+    assert "missing-metadata" in found
 
 
 def test_every_check_has_a_fault() -> None:
