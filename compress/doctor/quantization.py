@@ -135,6 +135,7 @@ def _unfused(graph: Graph) -> list[NodeProto]:
 
 
 def _islands(graph: Graph) -> list[NodeProto]:
+    leading = _leading_to_int8(graph)
     return [
         node
         for node in graph.nodes
@@ -142,7 +143,7 @@ def _islands(graph: Graph) -> list[NodeProto]:
         and not _clips_nothing(graph, node)
         and any(graph.is_dequantized(value) for value in _activations(node))
         and not (_wants_int8(graph, node) and _is_quantized(graph, node))
-        and _leads_to_int8(graph, node)
+        and id(node) in leading
     ]
 
 
@@ -189,18 +190,17 @@ def _is_quantized(graph: Graph, node: NodeProto) -> bool:
         node = readers[0]
 
 
-def _leads_to_int8(graph: Graph, node: NodeProto) -> bool:
-    """Returns whether a quantizer follows, after none but operators with int8 kernels."""
-    seen: set[str] = set()
-    pending = list(node.output)
-    while pending:
-        for reader in graph.readers.get(pending.pop(), ()):
-            if reader.op_type == QUANTIZE:
-                return True
-            if _kind(reader) in INT8_KERNELS:
-                pending += [value for value in reader.output if value not in seen]
-                seen.update(reader.output)
-    return False
+def _leading_to_int8(graph: Graph) -> set[int]:
+    """Returns the ids of nodes that a quantizer follows, after none but those with int8 kernels."""
+    found: set[int] = set()
+    for node in reversed(graph.nodes):
+        readers = [reader for value in node.output for reader in graph.readers.get(value, ())]
+        if any(
+            reader.op_type == QUANTIZE or (_kind(reader) in INT8_KERNELS and id(reader) in found)
+            for reader in readers
+        ):
+            found.add(id(node))
+    return found
 
 
 def _reads_int8(graph: Graph, node: NodeProto) -> bool:
