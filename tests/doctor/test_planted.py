@@ -271,6 +271,15 @@ def test_zero_points_that_fit_nowhere_are_passed_over(tmp_path: Path) -> None:
     assert "missing-metadata" in found
 
 
+def test_no_groups_are_one(tmp_path: Path) -> None:
+    """Such a convolution cannot run, but ONNX Runtime loads it."""
+
+    def ungroup(proto: onnx.ModelProto) -> None:
+        node(proto, "conv2").attribute.append(helper.make_attribute("group", 0))
+
+    assert _names(saved(float_model(), tmp_path, ungroup)) == set()
+
+
 def test_every_check_has_a_fault() -> None:
     planted = {check for check, _ in (*FLOAT, *INT8)}
     elsewhere = {"misaligned-channels", "external-data", "int8-activations"}
