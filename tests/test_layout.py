@@ -25,6 +25,7 @@ FLOORS = (
     ("teacher", "distill", "prune", "quantize", "export"),
     ("report",),
     ("run",),
+    ("bundle",),
     ("api", "cli"),
 )
 """From the ground up. A room imports from lower floors only, so rooms of one floor, the stages too,

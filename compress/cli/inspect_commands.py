@@ -85,15 +85,22 @@ def bench(paths: Sequence[Path], threads: str, batch: str, json_path: Path | Non
     """Compare the latency of ONNX files in ONNX Runtime on this CPU.
 
     The files take turns in one process; ratios are relative to the first. For a run or a
-    checkpoint, its ONNX file is measured.
+    checkpoint, its ONNX file is measured. For one bundle (an unpacked one), its files are verified
+    and measured, and a row for this host is appended to its benchmarks.jsonl.
 
     \b
     compress bench float.onnx int8.onnx --threads 1,2 --batch 1,8
     """
+    from compress.bundle.manifest import is_bundle
+    from compress.bundle.verify import benchmark_bundle
     from compress.cli.terminal import print_table
     from compress.run.evaluate import bench_files, bench_table
 
-    result = bench_files(paths, _counts(threads, "--threads"), _counts(batch, "--batch"))
+    counts = (_counts(threads, "--threads"), _counts(batch, "--batch"))
+    if len(paths) == 1 and is_bundle(paths[0]):
+        result = benchmark_bundle(paths[0], *counts)
+    else:
+        result = bench_files(paths, *counts)
     print_table(bench_table(result))
     if json_path is not None:
         from compress.files import write_json

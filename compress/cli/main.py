@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from compress import __version__
+from compress.cli import inspect_commands, release_commands
 from compress.cli.group import FOLDER, Program, StageCommand, starting
-from compress.cli.inspect_commands import COMMANDS
 from compress.data.names import DATASETS, short_name
 from compress.run.stages import DEFAULT_PIPELINE, RUNS, STAGES, Stage
 from compress.trust import trust_option
@@ -32,7 +32,9 @@ remeasure_option = click.option(
 
 
 @click.group(
-    cls=Program, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=Program,
+    commands=(*inspect_commands.COMMANDS, *release_commands.COMMANDS),
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__)

@@ -95,13 +95,29 @@ def read_run_report(path: Path) -> RunReport:
     Raises:
         CompressError: it is missing or damaged.
     """
+    return _read(path, _run_report)
 
-    def typed(raw: Any) -> RunReport:
-        report = TypeAdapter(RunReport).validate_python(raw)
-        stages = tuple(_stage_report(stage) for stage in raw["stages"])
-        return dataclasses.replace(report, stages=stages)
 
-    return _read(path, typed)
+def read_report(path: Path) -> RunReport | StageReport:
+    """Reads a report file, of a run or of a stage.
+
+    Raises:
+        CompressError: it is missing or damaged.
+    """
+
+    def either(raw: Any) -> RunReport | StageReport:
+        of_run = isinstance(raw, Mapping) and "stages" in raw
+        return _run_report(raw) if of_run else _stage_report(raw)
+
+    return _read(path, either)
+
+
+def _run_report(raw: Any) -> RunReport:
+    report = TypeAdapter(RunReport).validate_python(raw)
+    if not report.stages:
+        raise CompressError("it has no stages")
+    stages = tuple(_stage_report(stage) for stage in raw["stages"])
+    return dataclasses.replace(report, stages=stages)
 
 
 def _stage_report(raw: Any) -> StageReport:
