@@ -41,7 +41,8 @@ def read(path: str | Path, spec: dict[str, Any]) -> np.ndarray:
     image = _center(image, *(min(length, longest) for length in image.size))
     short = min(image.size)
     width, height = (max(spec["resize"], round(n * (spec["resize"] / short))) for n in image.size)
-    image = image.resize((width, height), Image.Resampling[spec["interpolation"].upper()])
+    interpolation = spec.get("interpolation", "bilinear").upper()
+    image = image.resize((width, height), Image.Resampling[interpolation])
     array = np.asarray(_center(image, spec["size"], spec["size"]))
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 

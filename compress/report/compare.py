@@ -33,7 +33,7 @@ def _row(run: Judged, first: Judged) -> tuple[str, ...]:
     file, reference = run.file, first.file
     change = interval = smaller = faster = ""
     if run is not first:
-        smaller = f"{reference.size_bytes / file.size_bytes:.1f}x"
+        smaller = f"{reference.size_bytes / file.size_bytes:.2f}x"
         if _have_same_images(run, first):
             low, high = drop_ci95(reference, file)
             change, interval = f"{file.top1 - reference.top1:+.2f}", f"{-high:.1f} to {-low:.1f}"

@@ -195,7 +195,7 @@ def test_runs_are_compared_in_one_table_and_page(
     first, second, third = compare_rows([judged, slower, other])
     assert len(first) == len(COLUMNS)
     assert first[-4:] == ("",) * 4
-    assert second[-4:] == ("-1.08", "-1.8 to -0.4", "1.0x", "0.50x")
+    assert second[-4:] == ("-1.08", "-1.8 to -0.4", "1.00x", "0.50x")
     assert third[-4:-2] == ("", "")  # other images
     hostile = dataclasses.replace(judged, name="<script>", data="$x_{$")
     assert "<script>" not in compare_html([hostile, judged])
