@@ -24,6 +24,7 @@ class Judged:
 
     name: str
     data: str
+    """Short name of the dataset; empty: unknown."""
     file: StageReport
     teacher: StageReport | None
     """None if only the report of one stage is known."""

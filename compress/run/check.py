@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from compress.checkpoint import REPORT_JSON
+from compress.data.names import short_name
 from compress.errors import CompressError
 from compress.export.result import ExportResult
 from compress.measure.results import RunReport
@@ -26,7 +27,12 @@ def read_judged(path: Path) -> Judged:
                 f"{path} is unfinished: it ends with stage {last.stage}; run it to the end, or "
                 "specify the folder of a stage"
             )
-        return Judged(name=report.name, data=report.data, file=last, teacher=report.stages[0])
+        return Judged(
+            name=report.name,
+            data=short_name(report.data),  # folders have other paths on other machines
+            file=last,
+            teacher=report.stages[0],
+        )
     run = file.parent.parent
     teacher = stage_folder(run, "teacher")
     in_run = is_run(run) and teacher.is_dir()

@@ -30,6 +30,19 @@ def judged() -> Judged:
     return read_judged(FULL)
 
 
+def test_folders_may_have_another_path_on_another_machine(judged: Judged, tmp_path: Path) -> None:
+    paths: list[Path] = []
+    for home in ("/home/me", "/ci/build"):
+        raw = {**json.loads(FULL.read_text()), "data": f"imagefolder:{home}/photos"}
+        paths.append(tmp_path / f"{len(paths)}.json")
+        paths[-1].write_text(json.dumps(raw))
+    mine, built = map(read_judged, paths)
+    assert mine.data == "photos"
+    assert len(judge(mine, Limits(), built)) == 3
+    with pytest.raises(CompressError, match="have different test images"):
+        judge(mine, Limits(), judged)
+
+
 def changed(judged: Judged, **changes: object) -> Judged:
     file = dataclasses.replace(judged.file, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(judged, file=file)
