@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
+from compress.checkpoint import MODEL_FILE
 from compress.distill.result import Ablation
 from compress.distributed import everywhere
 from compress.kd.context import Context
 from compress.kd.training import KDResult
 from compress.measure.accuracy import accuracy, predict_split
+from compress.measure.statistics import compare_paired
 from compress.onnx_file import export_onnx
 from compress.train.config import TrainConfig
 from compress.train.epoch import label_loss
@@ -21,8 +24,10 @@ from compress.train.schedule import epochs_for
 from compress.train.state import Epoch
 
 
-def train_alone(spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: Context) -> Ablation:
-    """Trains a new student with the same seed for as long as the distillation took.
+def train_alone(
+    distilled: nn.Module, spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: Context
+) -> Ablation:
+    """Trains a new student with the same seed for as long as the distilled one took.
 
     A run of two epochs measures how long an epoch takes without a teacher.
     """
@@ -36,13 +41,13 @@ def train_alone(spec: ModelSpec, schedule: TrainConfig, kd: KDResult, context: C
     epochs = epochs_for(images, schedule.data_fraction, n_images)
     model, history = _train(spec, dataclasses.replace(schedule, epochs=epochs), "alone", context)
 
-    path = context.folder / "alone" / "model.onnx"
-    export_onnx(model, spec, path, digest="", stage="distill")
-    test = context.data.test
-    scores = accuracy(predict_split(path, test), test.labels.numpy())
+    labels = context.data.test.labels.numpy()
+    predicted = _predict(model, spec, context)
+    scores = accuracy(predicted, labels)
     return Ablation(
         top1=scores.top1,
         top1_ci95=scores.top1_ci95,
+        gain=compare_paired(_predict(distilled, spec, context) == labels, predicted == labels),
         epochs=epochs,
         seconds=total_seconds(history),
         kd_epochs=len(kd.history),
@@ -69,6 +74,13 @@ def _train(
         title=f"student {name}",
     )
     return model, history
+
+
+def _predict(model: nn.Module, spec: ModelSpec, context: Context) -> np.ndarray:
+    """Returns the class of every test image, int64 `[n_images]`, in ONNX Runtime."""
+    path = context.folder / "alone" / MODEL_FILE
+    export_onnx(model, spec, path, digest="", stage="distill")
+    return predict_split(path, context.data.test)
 
 
 def epochs_within(seconds: float, first: float, second: float) -> float:

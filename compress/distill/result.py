@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.measure.results import Count, Percent
+from compress.measure.statistics import PairedDifference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,8 @@ class Ablation:
     top1: Percent
     """Top-1 on the test images in ONNX Runtime, in percent."""
     top1_ci95: tuple[Percent, Percent]
+    gain: PairedDifference
+    """The distilled student against this one, on the test images in ONNX Runtime."""
     epochs: Count
     seconds: float
     kd_epochs: Count

@@ -20,7 +20,9 @@ def run(start: Start, config: DistillConfig, context: Context) -> Product:
     torch.manual_seed(context.seed)
     model = build(student)
     kd = everywhere(train_with_kd, model, config.kd, config.train, context, "distill")
-    alone = train_alone(student, config.train, kd, context) if config.ablation else None
+    alone = None
+    if config.ablation:
+        alone = train_alone(model, student, config.train, kd, context)
     return Product(
         model=model,
         spec=student,

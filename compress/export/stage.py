@@ -23,8 +23,9 @@ from compress.files import atomic_write
 from compress.int8.restore import load_model
 from compress.kd.context import Context
 from compress.log import count_of, say, warn
-from compress.measure.accuracy import accuracy, predict_split
+from compress.measure.accuracy import predict_split
 from compress.measure.latency import measure_latency
+from compress.measure.statistics import PairedDifference, compare_paired
 from compress.onnx_file import read_facts
 
 MIN_AGREEMENT = 99.0
@@ -56,7 +57,15 @@ def run(start: Start, config: ExportConfig, context: Context) -> Product:
         name: check_parity(model, context.folder / name, context.data.test)
         for name, model in models.items()
     }
-    verdict = choose(context.folder, sorted(sources), config, context)
+    findings = list(_disagreements(parity))
+    change = None
+    verdict = Verdict(ship=next(iter(sources)), reason="the only file")
+    if len(sources) > 1:
+        change = compare_files(context.folder, context)
+        findings += change.doubts(config.max_drop)
+        verdict = choose(context.folder, change, config, context)
+    for finding in findings:
+        warn(f"  {finding}")
     return Product(
         model=models[INT8_FILE if INT8_FILE in models else FLOAT_FILE],
         spec=start.spec,
@@ -64,9 +73,13 @@ def run(start: Start, config: ExportConfig, context: Context) -> Product:
         removed=start.description.removed,
         quantized=start.description.quantized,
         result=ExportResult(
-            files=tuple(sorted(sources)), parity=parity, ship=verdict.ship, reason=verdict.reason
+            files=tuple(sorted(sources)),
+            parity=parity,
+            change=change,
+            ship=verdict.ship,
+            reason=verdict.reason,
         ),
-        findings=tuple(_disagreements(parity)),
+        findings=tuple(findings),
         onnx_file=verdict.ship,
     )
 
@@ -96,34 +109,34 @@ def _copy(source: Checkpoint, path: Path) -> None:
 def _disagreements(parity: Mapping[str, Parity]) -> Iterable[str]:
     for name, found in parity.items():
         if found.top1_agreement < MIN_AGREEMENT:
-            finding = (
-                f"{name} and torch agree on only {found.top1_agreement:.2f} % of the test images"
-            )
-            warn(f"  {finding}")
-            yield finding
+            yield f"{name} and torch agree on only {found.top1_agreement:.2f} % of the test images"
 
 
-def choose(folder: Path, names: list[str], config: ExportConfig, context: Context) -> Verdict:
-    """Decides between the files by validation accuracy and latency on this machine."""
-    if len(names) == 1:
-        return Verdict(ship=names[0], reason="the only file")
+def compare_files(folder: Path, context: Context) -> PairedDifference:
+    """Compares int8 with float on the validation images."""
     validation = context.data.validation
     labels = validation.labels.numpy()
-    top1 = {
-        name: accuracy(predict_split(folder / name, validation), labels).top1
-        for name in (FLOAT_FILE, INT8_FILE)
-    }
-    drop = top1[FLOAT_FILE] - top1[INT8_FILE]
+    int8, float_ = (
+        predict_split(folder / name, validation) == labels for name in (INT8_FILE, FLOAT_FILE)
+    )
+    return compare_paired(int8, float_)
+
+
+def choose(
+    folder: Path, change: PairedDifference, config: ExportConfig, context: Context
+) -> Verdict:
+    """Decides between the files by int8's change in top-1 and latency on this machine."""
     float_time, int8_time = measure_latency(
         [folder / FLOAT_FILE, folder / INT8_FILE], **dataclasses.asdict(context.measure)
     )
     evidence = (
         f"int8 takes {int8_time.latency_ms_p50:.3f} ms, float {float_time.latency_ms_p50:.3f} ms "
         f"({int8_time.speedup:.2f}x, 95 % interval {int8_time.speedup_ci95[0]:.2f} to "
-        f"{int8_time.speedup_ci95[1]:.2f}); top-1 {top1[INT8_FILE]:.2f} % against "
-        f"{top1[FLOAT_FILE]:.2f} % on {count_of(len(validation), 'validation image')}"
+        f"{int8_time.speedup_ci95[1]:.2f}); top-1 {change.points:+.2f} points (95 % interval "
+        f"{change.points_ci95[0]:.2f} to {change.points_ci95[1]:.2f}) on "
+        f"{count_of(change.n_images, 'validation image')}"
     )
-    verdict = judge(drop, config.max_drop, int8_time.speedup_ci95)
+    verdict = judge(-change.points, config.max_drop, int8_time.speedup_ci95)
     return dataclasses.replace(verdict, reason=f"{verdict.reason}: {evidence}")
 
 

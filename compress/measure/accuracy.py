@@ -1,6 +1,5 @@
 """Top-1 accuracy of an ONNX file in ONNX Runtime, with its confidence interval."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +9,9 @@ from compress.data.splits import Split, as_numpy, batch_count
 from compress.host import allowed_cores
 from compress.log import track
 from compress.measure.runtime import open_session, run_session
+from compress.measure.statistics import wilson_interval
 
 BATCH = 100
-Z_95 = 1.959964
-"""Two-sided 95 % quantile of the normal distribution."""
 IMBALANCE = 2
 """Classes are imbalanced if the largest has over this many times the images of another."""
 
@@ -55,12 +53,3 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
         balanced_top1=balanced,
         n_images=n,
     )
-
-
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a proportion, in percent (Wilson 1927, equation 3)."""
-    share, z2 = correct / n, Z_95**2
-    center = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # The interval contains the proportion; rounding must not exclude 0 or 1.
-    return 100 * max(0.0, min(share, center - half)), 100 * min(1.0, max(share, center + half))

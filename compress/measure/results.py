@@ -12,6 +12,7 @@ from compress.errors import CompressError
 from compress.files import parse_json, read_text
 from compress.host import Host
 from compress.measure.config import ROUNDS
+from compress.measure.statistics import PairedDifference
 
 Count = Annotated[int, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -44,6 +45,10 @@ class StageReport:
     top1: Percent
     """Top-1 on the test split, in percent."""
     top1_ci95: tuple[Percent, Percent]
+    change: PairedDifference | None = None
+    """Against the teacher on the test images; None for the teacher."""
+    step_change: PairedDifference | None = None
+    """Against the file that the stage started from; None if that is the teacher's or this one."""
     balanced_top1: Percent | None = None
     """Mean over the classes, if they are imbalanced; see `Accuracy`."""
     n_images: Count

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from compress.int8.saturation import Saturation
 from compress.measure.results import Count, Percent
+from compress.measure.statistics import PairedDifference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class QuantizeResult:
     """`ptq` or `qat`."""
     calibration_images: Count
     attempts: tuple[Attempt, ...]
+    change: PairedDifference | None = None
+    """int8 against float on the validation images, in ONNX Runtime; only auto compares them."""
     float_layers: tuple[str, ...]
     reduced_layers: tuple[str, ...]
     """Layers with 7-bit weights."""

@@ -3,10 +3,12 @@
 import copy
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import fx
 
-from compress.checkpoint import Checkpoint, Product, Start
+from compress.checkpoint import MODEL_FILE, Checkpoint, Product, Start
 from compress.distributed import everywhere
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of, quantizers_of
@@ -14,8 +16,10 @@ from compress.int8.layer_profile import LayerCost
 from compress.int8.saturation import Saturation, find_saturation, reduce_range
 from compress.kd.context import Context
 from compress.kd.training import train_with_kd
-from compress.log import count_of, say, waiting
-from compress.onnx_file import WITHOUT_VNNI
+from compress.log import count_of, say, waiting, warn
+from compress.measure.accuracy import predict_split
+from compress.measure.statistics import PairedDifference, compare_paired
+from compress.onnx_file import WITHOUT_VNNI, export_onnx
 from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.layer_timing import time_layers
@@ -45,6 +49,10 @@ def run(start: Start, config: QuantizeConfig, context: Context) -> Product:
     trained = _train(trials, best, config, context)
     best = trained or best
     model = convert(best.model)
+    change = _compare(model, start, context) if config.method == "auto" else None
+    findings = change.doubts(config.max_drop) if change else ()
+    for finding in findings:
+        warn(f"  {finding}")
     without_vnni = _check_saturation(model, config, context)
     return Product(
         model=model,
@@ -56,12 +64,25 @@ def run(start: Start, config: QuantizeConfig, context: Context) -> Product:
             method="qat" if trained else "ptq",
             calibration_images=min(config.calib, len(context.data.train)),
             attempts=tuple(trials.attempts),
+            change=change,
             float_layers=best.plan.layout.float_layers,
             reduced_layers=tuple(sorted(best.plan.reduced_layers)),
             without_vnni=without_vnni,
         ),
+        findings=findings,
         metadata={WITHOUT_VNNI: dataclasses.asdict(without_vnni)},
     )
+
+
+def _compare(model: fx.GraphModule, start: Checkpoint, context: Context) -> PairedDifference:
+    """Compares an int8 network with the float one on the validation images, in ONNX Runtime."""
+    validation = context.data.validation
+    labels = validation.labels.numpy()
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / MODEL_FILE
+        export_onnx(model, start.spec, path, digest="", stage="quantize")
+        right = predict_split(path, validation) == labels
+    return compare_paired(right, predict_split(start.folder / MODEL_FILE, validation) == labels)
 
 
 def _reduce_range(trials: Trials, best: Candidate, context: Context) -> Candidate:

@@ -10,6 +10,7 @@ from compress.distill.result import DistillResult
 from compress.host import Host
 from compress.log import count_of
 from compress.measure.results import OperatorSummary, RunReport, StageReport
+from compress.measure.statistics import PairedDifference
 from compress.report.tables import markdown_table, terminal_table
 from compress.report.text import markdown_text
 
@@ -110,6 +111,7 @@ def stage_markdown(report: StageReport) -> str:
     balanced = []
     if report.balanced_top1 is not None:
         balanced = [("balanced top-1", f"{report.balanced_top1:.2f} %, the mean over classes")]
+    changes = (("the teacher", report.change), ("the previous stage", report.step_change))
     rows = [
         ("file", f"`{report.file}`"),
         ("parameters", f"{report.parameters:,}"),
@@ -119,6 +121,7 @@ def stage_markdown(report: StageReport) -> str:
             "top-1",
             f"{report.top1:.2f} % [{low:.2f}, {high:.2f}] on {count_of(report.n_images, 'image')}",
         ),
+        *(("against " + name, change_text(change)) for name, change in changes if change),
         *balanced,
         ("latency p50 / p90", f"{report.latency_ms_p50:.3f} / {report.latency_ms_p90:.3f} ms"),
         ("times faster than the teacher", f"{report.speedup:.2f}"),
@@ -149,16 +152,24 @@ def ablation_text(stage: StageReport) -> str:
     if not isinstance(stage.result, DistillResult) or stage.result.alone is None:
         return ""
     alone = stage.result.alone
-    gain = stage.top1 - alone.top1
-    (low, high), (alone_low, alone_high) = stage.top1_ci95, alone.top1_ci95
-    verdict = "distillation helped" if gain > 0 else "distillation did not help"
-    if low <= alone_high and alone_low <= high:
+    gain = alone.gain
+    verdict = "distillation helped" if gain.points > 0 else "distillation did not help"
+    if not gain.is_significant:
         verdict = "distillation made no significant difference"
     return (
-        f"{verdict} ({gain:+.2f} points): {stage.top1:.2f} % with the teacher, "
+        f"{verdict} ({change_text(gain)}): {stage.top1:.2f} % with the teacher, "
         f"{count_of(alone.kd_epochs, 'epoch')} in {alone.kd_seconds:.0f} s; "
         f"{alone.top1:.2f} % on labels alone, {count_of(alone.epochs, 'epoch')} in "
         f"{alone.seconds:.0f} s"
+    )
+
+
+def change_text(change: PairedDifference) -> str:
+    """Returns a paired difference: `-0.12 points [-0.30, 0.06], 21 images gained and 33 lost`."""
+    low, high = change.points_ci95
+    return (
+        f"{change.points:+.2f} points [{low:.2f}, {high:.2f}], {count_of(change.gained, 'image')} "
+        f"gained and {change.lost} lost"
     )
 
 

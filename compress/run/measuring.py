@@ -1,18 +1,25 @@
 """A stage's report: its ONNX file is scored, and timed alternately with the teacher's."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from compress.cache import cached
 from compress.checkpoint import MODEL_FILE, Checkpoint, Product, Start
+from compress.data.dataset import Data
+from compress.files import file_digest
 from compress.host import describe_host
 from compress.measure.accuracy import accuracy, predict_split
 from compress.measure.cost import count_macs, count_parameters
 from compress.measure.latency import measure_latency
 from compress.measure.profile import profile, summarize
 from compress.measure.results import StageReport
+from compress.measure.statistics import compare_paired
 from compress.run.key import Request
 from compress.run.lookup import read_stage_report
 
@@ -41,19 +48,27 @@ def measure_stage(
     are the fields of the report that are not measured here.
     """
     data, parent = request.data, request.parent
-    predicted = predict_split(path, data.test, title="scoring the test split")
+    labels = data.test.labels.numpy()
+    predicted = predict_test(path, data)
     baseline = [] if request.stage == "teacher" else [request.teachers[0].path / MODEL_FILE]
     how = dataclasses.asdict(request.measure)
     latency = measure_latency([*baseline, path], **how)[-1]
-    step = None
+    right = predicted == labels
+    change = step = step_change = None
+    if baseline:
+        change = compare_paired(right, predict_test(baseline[0], data) == labels)
     if parent and parent.digest not in (checkpoint.digest, request.teachers[0].digest):
         # Ratios to the teacher are minutes apart, and machines drift.
-        step = measure_latency([parent.folder / MODEL_FILE, path], **how)[-1]
+        before = parent.folder / MODEL_FILE
+        step = measure_latency([before, path], **how)[-1]
+        step_change = compare_paired(right, predict_test(before, data) == labels)
     return StageReport(
         stage=checkpoint.stage,
         file=path.name,
         size_bytes=path.stat().st_size,
-        **dataclasses.asdict(accuracy(predicted, data.test.labels.numpy())),
+        **dataclasses.asdict(accuracy(predicted, labels)),
+        change=change,
+        step_change=step_change,
         **dataclasses.asdict(latency),
         step_speedup_ci95=step.speedup_ci95 if step else None,
         operators=summarize(profile(path, threads=request.measure.threads)),
@@ -63,3 +78,17 @@ def measure_stage(
         host=describe_host(),
         **facts,
     )
+
+
+def predict_test(path: Path, data: Data) -> np.ndarray:
+    """Returns an ONNX file's class of every test image, int64 `[n_images]`; each file runs once."""
+    host = describe_host()
+    facts = [file_digest(path), data.fingerprint, host.cpu, *host.isa, host.versions["onnxruntime"]]
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+    predicted = cached(
+        list[int],
+        "predictions",
+        key,
+        lambda: predict_split(path, data.test, title="scoring the test split").tolist(),
+    )
+    return np.array(predicted)

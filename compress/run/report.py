@@ -11,6 +11,7 @@ from compress.measure.results import RunReport, StageReport, read_history
 from compress.report.html import run_html
 from compress.report.render import (
     ablation_text,
+    change_text,
     measured_text,
     operators_text,
     run_markdown,
@@ -123,17 +124,18 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
             remarks.append(
                 f"{stage.stage} was made from an earlier version of the previous stage; rerun it"
             )
+        change = stage.step_change or stage.change
         low, high = stage.step_speedup_ci95 or stage.speedup_ci95
         if stage.parent == before.digest != stage.digest and high < 1:
             verdict = "did not pay off on this machine"
-            if stage.top1_ci95[0] > before.top1:  # a large student with small teachers
-                verdict = f"gained {stage.top1 - before.top1:.2f} points at the cost of latency"
+            if change and change.is_significant and change.points > 0:  # as with small teachers
+                verdict = f"gained {change.points:.2f} points at the cost of latency"
             remarks.append(
                 f"{stage.stage} {verdict}: its file has {low:.2f} to {high:.2f} times the speed of "
                 "the one it started from"
             )
-        if stage.top1_ci95[1] < before.top1:
-            remarks.append(f"{stage.stage} cost {before.top1 - stage.top1:.2f} points of top-1")
+        if change and change.is_significant and change.points < 0:
+            remarks.append(f"{stage.stage} cost top-1: {change_text(change)}")
         if ablation := ablation_text(stage):
             remarks.append(ablation)
     remarks += _remarks_on_balance(stages)

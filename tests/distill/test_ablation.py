@@ -13,7 +13,7 @@ from compress.kd.context import Context
 from compress.kd.training import KDResult
 from compress.measure.config import MeasureConfig
 from compress.train.config import TrainConfig
-from tests.conftest import RUN, student_spec
+from tests.conftest import RUN, settled, student_spec
 from tests.train.test_diagnosis import ROWS
 
 
@@ -37,11 +37,13 @@ def test_stored_logits_count_as_time_of_the_distillation(digits: Data, tmp_path:
     )
     schedule = TrainConfig(epochs=9, batch_size=512, precision="fp32", patience=1)
     kd = KDResult(history=list(ROWS), findings=[], teacher_seconds=0.5)
-    alone = train_alone(student_spec(digits), schedule, kd, context)
+    spec = student_spec(digits)
+    alone = train_alone(settled(spec, digits.train), spec, schedule, kd, context)
     assert (alone.kd_epochs, alone.kd_seconds) == (3, 3.5)
     rows = (tmp_path / "alone" / "history.jsonl").read_text().splitlines()
     assert alone.epochs == len(rows)
     assert alone.seconds == pytest.approx(sum(json.loads(row)["seconds"] for row in rows))
+    assert alone.gain.points < -50  # against an untrained network
     low, high = alone.top1_ci95
     assert 0 <= low <= alone.top1 <= high <= 100
     assert (tmp_path / "alone" / "model.onnx").is_file()

@@ -1,4 +1,3 @@
-import re
 import shutil
 from pathlib import Path
 
@@ -34,10 +33,9 @@ def test_int8_ships_unless_it_loses_too_much_or_is_slower(
 
 def test_the_drop_is_what_int8_loses(finished_run: Path) -> None:
     reason = read_stage_report(finished_run / "4-export").result.reason
-    scores = re.search(r"top-1 (\d+\.\d+) % against (\d+\.\d+) %", reason)
-    assert scores is not None
-    int8, float_ = map(float, scores.groups())
-    assert ("int8 loses" in reason) == (float_ - int8 > ExportConfig().max_drop)
+    change = read_stage_report(finished_run / "4-export").result.change
+    assert f"top-1 {change.points:+.2f} points" in reason
+    assert ("int8 loses" in reason) == (-change.points > ExportConfig().max_drop)
 
 
 def export(run: Path) -> Result:

@@ -3,27 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from compress.data.dataset import Data
-from compress.measure.accuracy import accuracy, predict_split, wilson_interval
+from compress.measure.accuracy import accuracy, predict_split
 from compress.onnx_file import export_onnx
 from tests.conftest import settled, student_spec
-
-
-@pytest.mark.parametrize(("correct", "n"), [(0, 10), (5, 10), (10, 10), (9150, 10000), (355, 359)])
-def test_the_interval_equals_scipys(correct: int, n: int) -> None:
-    expected = binomtest(correct, n).proportion_ci(method="wilson")
-    low, high = wilson_interval(correct, n)
-    assert low == pytest.approx(100 * expected.low, abs=1e-4)
-    assert high == pytest.approx(100 * expected.high, abs=1e-4)
-
-
-def test_rounding_does_not_put_the_share_outside_its_interval() -> None:
-    """Of 359 right in 359 the upper end came out as 99.99999999999997 %, which plots refuse."""
-    for n in range(1, 2000):
-        assert wilson_interval(n, n)[1] == 100
-        assert wilson_interval(0, n)[0] == 0
 
 
 def test_accuracy_counts_right_answers() -> None:

@@ -11,6 +11,7 @@ from compress.measure.results import RunReport, StageReport
 from compress.report.render import run_markdown, run_rows, short, size_text
 from compress.run.lookup import read_run_report, read_stage_report
 from compress.run.report import collect, write_run_report
+from tests.report.test_render import difference
 
 
 @pytest.fixture
@@ -65,13 +66,11 @@ def test_the_plots_show_every_stage_and_name_their_axes(
 def test_a_stage_that_does_not_pay_is_said(run_copy: Path) -> None:
     path = run_copy / "3-quantize"
     report = read_stage_report(path)
-    slow = dataclasses.replace(
-        report, step_speedup_ci95=(0.8, 0.9), top1=50.0, top1_ci95=(45.0, 55.0)
-    )
+    slow = dataclasses.replace(report, step_speedup_ci95=(0.8, 0.9), step_change=difference(-5.0))
     write_json(path / "report.json", slow)
     remarks = " ".join(collect(run_copy).remarks)
     assert "quantize did not pay off on this machine: its file has 0.80 to 0.90 times" in remarks
-    assert "quantize cost" in remarks
+    assert "quantize cost top-1: -5.00 points [" in remarks
 
 
 def test_a_stage_is_compared_with_the_one_before_and_not_by_way_of_the_teacher(
@@ -92,17 +91,12 @@ def test_a_stage_is_compared_with_the_one_before_and_not_by_way_of_the_teacher(
 
 def test_a_stage_that_is_slower_but_better_is_not_called_a_loss(run_copy: Path) -> None:
     """As when small teachers teach a larger network."""
-    teacher = dataclasses.replace(
-        read_stage_report(run_copy / "0-teacher"), top1=50.0, top1_ci95=(45.0, 55.0)
-    )
-    write_json(run_copy / "0-teacher" / "report.json", teacher)
     path = run_copy / "1-distill"
     better = dataclasses.replace(
         read_stage_report(path),
         speedup=0.25,
         speedup_ci95=(0.2, 0.3),
-        top1=teacher.top1 + 2,
-        top1_ci95=(teacher.top1 + 1, teacher.top1 + 3),
+        change=difference(2.0),
     )
     write_json(path / "report.json", better)
     remarks = " ".join(collect(run_copy).remarks)
