@@ -1,10 +1,12 @@
-"""Latency in ONNX Runtime: files take turns in one process, so that noise affects all equally."""
+"""Latency in ONNX Runtime: files take turns in several fresh processes, one after the other."""
 
+import json
 import math
-import statistics
-import time
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,17 @@ from compress.errors import CompressError
 from compress.log import count_of, track
 from compress.measure.config import ROUNDS
 from compress.measure.runtime import open_session, run_file
+from compress.measure.statistics import compare_times
+from compress.measure.worker import Task, Times, random_input
 
-SLICE_S = 0.02
-"""Each file's turn takes this long, or one run if that is longer."""
-WARMUP_RUNS = 10
+SLICE_S = 0.015
+PROCESSES, MIN_PROCESSES, ROUNDS_EACH = 5, 3, 10
+"""Memory layout and frequency differ between processes, more than the rounds in one of them do."""
+COLD_RUNS = 4
+"""Runs with cold caches, for each process."""
+RUNS_FOR_P99 = 1000
 MAX_ELEMENTS = 2**24
 """Largest input per image; 3 channels of 2048 x 2048 fit."""
-RESAMPLES = 1000
 NUMPY_TYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(float)": np.float32,
@@ -31,14 +37,27 @@ NUMPY_TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Latency of a file, absolute and relative to the first file."""
+    """Latency of a file, absolute and relative to the first file.
+
+    Steady: back to back, with warm caches. Cold: after other work has filled the caches.
+    """
 
     latency_ms_p50: float
+    """Steady, as p90, p99, and the speedup."""
     latency_ms_p90: float
+    latency_ms_p99: float | None = None
+    """None with fewer than 1000 runs."""
+    cold_latency_ms_p50: float | None = None
+    load_ms: float | None = None
+    """To load the file and optimize its graph."""
+    first_ms: float | None = None
+    """The first run after loading."""
     speedup: float
-    """Speed relative to the reference: median of the ratios of all rounds."""
+    """Speed relative to the reference: mean of the processes' ratios."""
     speedup_ci95: tuple[float, float]
-    """Bootstrap interval over the rounds."""
+    """See `compare_times`."""
+    speedup_noise: float | None = None
+    """By how much the ratio of a file to its copy may differ from 1, measured alongside."""
     n_runs: int
     batch: int
     threads: int
@@ -52,67 +71,110 @@ class Latency:
 
 
 def measure_latency(
-    paths: Sequence[Path], *, threads: int = 1, batch: int = 1, rounds: int = ROUNDS
+    paths: Sequence[Path],
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    rounds: int = ROUNDS,
+    cold_runs: int = 0,
 ) -> list[Latency]:
     """Times ONNX files against each other; the first is the reference.
 
-    In each round, the files take turns, each running for a short slice. Ratios are taken within
-    a round, so slow phases of the machine cancel.
+    The rounds are spread over several processes. In each round, the files take turns, each running
+    for a short slice. Ratios are taken within a round, so slow phases of the machine cancel. The
+    last file is loaded twice: what it gains on its copy is noise.
 
     Args:
         paths: ONNX files with one input, whose first dimension is the batch.
         threads: ONNX Runtime's intra-op threads.
         batch: batch size.
         rounds: number of rounds.
+        cold_runs: runs with cold caches in each process.
     """
-    sessions = [open_session(path, threads=threads) for path in paths]
-    feeds = [
-        random_feed(session, batch, path) for session, path in zip(sessions, paths, strict=True)
-    ]
-    for session, feed in zip(sessions, feeds, strict=True):
-        for _ in range(WARMUP_RUNS):
-            run_file(session, feed)
-    slices: list[list[list[float]]] = [[] for _ in sessions]
+    files = [*paths, *([paths[-1]] if len(paths) > 1 else [])]
+    inputs = [_inputs(path, threads, batch) for path in files]
+    processes = min(PROCESSES, max(MIN_PROCESSES, rounds // ROUNDS_EACH))
     title = f"latency, {count_of(threads, 'thread')}, batch {batch}"
-    for number in track(range(rounds), title, total=rounds):
-        # Another file starts each round, so that no file always follows the same one.
-        for shift in range(len(sessions)):
-            index = (number + shift) % len(sessions)
-            slices[index].append(_run_slice(sessions[index], feeds[index]))
-    medians = np.array([[statistics.median(runs) for runs in rows] for rows in slices])
-    return [
-        _summary(rows, medians[0] / medians[index], batch=batch, threads=threads)
-        for index, rows in enumerate(slices)
+    blocks = [
+        _time_in_process(
+            Task(
+                files=[str(path.resolve()) for path in files],
+                inputs=inputs,
+                threads=threads,
+                rounds=math.ceil(rounds / processes),
+                slice_s=SLICE_S,
+                cold_runs=cold_runs,
+                first=number % len(files),
+            )
+        )
+        for number in track(range(processes), title, total=processes)
     ]
+    times = list(zip(*blocks, strict=True))
+    copy = times[len(paths)] if len(paths) > 1 else times[0]
+    return [
+        _summary(
+            one, reference=times[0], pair=(times[len(paths) - 1], copy), batch=batch,
+            threads=threads, rounds=rounds,
+        )
+        for one in times[: len(paths)]
+    ]  # fmt: skip
 
 
-def _run_slice(session: ort.InferenceSession, feed: dict[str, np.ndarray]) -> list[float]:
-    """Returns the seconds of each run in one slice."""
-    runs: list[float] = []
-    while sum(runs) < SLICE_S:
-        start = time.perf_counter()
-        session.run(None, feed)
-        runs.append(time.perf_counter() - start)
-    return runs
+def _inputs(path: Path, threads: int, batch: int) -> dict[str, tuple[list[int], str]]:
+    """Returns the shape and dtype of each input of a file, which is run once to see that it can."""
+    session = open_session(path, threads=threads)
+    feed = random_feed(session, batch, path)
+    run_file(session, feed)
+    return {name: (list(array.shape), array.dtype.str) for name, array in feed.items()}
+
+
+def _time_in_process(task: Task) -> list[Times]:
+    done = subprocess.run(
+        [sys.executable, "-m", "compress.measure.worker"],
+        input=json.dumps(asdict(task)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+    )
+    if done.returncode:
+        raise CompressError(f"timing {', '.join(task.files)} failed: {done.stderr.strip()[-500:]}")
+    return [Times(**times) for times in json.loads(done.stdout)]
 
 
 def _summary(
-    rows: Sequence[Sequence[float]], ratios: np.ndarray, *, batch: int, threads: int
+    blocks: Sequence[Times],
+    *,
+    reference: Sequence[Times],
+    pair: tuple[Sequence[Times], Sequence[Times]],
+    batch: int,
+    threads: int,
+    rounds: int,
 ) -> Latency:
-    milliseconds = 1000 * np.concatenate([np.asarray(row) for row in rows])
-    generator = np.random.default_rng(0)
-    resampled = generator.choice(ratios, (RESAMPLES, len(ratios)))
-    low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
+    """Summarizes a file's times, a block for each process; the pair are a file and its copy."""
+    ms = np.concatenate([np.asarray(row) for block in blocks for row in block.rounds_ms])
+    cold = [run for block in blocks for run in block.cold_ms]
+    ratio = compare_times(_log_medians(reference), _log_medians(blocks), *map(_log_medians, pair))
     return Latency(
-        latency_ms_p50=float(np.percentile(milliseconds, 50)),
-        latency_ms_p90=float(np.percentile(milliseconds, 90)),
-        speedup=float(np.median(ratios)),
-        speedup_ci95=(float(low), float(high)),
-        n_runs=len(milliseconds),
+        latency_ms_p50=float(np.percentile(ms, 50)),
+        latency_ms_p90=float(np.percentile(ms, 90)),
+        latency_ms_p99=float(np.percentile(ms, 99)) if len(ms) >= RUNS_FOR_P99 else None,
+        cold_latency_ms_p50=float(np.median(cold)) if cold else None,
+        load_ms=float(np.median([block.load_ms for block in blocks])),
+        first_ms=float(np.median([block.first_ms for block in blocks])),
+        speedup=ratio.ratio,
+        speedup_ci95=ratio.ratio_ci95,
+        speedup_noise=ratio.noise,
+        n_runs=len(ms),
         batch=batch,
         threads=threads,
-        rounds=len(ratios),
+        rounds=rounds,
     )
+
+
+def _log_medians(blocks: Sequence[Times]) -> np.ndarray:
+    """Returns the logarithm of the median of each round, float `[processes, rounds]`."""
+    return np.log([[np.median(row) for row in block.rounds_ms] for block in blocks])
 
 
 def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[str, np.ndarray]:
@@ -122,7 +184,6 @@ def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[s
         CompressError: the file has a different fixed batch size, or an input without a batch
             dimension, of an unsupported type, or with too many elements.
     """
-    generator = np.random.default_rng(0)
     feed = {}
     for put in session.get_inputs():
         if put.type not in NUMPY_TYPES:
@@ -134,6 +195,5 @@ def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[s
         shape = [batch, *(size if isinstance(size, int) else 1 for size in put.shape[1:])]
         if not 0 < math.prod(shape) <= batch * MAX_ELEMENTS:
             raise CompressError(f"{path}: cannot time an input of shape {shape}")
-        bytes_ = generator.integers(0, 256, shape, np.uint8)
-        feed[put.name] = bytes_.astype(NUMPY_TYPES[put.type])
+        feed[put.name] = random_input(shape, np.dtype(NUMPY_TYPES[put.type]))
     return feed

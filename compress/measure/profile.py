@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from compress.measure.latency import random_feed
 from compress.measure.results import OperatorSummary
-from compress.measure.runtime import as_model, session_options
+from compress.measure.worker import as_model, session_options
 
 RUNS = 15
 HALF_TICK = 0.5

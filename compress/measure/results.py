@@ -54,9 +54,20 @@ class StageReport:
     n_images: Count
     latency_ms_p50: Positive
     latency_ms_p90: Positive
+    """Steady, like p50: back to back, with warm caches."""
+    latency_ms_p99: Positive | None = None
+    """None with fewer than 1000 runs."""
+    cold_latency_ms_p50: Positive | None = None
+    """After other work has filled the caches."""
+    load_ms: Positive | None = None
+    """To load the file and optimize its graph."""
+    first_ms: Positive | None = None
+    """The first run after loading."""
     speedup: Positive
     """Speedup over the teacher's file, with both taking turns."""
     speedup_ci95: tuple[float, float]
+    speedup_noise: float | None = None
+    """By how much the speed of a file's copy may differ from its own, measured alongside."""
     step_speedup_ci95: tuple[float, float] | None = None
     """Speedup over the file that the stage started from, taking turns; None if that is the
     teacher's file or this one."""

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 
 from compress.errors import CompressError
+from compress.measure.worker import as_model, session_options
 from compress.onnx_file import INPUT, OUTPUT
 
 
@@ -35,24 +36,6 @@ def optimized_graph(path: Path) -> onnx.GraphProto:
         options.optimized_model_filepath = str(optimized)
         _load(path, options)
         return onnx.load(optimized, load_external_data=False).graph
-
-
-def as_model(path: Path) -> Path | bytes:
-    """Returns what to pass to ONNX Runtime: the path, or the content if the path is not UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return path.read_bytes()
-    return path
-
-
-def session_options(*, threads: int) -> ort.SessionOptions:
-    """Returns the options of all sessions."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
-    return options
 
 
 def run_session(session: ort.InferenceSession, images: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Intervals and tests for accuracy: one model, and two models on the same images."""
+"""Intervals and tests: accuracy of one model, of two on the same images, ratios of times."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 Z_95 = 1.959964
 """Two-sided 95 % quantile of the normal distribution."""
@@ -99,3 +99,40 @@ def newcombe_interval(both: int, gained: int, lost: int, n: int) -> tuple[float,
     below = distance(one - low, other_high - other)
     above = distance(high - one, other - other_low)
     return max(-100.0, points - below), min(100.0, points + above)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeRatio:
+    """How many times faster one file is than another."""
+
+    ratio: float
+    ratio_ci95: tuple[float, float]
+    noise: float
+    """95 % bound on how far the ratio of a file to its copy is from 1."""
+
+
+def compare_times(
+    reference: np.ndarray, other: np.ndarray, file: np.ndarray, copy: np.ndarray
+) -> TimeRatio:
+    """Estimates a ratio of times with Student's t interval; each process is one observation.
+
+    Rounds of one process are not independent: they share its memory layout, for example. Resampling
+    them, or as few as five processes, gives intervals that are too narrow, hence Student's t. The
+    deviation between processes is at least that of a file from its copy, so that a ratio whose
+    interval excludes 1 is also beyond the machine's noise.
+
+    Args:
+        reference: logarithms of the reference's times, float `[processes, rounds]`.
+        other: the other file's.
+        file: those of a file, the same rounds.
+        copy: those of its copy.
+    """
+    ratios = np.median(reference - other, axis=1)
+    copies = np.median(file - copy, axis=1)
+    n = len(ratios)
+    quantile = float(t.ppf(1 - LEVEL / 2, n - 1)) / math.sqrt(n)
+    center = float(ratios.mean())
+    noise = quantile * math.sqrt(float(np.square(copies).mean()))
+    half = max(noise, quantile * float(ratios.std(ddof=1))) if ratios.any() else 0.0  # itself
+    low, high = math.exp(center - half), math.exp(center + half)
+    return TimeRatio(ratio=math.exp(center), ratio_ci95=(low, high), noise=math.expm1(noise))

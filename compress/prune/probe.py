@@ -30,7 +30,7 @@ from compress.prune.config import Precision
 QUICK = Plan(observer="minmax", weights="max")
 """Fast to compute; quantization ranges do not affect latency."""
 CALIBRATION_IMAGES = 16
-ROUNDS = 40
+ROUNDS = 30
 OVERHEAD = 0.8
 """Fraction of the shortest operator's profiled time that is profiler overhead, chosen so that
 networks of a quarter and of three quarters of the width are predicted equally well."""

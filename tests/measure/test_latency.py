@@ -1,13 +1,17 @@
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import onnxruntime as ort
 import pytest
 
 from compress.data.dataset import Data
-from compress.measure import latency
+from compress.errors import CompressError
+from compress.measure import latency, worker
 from compress.measure.latency import measure_latency
 from compress.measure.runtime import open_session
+from compress.measure.worker import Task, time_files
 from compress.onnx_file import export_onnx
 from tests.conftest import settled, student_spec
 
@@ -25,13 +29,35 @@ def paths(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_files_are_timed_against_the_first(paths: list[Path]) -> None:
-    large, small = measure_latency(paths, rounds=5, batch=2)
+    large, small = measure_latency(paths, rounds=5, batch=2, cold_runs=1)
     assert (large.speedup, large.speedup_ci95) == (1.0, (1.0, 1.0))
     for one in (large, small):
         assert one.speedup_ci95[0] <= one.speedup <= one.speedup_ci95[1]
         assert 0 < one.latency_ms_p50 <= one.latency_ms_p90
+        assert (one.latency_ms_p99 is None) == (one.n_runs < 1000)
         assert one.n_runs >= 5
         assert (one.batch, one.threads, one.rounds) == (2, 1, 5)
+        assert one.load_ms is not None
+        assert one.load_ms > 0
+        assert one.first_ms is not None
+        assert one.first_ms > 0
+        assert one.cold_latency_ms_p50 is not None
+        assert one.cold_latency_ms_p50 > 0
+    assert small.speedup_noise == large.speedup_noise
+
+
+def test_one_file_alone_has_no_ratio(paths: list[Path]) -> None:
+    (alone,) = measure_latency(paths[:1], rounds=3)
+    assert (alone.speedup, alone.speedup_ci95, alone.speedup_noise) == (1.0, (1.0, 1.0), 0.0)
+    assert alone.cold_latency_ms_p50 is None
+
+
+def test_a_process_that_dies_is_an_error(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency.sys, "executable", "/bin/false")
+    with pytest.raises(CompressError, match=r"timing .*large.onnx, .* failed"):
+        measure_latency(paths, rounds=3)
 
 
 class Clock:
@@ -57,9 +83,6 @@ class TimedSession:
         self.name, self.clock = path.stem, clock
         self.session = open_session(path, threads=1)
 
-    def get_inputs(self) -> list[ort.NodeArg]:
-        return self.session.get_inputs()  # type: ignore[no-any-return]
-
     def run(self, outputs: None, feed: dict[str, object]) -> None:
         self.session.run(outputs, feed)
         self.clock.run(self.name)
@@ -68,19 +91,28 @@ class TimedSession:
 def test_files_take_turns_and_slow_phases_cancel(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warm_up, round_ = 10 * 4 + 10 * 1, 3 * 4 + 11 * 1
+    warm_up, round_ = 11 * 4 + 11 * 1, 3 * 4 + 11 * 1
     clock = Clock(slow_after=warm_up + round_)
-    monkeypatch.setattr("compress.measure.latency.time.perf_counter", clock)
-    monkeypatch.setattr(latency, "open_session", lambda path, **_: TimedSession(path, clock))
-    large, small = measure_latency(paths, rounds=4)
-    assert (small.speedup, small.speedup_ci95) == (4.0, (4.0, 4.0))
-    assert (large.n_runs, small.n_runs) == (3 + 1 + 1 + 1, 11 + 3 + 3 + 3)
-    # All runs together would make it ten times as fast: the slow phase has half of the large
-    # file's runs, but fewer than half of the small one's.
-    assert large.latency_ms_p50 / small.latency_ms_p50 == 10
+    spec = (open_session(path, threads=1).get_inputs()[0] for path in paths)
+    inputs = [{put.name: ([1, *put.shape[1:]], "uint8")} for put in spec]
+    monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=clock))
+    timed = SimpleNamespace(
+        SessionOptions=ort.SessionOptions,
+        InferenceSession=lambda path, *_, **__: TimedSession(path, clock),
+    )
+    monkeypatch.setattr(worker, "ort", timed)
+    task = Task(
+        files=[str(path) for path in paths], inputs=inputs, threads=1, rounds=4, slice_s=0.02,
+        cold_runs=0, first=0,
+    )  # fmt: skip
+    large, small = time_files(task)
+    assert [len(row) for row in large.rounds_ms] == [3, 1, 1, 1]
+    assert [len(row) for row in small.rounds_ms] == [11, 3, 3, 3]
+    for slow, fast in zip(large.rounds_ms, small.rounds_ms, strict=True):
+        assert np.median(slow) == 4 * np.median(fast)
     turns = [(name, len(list(runs))) for name, runs in groupby(clock.runs)]
     # Another file starts each round, so every second file has two turns in a row.
     assert turns == [
-        *(("large", 10), ("small", 10)),  # to warm up
+        *(("large", 11), ("small", 11)),  # the first run, and to warm up
         *(("large", 3), ("small", 11 + 3), ("large", 1 + 1), ("small", 3 + 3), ("large", 1)),
     ]

@@ -5,6 +5,7 @@ from scipy.stats import binomtest
 from compress.measure.statistics import (
     PairedDifference,
     compare_paired,
+    compare_times,
     newcombe_interval,
     wilson_interval,
 )
@@ -97,3 +98,32 @@ def test_one_point_on_ten_thousand_images_is_found() -> None:
     assert np.mean([one.is_significant for one in found]) > 0.98
     covered = [one.points_ci95[0] <= 1 <= one.points_ci95[1] for one in found]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def noisy_times(generator: np.random.Generator) -> np.ndarray:
+    """Five processes of ten rounds: the processes differ by 2 %, the rounds by 1 %."""
+    return generator.normal(0, 0.02, (5, 1)) + generator.normal(0, 0.01, (5, 10))
+
+
+def test_a_file_is_as_fast_as_its_copy() -> None:
+    """Student's t interval has its level, and the noise of another copy only widens it."""
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(1000):
+        one, other, copy = (noisy_times(generator) for _ in range(3))
+        found.append(compare_times(one, other, other, copy))
+    excluded = np.mean([not one.ratio_ci95[0] <= 1 <= one.ratio_ci95[1] for one in found])
+    assert 0.005 < excluded < 0.05
+    assert all(one.ratio_ci95[1] / one.ratio >= 1 + 0.999 * one.noise for one in found)
+
+
+def test_ratios_are_those_of_the_times() -> None:
+    one = np.log(np.full((5, 3), 4.0))
+    found = compare_times(one, np.log(np.full((5, 3), 2.0)), one, one)
+    assert (found.ratio, found.noise) == (pytest.approx(2.0), 0.0)
+    assert found.ratio_ci95 == pytest.approx((2.0, 2.0))
+    # Student's t by hand: quantile 4.303 for 3 processes, standard deviation log(1.1).
+    blocks = np.log(np.array([[1.0], [1.1], [1.21]]))
+    found = compare_times(blocks, np.zeros((3, 1)), blocks, blocks)
+    assert found.ratio == pytest.approx(1.1)
+    assert np.log(found.ratio_ci95[1] / 1.1) == pytest.approx(4.3027 / 3**0.5 * np.log(1.1), 1e-4)
