@@ -38,7 +38,7 @@ class Comparison:
     """Whether another process kept a core busy."""
     speedup: float
     speedup_ci95: tuple[float, float]
-    speedup_noise: float
+    speedup_noise: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
