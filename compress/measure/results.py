@@ -46,7 +46,8 @@ class StageReport:
     """Top-1 on the test split, in percent."""
     top1_ci95: tuple[Percent, Percent]
     change: PairedDifference | None = None
-    """Against the teacher on the test images; None for the teacher."""
+    """Against the teacher on the test images; None for itself, or if its images are prepared
+    differently."""
     step_change: PairedDifference | None = None
     """Against the file that the stage started from; None if that is the teacher's or this one."""
     balanced_top1: Percent | None = None

@@ -56,7 +56,7 @@ def measure_stage(
     right = predicted == labels
     change = step = step_change = None
     latency = earlier or measure_latency([*baseline, path], **how, cold_runs=COLD_RUNS)[-1]
-    if baseline:
+    if baseline and request.teachers[0].preprocess == data.preprocess:
         change = compare_paired(right, predict_test(baseline[0], data) == labels)
     if parent and parent.digest not in (checkpoint.digest, request.teachers[0].digest):
         # Ratios to the teacher are minutes apart, and machines drift.
