@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from compress.cli.main import main
 from compress.errors import CompressError
-from compress.measure.accuracy import wilson_interval
+from compress.measure.statistics import wilson_interval
 from compress.report.check import Judged, Limits, check_junit, check_markdown, drop_ci95, judge
 from compress.report.compare import COLUMNS, compare_html, compare_rows
 from compress.run.check import read_judged
