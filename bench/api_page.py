@@ -31,6 +31,26 @@ A network is any `nn.Module` that takes normalized float images `[N, C, H, W]` a
 writes into the same run folder. A finished stage that is called again with the same network, data,
 and settings returns at once.
 
+Students also learn from images without labels, by the teacher's logits:
+
+```python
+import compress
+from sklearn.datasets import load_digits
+
+digits = load_digits()
+images = (digits.images * 15.9).astype("uint8")
+pairs = list(zip(images, digits.target))
+
+data = compress.Data.from_datasets(
+    train=pairs[:300],
+    unlabeled=images[300:1400],  # or pairs, whose labels are ignored
+    test=pairs[1400:],
+    mean=[0.3],
+    std=[0.38],
+)
+print(f"{len(data.train)} images with labels, {len(data.unlabeled)} without")
+```
+
 Settings are those of the command: `compress prune --latency-ratio 0.5` is
 `compress.prune(..., latency_ratio=0.5)`. Mistakes raise `compress.CompressError`, whose message
 says what to do. Progress goes to the logger `compress`;

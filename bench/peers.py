@@ -128,10 +128,10 @@ def _prepare_compress(**corrections: bool) -> Callable[[Path, np.ndarray, Path],
         from compress.checkpoint import load_checkpoint
         from compress.int8.conversion import convert
         from compress.int8.lowering import lower
-        from compress.int8.ptq import Calibration
+        from compress.int8.ptq import CALIBRATION_BATCH, Calibration, fit_to_cpu
         from compress.int8.restore import load_model
         from compress.onnx_file import export_onnx
-        from compress.quantize.calibration import CALIBRATION_BATCH, fit_to_cpu, plan_of
+        from compress.quantize.calibration import plan_of
         from compress.quantize.config import QuantizeConfig
 
         checkpoint = load_checkpoint(source)

@@ -35,7 +35,7 @@ from compress.data.splits import calibration_order
 from compress.host import Host, describe_host
 from compress.int8.conversion import convert
 from compress.int8.lowering import lower
-from compress.int8.ptq import Calibration
+from compress.int8.ptq import CALIBRATION_BATCH, Calibration, fit_to_cpu
 from compress.int8.restore import load_model
 from compress.kd.config import KDConfig
 from compress.kd.context import Context
@@ -50,7 +50,7 @@ from compress.prune.batchnorm import reestimate_batchnorm
 from compress.prune.config import Importance, PruneConfig
 from compress.prune.probe import export_to_time
 from compress.prune.search import SCORING_BATCH, SCORING_IMAGES, Search
-from compress.quantize.calibration import CALIBRATION_BATCH, fit_to_cpu, plan_of
+from compress.quantize.calibration import plan_of
 from compress.quantize.config import QuantizeConfig
 from compress.report.render import host_text, size_text
 from compress.report.tables import markdown_table

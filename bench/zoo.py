@@ -35,7 +35,7 @@ from compress.errors import CompressError
 from compress.host import Host, describe_host
 from compress.int8.conversion import convert
 from compress.int8.lowering import lower
-from compress.int8.ptq import Calibration
+from compress.int8.ptq import CALIBRATION_BATCH, Calibration, fit_to_cpu
 from compress.int8.restore import load_model
 from compress.log import say, track
 from compress.measure.cost import count_macs
@@ -45,7 +45,7 @@ from compress.measure.runtime import open_session, run_session
 from compress.onnx_file import export_onnx
 from compress.prune.groups import find_groups
 from compress.prune.surgery import best_channels, keep_channels
-from compress.quantize.calibration import CALIBRATION_BATCH, fit_to_cpu, plan_of
+from compress.quantize.calibration import plan_of
 from compress.quantize.config import QuantizeConfig
 from compress.report.render import host_text
 from compress.report.tables import markdown_table

@@ -126,7 +126,9 @@ def test_the_page_of_a_comparison_is_rendered_from_its_file(bench: ModuleType) -
     assert bench.PAGE.read_text(encoding="utf-8") == bench.results_markdown(results)
 
 
-@pytest.mark.parametrize("file", sorted(RESULTS.glob("distill_*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted(RESULTS.glob("distill_*_epochs.json")), ids=lambda file: file.stem
+)
 def test_the_page_of_a_distillation_is_rendered_from_its_file(file: Path) -> None:
     results = read_results(distill_losses.Results, file)
     page = file.with_suffix(".md").read_text(encoding="utf-8")
@@ -398,3 +400,8 @@ def test_the_example_of_the_library_runs_as_it_stands(tmp_path: Path) -> None:
     assert float(top1) > 50
     assert float(latency) > 0
     assert (tmp_path / "digits.onnx").is_file()
+
+
+def test_the_example_of_unlabeled_images_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(example("docs/api.md", "python"), "docs/api.md", "exec"), {})
+    assert capsys.readouterr().out == "279 images with labels, 1100 without\n"

@@ -16,6 +16,8 @@ from compress.data.config import DataConfig
 from compress.data.copies import copied_files, copied_images
 from compress.data.map_style import (
     Dataset,
+    Images,
+    WithoutLabels,
     class_names_of,
     is_normalized,
     read_dataset,
@@ -75,6 +77,7 @@ class Data:
         train: Dataset,
         test: Dataset,
         validation: Dataset | None = None,
+        unlabeled: Images | None = None,
         class_names: Sequence[str] = (),
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
@@ -91,6 +94,8 @@ class Data:
                 `std` or scaled to 0..1. Labels are integers from 0.
             test: scores the results; used for nothing else.
             validation: used for decisions; by default `config.validation` of the training images.
+            unlabeled: more training images, alone or with labels, which are ignored; only the
+                teacher's logits teach them.
             class_names: by default `train.classes`, as torchvision's datasets have, or numbers.
             mean: per channel, what the network's inputs are normalized with, for pixels scaled to
                 0..1; by default ImageNet's.
@@ -112,24 +117,34 @@ class Data:
             for split, one in given.items()
         }
         names = tuple(class_names) or class_names_of(train, arrays["training"][1])
-        for split, (_, labels) in arrays.items():
-            if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
-                raise DataError(
-                    f"{split} labels are {int(labels.min())} to {int(labels.max())}, but there are "
-                    f"{count_of(len(names), 'class')}: labels must be integers from 0"
-                )
+        _check_labels({split: labels for split, (_, labels) in arrays.items()}, len(names))
+        if unlabeled is not None:
+            arrays["unlabeled"] = read_dataset(
+                WithoutLabels(unlabeled), spec, name="unlabeled", normalized=normalized
+            )
         return in_memory(
             name=name,
             class_names=names,
             train=arrays["training"],
             validation=arrays.get("validation"),
             test=arrays["test"],
+            unlabeled=arrays["unlabeled"][0] if "unlabeled" in arrays else None,
             flip=True,
             preprocess=spec,
             content=_content_digest(arrays),
             config=config,
             seed=seed,
         )
+
+
+def _check_labels(labels: Mapping[str, Tensor], n_classes: int) -> None:
+    """Raises DataError unless the labels of all splits number the classes from 0."""
+    for split, one in labels.items():
+        if not 0 <= int(one.min()) <= int(one.max()) < n_classes:
+            raise DataError(
+                f"{split} labels are {int(one.min())} to {int(one.max())}, but there are "
+                f"{count_of(n_classes, 'class')}: labels must be integers from 0"
+            )
 
 
 def _dataset_preprocess(
@@ -176,6 +191,7 @@ def in_memory(
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor] | None = None,
+    unlabeled: Tensor | None = None,
     flip: bool,
     preprocess: Preprocess,
     content: str,
@@ -200,19 +216,19 @@ def in_memory(
         images, labels = train
         kept, held_out = stratified_split(labels, config.validation, seed)
         train, validation = (images[kept], labels[kept]), (images[held_out], labels[held_out])
-    unlabeled = None
-    if config.labels < 1:
-        images, labels = train
-        kept, others = labeled_share(labels, config.labels, seed)
+    images, labels = train
+    kept, others = labeled_share(labels, config.labels, seed)
+    if len(others):
         train = (images[kept], labels[kept])
-        unlabeled = split(images[others], without_labels(len(others))) if len(others) else None
+        unused = images[others]
+        unlabeled = unused if unlabeled is None else torch.cat([unused, unlabeled])
     data = Data(
         name=name,
         config=config,
         class_names=class_names,
         preprocess=preprocess,
         train=split(*train),
-        unlabeled=unlabeled,
+        unlabeled=None if unlabeled is None else split(unlabeled, without_labels(len(unlabeled))),
         validation=split(*validation),
         test=split(*test),
         fingerprint=fingerprint(content, config, seed, preprocess),

@@ -1,5 +1,6 @@
 """Reads map-style datasets of (image, label), such as torchvision's, into memory."""
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from compress.data.preprocess import Preprocess, preprocess_image
+from compress.data.splits import UNLABELED
 from compress.errors import DataError
 from compress.log import track
 
@@ -31,6 +33,28 @@ class Dataset(Protocol):
         ...
 
 
+class Images(Protocol):
+    """A map-style dataset of images, alone or with labels; see `Dataset` for the images."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class WithoutLabels:
+    """The images of a dataset, with `UNLABELED` as their label."""
+
+    images: Images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        item = self.images[index]
+        return (item[0] if isinstance(item, tuple | list) else item), UNLABELED
+
+
 def read_dataset(
     dataset: Dataset, spec: Preprocess, *, name: str, normalized: bool
 ) -> tuple[Tensor, Tensor]:
@@ -50,7 +74,7 @@ def read_dataset(
     """
     count = len(dataset)
     if not count:
-        raise DataError(f"the {name} dataset is empty; give it labeled images")
+        raise DataError(f"the {name} dataset is empty; give it images")
     shape = (spec.channels, spec.size, spec.size)
     images = torch.empty((count, *shape), dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)

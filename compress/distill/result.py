@@ -34,6 +34,8 @@ class DistillResult:
     loss: str
     teacher_seconds: float
     """Time to compute stored teacher logits; live teachers count as training."""
+    live_teachers: tuple[str, ...] = ()
+    """Teachers that ran at every step, and whether float or int8 computed their logits."""
     epochs: Count
     unlabeled_images: Count = 0
     """Training images without labels, which only the teachers label."""

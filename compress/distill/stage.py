@@ -33,6 +33,7 @@ def run(start: Start, config: DistillConfig, context: Context) -> Product:
             ),
             loss=loss_text(config.kd),
             teacher_seconds=kd.teacher_seconds,
+            live_teachers=kd.live_teachers,
             epochs=len(kd.history),
             unlabeled_images=len(context.data.unlabeled or ()),
             alone=alone,

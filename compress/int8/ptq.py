@@ -2,13 +2,15 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
 from compress.checkpoint import ALL_INT8, QuantizedLayout
+from compress.data.splits import Split, batch_count, calibration_order
+from compress.host import describe_host
 from compress.int8.adaround import adaround
 from compress.int8.config import Observer, WeightScale
 from compress.int8.equalization import equalize
@@ -17,10 +19,12 @@ from compress.int8.insertion import insert_quantizers
 from compress.int8.layer import QMAX_WEIGHT_REDUCED, mse_weight_scale, weight_scale
 from compress.int8.layerwise import correct_biases
 from compress.int8.ranges import Statistics, choose_range, needs_histogram
+from compress.log import track
 from compress.train.config import Precision
 from compress.train.precision import autocast, choose_precision
 
 CPU = torch.device("cpu")
+CALIBRATION_BATCH = 16
 PROBE_IMAGES = 4
 LAYERWISE_IMAGES, LAYERWISE_PIXELS = 256, 2**21
 """Limits on images and pixels for bias correction and AdaRound, which hold a layer's values for
@@ -100,6 +104,22 @@ class Calibration:
             if len(taken) >= allowed:
                 return torch.stack(taken[:allowed])
         return torch.stack(taken)
+
+
+def calibration_batches(split: Split, count: int, *, seed: int) -> Iterator[Tensor]:
+    """Yields batches of `count` random images, uint8 `[N, C, H, W]`."""
+    order = calibration_order(split, count, seed=seed)
+    batches = split.batches(CALIBRATION_BATCH, order=order)
+    for batch in track(batches, "calibrating", total=batch_count(len(order), CALIBRATION_BATCH)):
+        yield batch.images
+
+
+def fit_to_cpu(plan: Plan, calibration: Calibration) -> Plan:
+    """Returns the plan, with 7-bit weights in all layers if this CPU's sums could saturate."""
+    if describe_host().multiplies_bytes_exactly:
+        return plan
+    names = layers_of(calibration.lowered(equalized=False))
+    return dataclasses.replace(plan, reduced_layers=frozenset(names))
 
 
 Score = Callable[[fx.GraphModule], tuple[float, float]]

@@ -48,6 +48,8 @@ class TeacherModel:
     forward: Forward
     model: nn.Module | None
     """The network; None for an ONNX file."""
+    precision: str = ""
+    """For reports: what computes the logits, and why."""
 
 
 def checkpoint_teacher(checkpoint: Checkpoint, *, weight: float = 1.0) -> Teacher:
@@ -128,7 +130,8 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> TeacherM
     """
     check_teacher(teacher, data)
     if teacher.checkpoint is None:
-        return TeacherModel(source=teacher, forward=_onnx_forward(teacher), model=None)
+        forward = onnx_forward(teacher.path, teacher.preprocess.size)
+        return TeacherModel(source=teacher, forward=forward, model=None)
     model = load_model(teacher.checkpoint).to(device).to(memory_format=torch.channels_last)
     model.requires_grad_(requires_grad=False)
     return TeacherModel(
@@ -136,11 +139,16 @@ def open_teacher(teacher: Teacher, data: Data, device: torch.device) -> TeacherM
     )
 
 
-def _onnx_forward(teacher: Teacher) -> Forward:
-    session = open_session(teacher.path, threads=allowed_cores())
+def onnx_forward(path: Path, size: int) -> Forward:
+    """Returns the forward pass of an ONNX file, which takes images of one size.
+
+    Raises:
+        CompressError: ONNX Runtime cannot load it.
+    """
+    session = open_session(path, threads=allowed_cores())
 
     def forward(images: Tensor) -> Tensor:
-        resized = _resized(images, teacher.preprocess.size)
+        resized = _resized(images, size)
         rounded = resized.round().clamp(0, 255).to(torch.uint8).cpu()
         return torch.from_numpy(run_session(session, as_numpy(rounded))).to(images.device)
 

@@ -13,6 +13,7 @@ from compress.errors import CompressError
 from compress.kd.config import KDConfig, check_kd
 from compress.kd.context import Context
 from compress.kd.features import HintedStudent
+from compress.kd.int8_teacher import int8_if_better
 from compress.kd.losses import (
     decoupled_distillation,
     knowledge_distillation,
@@ -40,6 +41,8 @@ class KDResult:
     findings: list[Finding]
     teacher_seconds: float
     """Time to compute the stored logits; the history includes the time of live teachers."""
+    live_teachers: tuple[str, ...] = ()
+    """Live teachers, and whether float or int8 computes their logits."""
 
     @property
     def validation_top1(self) -> float | None:
@@ -77,7 +80,7 @@ def train_with_kd(
     """
     assert context.teachers
     data = context.data.with_unlabeled()
-    teachers = [open_teacher(one, data, distributed.device()) for one in context.teachers]
+    teachers = _open_teachers(kd, schedule, data, context, on_event)
     confusion = teacher_confusion(teachers, data, on_event)
     findings = diagnose_labels(confusion.tolist(), data.class_names)
     _emit(findings, on_event)
@@ -103,7 +106,29 @@ def train_with_kd(
         *diagnose_student(history, teacher_top1, len(data.validation), stage),
     ]
     _emit(of_student, on_event)
-    return KDResult(history=history, findings=findings + of_student, teacher_seconds=stored.seconds)
+    return KDResult(
+        history=history,
+        findings=findings + of_student,
+        teacher_seconds=stored.seconds,
+        live_teachers=tuple(
+            f"{one.source.path}: {one.precision}" for one in teachers if one.precision
+        ),
+    )
+
+
+def _open_teachers(
+    kd: KDConfig, schedule: TrainConfig, data: Data, context: Context, on_event: OnEvent
+) -> list[TeacherModel]:
+    """Opens the context's teachers; live ones in int8 if that is better.
+
+    Hints need the network's features, and a file cannot follow progressive resizing.
+    """
+    device = distributed.device()
+    teachers = [open_teacher(one, data, device) for one in context.teachers]
+    live = not kd.n_views and not kd.hints
+    if not live or schedule.start_size < 1 or device.type != "cpu":
+        return teachers
+    return [int8_if_better(one, data, store=context.store, on_event=on_event) for one in teachers]
 
 
 def _emit(findings: Sequence[Finding], on_event: OnEvent) -> None:

@@ -13,6 +13,7 @@ from compress.distributed import everywhere
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of, quantizers_of
 from compress.int8.layer_profile import LayerCost
+from compress.int8.ptq import fit_to_cpu
 from compress.int8.saturation import Saturation, find_saturation, reduce_range
 from compress.kd.context import Context
 from compress.kd.training import train_with_kd
@@ -20,7 +21,7 @@ from compress.log import count_of, say, waiting, warn
 from compress.measure.accuracy import predict_split
 from compress.measure.statistics import PairedDifference, compare_paired
 from compress.onnx_file import WITHOUT_VNNI, export_onnx
-from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of
+from compress.quantize.calibration import calibrate, plan_of
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.layer_timing import time_layers
 from compress.quantize.ptq_search import Candidate, Trials, better, search

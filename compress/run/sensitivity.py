@@ -7,9 +7,9 @@ from compress.cache import measuring_for, now
 from compress.checkpoint import load_checkpoint
 from compress.errors import CompressError
 from compress.host import describe_host
-from compress.int8.ptq import without_corrections
+from compress.int8.ptq import fit_to_cpu, without_corrections
 from compress.kd.context import Context
-from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of
+from compress.quantize.calibration import calibrate, plan_of
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.layer_timing import time_layers
 from compress.quantize.sensitivity import analyze

@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_images
 from compress.data.config import DataConfig
 from compress.data.dataset import Data
 from compress.data.load import load_data
+from compress.data.splits import UNLABELED
 from compress.errors import CompressError, DataError
 from compress.trust import set_trusted
 
@@ -94,6 +95,33 @@ def test_unusable_datasets_are_explained(
 ) -> None:
     with pytest.raises(DataError, match=message):
         Data.from_datasets(train=pairs, test=pairs, **options)
+
+
+@pytest.mark.parametrize("label", [None, 9, "unknown"])
+def test_unlabeled_images_may_have_labels_to_ignore(label: object) -> None:
+    images = photographs()
+    more = images[:5] if label is None else [(image, label) for image in images[:5]]
+    without = loaded(scaled)
+    data = loaded(scaled, unlabeled=more)
+    assert data.unlabeled is not None
+    assert data.unlabeled.labels.tolist() == [UNLABELED] * 5
+    (batch,) = data.unlabeled.batches(5)
+    assert np.array_equal(batch.images.numpy(), np.stack(images[:5]).transpose(0, 3, 1, 2))
+    assert len(data.with_unlabeled().train) == len(without.train) + 5
+    assert data.fingerprint != without.fingerprint
+
+
+def test_unused_labels_come_before_unlabeled_images() -> None:
+    data = loaded(scaled, unlabeled=photographs()[:5], config=DataConfig(labels=0.5))
+    assert data.unlabeled is not None
+    assert (len(data.train), len(data.unlabeled)) == (16, 14 + 5)
+    *_, last = data.unlabeled.batches(1)
+    assert np.array_equal(last.images[0].numpy(), photographs()[4].transpose(2, 0, 1))
+
+
+def test_an_unlabeled_image_of_another_size_is_named() -> None:
+    with pytest.raises(DataError, match=r"unlabeled image 0 has shape \(3, 9, 9\)"):
+        loaded(scaled, unlabeled=[torch.zeros(3, 9, 9)])
 
 
 MODULE = """

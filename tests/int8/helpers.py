@@ -22,10 +22,9 @@ from compress.data.load import load_data
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of
 from compress.int8.lowering import lower
-from compress.int8.ptq import Calibration, Plan
+from compress.int8.ptq import Calibration, Plan, fit_to_cpu
 from compress.onnx_file import export_onnx
 from compress.prune.batchnorm import reestimate_batchnorm
-from compress.quantize.calibration import fit_to_cpu
 from tests.conftest import student_spec
 
 PLAN = Plan(observer="minmax", weights="max")

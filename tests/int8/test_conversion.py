@@ -15,8 +15,8 @@ from compress.data.dataset import Data
 from compress.data.load import load_data
 from compress.int8.conversion import convert
 from compress.int8.graph import layers_of, quantizers_of
+from compress.int8.ptq import fit_to_cpu
 from compress.onnx_file import export_onnx
-from compress.quantize.calibration import fit_to_cpu
 from tests.conftest import settled, student_spec, torchvision_spec
 from tests.int8.helpers import (
     MOBILENET_REPEATS,

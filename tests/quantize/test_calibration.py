@@ -7,8 +7,8 @@ import torch
 from compress.data.dataset import Data
 from compress.host import Host
 from compress.int8.graph import layers_of
-from compress.int8.ptq import Plan
-from compress.quantize.calibration import CALIBRATION_BATCH, calibrate, fit_to_cpu, plan_of
+from compress.int8.ptq import CALIBRATION_BATCH, Plan, fit_to_cpu
+from compress.quantize.calibration import calibrate, plan_of
 from compress.quantize.config import QuantizeConfig
 from tests.conftest import saved, student_spec
 from tests.int8.helpers import PLAN, trained_student

@@ -9,7 +9,8 @@ from compress.checkpoint import load_checkpoint
 from compress.data.dataset import Data
 from compress.int8.graph import layers_of
 from compress.int8.layer_profile import Edge, LayerCost
-from compress.quantize.calibration import calibrate, fit_to_cpu, plan_of
+from compress.int8.ptq import fit_to_cpu
+from compress.quantize.calibration import calibrate, plan_of
 from compress.quantize.config import QuantizeConfig
 from compress.quantize.layer_timing import MixedPrecision, choose_float_layers, time_layers
 from tests.quantize.helpers import context_for
