@@ -26,8 +26,8 @@ from compress.files import printable, write_text
 from compress.log import say, track, waiting
 from compress.onnx_file import read_facts
 from compress.prune.result import PruneResult, Width
-from compress.report.html import run_html
 from compress.report.render import run_markdown, stage_markdown
+from compress.report.run_page import RunFacts, run_html
 from compress.report.text import markdown_text
 from compress.run.lookup import read_run_report
 from tests.processes import commands_program
@@ -242,7 +242,7 @@ def test_reports_tell_any_name_as_it_is(run: Path, tmp_path: Path) -> None:
     stage = dataclasses.replace(report.stages[-1], result=result, findings=NAMES)
     for name in NAMES:
         odd = dataclasses.replace(report, name=name, remarks=NAMES, stages=(stage,))
-        write_text(tmp_path / "report.html", run_html(odd, {}))
+        write_text(tmp_path / "report.html", run_html(RunFacts(report=odd)))
         page = (tmp_path / "report.html").read_text(encoding="utf-8")
         assert f"<h1>{html.escape(printable(name))}</h1>" in page
         items = [html.unescape(item) for item in re.findall(r"<li>(.*?)</li>", page, re.DOTALL)]

@@ -136,4 +136,9 @@ class _HistoryRow:
     """The fields that reports read."""
 
     epoch: int
+    image_size: Count
+    loss: float
+    train_top1: Percent
     validation_top1: Percent
+    images_per_second: float
+    precision: str

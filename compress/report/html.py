@@ -1,166 +1,95 @@
-"""Reports as self-contained HTML pages, with plots."""
+"""Building blocks of the HTML pages: the document, sections, tables, and figures.
 
-import io
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from compress.measure.results import RunReport, StageReport
-from compress.prune.result import PruneResult, Width
-from compress.report.render import COLUMNS, conditions, run_rows
-from compress.report.tables import html_table
-from compress.report.text import html_text
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1a1a1a; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left }
-.ship { background: #eef6ee; padding: .8rem 1rem; border-left: 4px solid #2a7d2a }
-figure { margin: 1.5rem 0 } svg { max-width: 100%; height: auto }
-figcaption, .conditions { color: #555; font-size: .9rem }
+A page is one file without scripts: plots are SVG and CSS, images are data URIs, and its content
+security policy forbids any request.
 """
 
+import base64
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
 
-def run_html(report: RunReport, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Returns the page of a run; histories are `history.jsonl` of the stages that trained."""
-    figures = [
-        figure_html(
-            _draw_trade,
-            report,
-            "Each stage's file: farther left is faster, higher is more accurate.",
-        )
-    ]
-    if histories:
-        caption = (
-            "Validation accuracy after each epoch, in PyTorch: how training went, not what ships."
-        )
-        figures.append(figure_html(_draw_training, histories, caption))
-    for stage in report.stages:
-        figures += _pruning_figures(stage)
-    remarks = "".join(f"<li>{html_text(remark)}</li>" for remark in report.remarks)
-    return page(
-        report.name,
-        f"<p class='ship'><b>Ship <code>{html_text(report.ship)}</code></b><br>"
-        f"{html_text(report.verdict)}</p>"
-        f"{html_table(COLUMNS, run_rows(report))}"
-        f"<p class='conditions'>{html_text(conditions(report.stages[-1]))}</p>"
-        f"{''.join(figures)}<ul>{remarks}</ul>",
-    )
+from compress.report.text import html_text
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def figures_html(stage: StageReport) -> str:
-    """Returns a page with a stage's plots; empty if it has none."""
-    figures = _pruning_figures(stage)
-    if not figures:
-        return ""
-    below = f"<p class='conditions'>{html_text(conditions(stage))}</p>"
-    return page(stage.stage, "".join(figures) + below)
-
-
-def page(title: str, body: str) -> str:
-    """Returns a self-contained HTML page."""
+def document(title: str, body: str) -> str:
+    """Returns a self-contained HTML page; its body is HTML."""
+    style = (files("compress.report") / "page.css").read_text(encoding="utf-8")
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f"<title>{html_text(title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{html_text(title)}</h1>{body}</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        # Without an icon of its own, a browser asks for one.
+        "<link rel='icon' href='data:,'>"
+        f"<title>{html_text(title)}</title><style>{style}</style></head>"
+        f"<body>{body}</body></html>\n"
     )
 
 
-def figure_html(draw: Callable[[Axes, Any], None], content: Any, caption: str) -> str:
-    """Returns an HTML figure with an inline SVG."""
-    text = io.StringIO()
-    with rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # missing glyphs, degenerate axes
-        figure = Figure(figsize=(8, 4), layout="constrained")
-        draw(figure.subplots(), content)
-        figure.savefig(text, format="svg")
-    svg = text.getvalue()
-    drawing = svg[svg.index("<svg") :]  # without the XML declaration
-    return f"<figure>{drawing}<figcaption>{html_text(caption)}</figcaption></figure>"
+def heading(title: str) -> str:
+    """Returns the page's heading."""
+    return f"<h1>{html_text(title)}</h1>"
 
 
-def _pruning_figures(report: StageReport) -> list[str]:
-    """Returns figures as HTML; none for a stage that pruned nothing."""
-    result = report.result
-    if not isinstance(result, PruneResult) or not result.iterations:
-        return []
-    return [
-        figure_html(
-            _draw_widths,
-            result.widths,
-            "Output channels of each layer before and after pruning; 0: layer removed.",
-        ),
-        figure_html(
-            _draw_iterations,
-            result,
-            f"Each iteration: {result.precision} latency, predicted and measured, and validation "
-            "top-1 (in PyTorch) as pruned, with re-estimated BatchNorm statistics, and fine-tuned.",
-        ),
-    ]
-
-
-def _draw_trade(axes: Axes, report: RunReport) -> None:
-    for stage in report.stages:
-        low, high = stage.top1_ci95
-        axes.errorbar(
-            stage.latency_ms_p50,
-            stage.top1,
-            yerr=[[stage.top1 - low], [high - stage.top1]],
-            fmt="o",
-            capsize=3,
-            label=f"{stage.stage}, {stage.size_bytes / 1e6:.2f} MB",
-        )
-    axes.set(xscale="log", xlabel="latency p50, ms", ylabel="top-1, % (95 % interval)")
-    axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend()
-
-
-def _draw_training(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    for stage, rows in histories.items():
-        epochs = [row["epoch"] for row in rows]
-        axes.plot(epochs, [row["validation_top1"] for row in rows], marker=".", label=stage)
-    axes.set(xlabel="epoch", ylabel="validation top-1, %")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
-
-
-def _draw_widths(axes: Axes, widths: Sequence[Width]) -> None:
-    places = range(len(widths))
-    axes.bar(places, [width.before for width in widths], color="#ccd6e0", label="before")
-    axes.bar(places, [width.after for width in widths], color="#2a6fb0", label="after")
-    axes.set(ylabel="channels", yscale="log")
-    layers = [width.layer for width in widths]
-    axes.set_xticks(list(places), layers, rotation=90, fontsize=7, parse_math=False)
-    axes.legend()
-
-
-def _draw_iterations(axes: Axes, result: PruneResult) -> None:
-    for field, label in (
-        ("top1_trained", "fine-tuned"),
-        ("top1_batchnorm", "BatchNorm re-estimated"),
-        ("top1_raw", "as pruned"),
-    ):
-        axes.plot(
-            [row.measured_ms for row in result.iterations],
-            [getattr(row, field) for row in result.iterations],
-            marker="o",
-            label=label,
-        )
-    best = max(row.top1_trained for row in result.iterations)
-    axes.scatter(
-        [row.predicted_ms for row in result.iterations],
-        [best] * len(result.iterations),
-        marker="x",
-        color="#888",
-        label="latency predicted",
+def section(name: str, title: str, *content: str) -> str:
+    """Returns a section with a heading; `name` is its anchor, and content is HTML."""
+    return (
+        f"<section id='{name}' aria-labelledby='{name}-title'>"
+        f"<h2 id='{name}-title'>{html_text(title)}</h2>{''.join(content)}</section>\n"
     )
-    axes.axvline(result.unpruned_ms, color="#888", linewidth=0.8, label="unpruned")
-    axes.set(xlabel=f"{result.precision} latency, ms", ylabel="validation top-1, %")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """Returns a paragraph of plain text, of a CSS class."""
+    return f"<p class='{kind}'>{html_text(text)}</p>"
+
+
+def table(
+    caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: bool = False
+) -> str:
+    """Returns a table whose first column names its rows.
+
+    Args:
+        caption: plain text.
+        columns: plain text.
+        rows: HTML; see `cells` and `bars.py`.
+        wide: whether it takes the page's width.
+    """
+    head = "".join(f"<th scope='col'>{html_text(column)}</th>" for column in columns)
+    body = "".join(
+        f"<tr><th scope='row' class='name'>{name}</th>"
+        + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in others)
+        + "</tr>"
+        for name, *others in rows
+    )
+    title = html_text(caption)
+    return (  # focusable, so that the keyboard can scroll it
+        f"<div class='scroll' role='region' tabindex='0' aria-label='{title}'>"
+        f"<table class='{'wide' if wide else ''}'><caption>{title}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def cells(row: Iterable[str]) -> list[str]:
+    """Returns plain texts as HTML."""
+    return [html_text(cell) for cell in row]
+
+
+def folded(summary: str, *content: str) -> str:
+    """Returns HTML that is folded away below a summary of plain text."""
+    return f"<details><summary>{html_text(summary)}</summary>{''.join(content)}</details>"
+
+
+def figure(caption: str, *content: str) -> str:
+    """Returns a figure of HTML with a caption of plain text."""
+    return f"<figure><figcaption>{html_text(caption)}</figcaption>{''.join(content)}</figure>"
+
+
+def download(name: str, text: str) -> str:
+    """Returns a link that saves a text as a file."""
+    data = base64.b64encode(text.encode()).decode()
+    return (
+        f"<a download='{html_text(name)}' href='data:application/json;base64,{data}'>"
+        f"{html_text(name)}</a>"
+    )

@@ -1,21 +1,21 @@
 """The int8 sensitivity of each layer: data, table, and page."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.axes import Axes
+from pydantic import TypeAdapter
 from rich.table import Table
 
 from compress.cache import Measurements
-from compress.files import printable, write_json, write_text
+from compress.errors import CompressError
+from compress.files import parse_json, printable, read_text, write_json, write_text
 from compress.host import Host
 from compress.log import count_of
 from compress.quantize.sensitivity import Sensitivity
-from compress.report.html import figure_html, page
+from compress.report.charts import Series, axis_of, chart
+from compress.report.html import cells, document, figure, heading, paragraph, table
 from compress.report.render import measured_text
-from compress.report.tables import html_table, terminal_table
-from compress.report.text import html_text
+from compress.report.tables import terminal_table
 
 LAYERS_JSON, LAYERS_HTML = "sensitivity.json", "sensitivity.html"
 COLUMNS = ("layer", "loss alone", "top-1 alone", "loss regained", "top-1 regained", "ms gained")
@@ -23,6 +23,8 @@ EXPLANATION = (
     "Alone: the change when only this layer is int8. Regained: the change back when all layers but "
     "this one are int8. ms gained: float minus int8 latency of the layer and its activation."
 )
+LABELED = 5
+"""Layers that the chart names: those that cost the most."""
 CAPTION = "Layers by accuracy and time; int8 pays off least in the upper left."
 
 
@@ -53,20 +55,49 @@ def layers_table(report: LayersReport) -> Table:
 def write_layers_report(folder: Path, report: LayersReport) -> None:
     """Writes `sensitivity.json` and `sensitivity.html`."""
     write_json(folder / LAYERS_JSON, report)
+    title = f"Sensitivity of {count_of(len(report.rows), 'layer')}"
+    body = f"<main>{heading(title)}{layers_html(report)}</main>"
+    write_text(folder / LAYERS_HTML, document(title, body))
+
+
+def read_layers_report(folder: Path) -> LayersReport | None:
+    """Reads `sensitivity.json`; None if the layers were not measured.
+
+    Raises:
+        CompressError: the file is damaged.
+    """
+    path = folder / LAYERS_JSON
+    if not path.is_file():
+        return None
+    try:
+        return TypeAdapter(LayersReport).validate_python(parse_json(read_text(path)))
+    except (OSError, ValueError):
+        raise CompressError(f"{path} is damaged; run `compress sensitivity` again") from None
+
+
+def layers_html(report: LayersReport) -> str:
+    """Returns the chart and the table of all layers."""
     measured = "; ".join(map(measured_text, report.measurements))
     below = (
         f"{report.n_images} validation images, simulated in PyTorch; {report.calibration_images} "
         f"calibration images; latency in ONNX Runtime, {count_of(report.threads, 'thread')}, batch "
         f"1, {report.host.cpu}: {measured}"
     )
-    body = (
-        figure_html(_draw, report.rows, CAPTION)
-        + f"<p>{EXPLANATION}</p>{html_table(COLUMNS, [_cells(row) for row in report.rows])}"
-        + f"<p class='conditions'>{html_text(below)}</p>"
+    rows = sorted(report.rows, key=lambda row: -row.loss_alone)
+    costliest = Series(
+        name="layer",
+        color=1,
+        points=[(row.ms_gained, row.loss_alone) for row in rows],
+        labels=[printable(row.layer) for row in rows[:LABELED]],
     )
-    write_text(
-        folder / LAYERS_HTML, page(f"Sensitivity of {count_of(len(report.rows), 'layer')}", body)
+    drawn = chart(
+        [costliest],
+        axis_of([0, *(row.ms_gained for row in rows)], title="ms gained by int8"),
+        axis_of([0, *(row.loss_alone for row in rows)], title="loss added by this layer in int8"),
+        summary="Loss added by each layer and the time that it gains; the table has the numbers.",
     )
+    numbers = table(EXPLANATION, COLUMNS, [cells(_cells(row)) for row in report.rows])
+    return figure(CAPTION, drawn) + numbers + paragraph(below, "note")
 
 
 def _cells(row: Sensitivity) -> tuple[str, ...]:
@@ -78,21 +109,3 @@ def _cells(row: Sensitivity) -> tuple[str, ...]:
         f"{row.top1_regained:+.2f}",
         f"{row.ms_gained:+.4f}",
     )
-
-
-def _draw(axes: Axes, rows: Sequence[Sensitivity]) -> None:
-    axes.scatter([row.ms_gained for row in rows], [row.loss_alone for row in rows], s=18)
-    for row in sorted(rows, key=lambda row: -row.loss_alone)[:5]:
-        place = (row.ms_gained, row.loss_alone)
-        axes.annotate(
-            row.layer,
-            place,
-            fontsize=8,
-            xytext=(4, 4),
-            textcoords="offset points",
-            parse_math=False,  # a name may contain dollar signs
-        )
-    axes.axvline(0, color="#888", linewidth=0.8)
-    axes.axhline(0, color="#888", linewidth=0.8)
-    axes.set(xlabel="ms gained by int8", ylabel="loss added by this layer alone in int8")
-    axes.grid(visible=True, alpha=0.3)

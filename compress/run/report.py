@@ -8,7 +8,7 @@ from compress.errors import CompressError
 from compress.export.result import ExportResult
 from compress.files import printable, write_json, write_text
 from compress.measure.results import RunReport, StageReport, read_history
-from compress.report.html import run_html
+from compress.report.layers import read_layers_report
 from compress.report.render import (
     ablation_text,
     change_text,
@@ -16,6 +16,7 @@ from compress.report.render import (
     operators_text,
     run_markdown,
 )
+from compress.report.run_page import RunFacts, run_html
 from compress.run.lookup import RUN_FILE, finished_stages, is_run, read_stage_report
 from compress.run.stages import STAGES
 
@@ -34,10 +35,22 @@ def write_run_report(run: Path) -> RunReport:
         raise CompressError(f"{run} is not a run folder: it has no {RUN_FILE}")
     write_json(run / REPORT_JSON, report)
     write_text(run / REPORT_MD, run_markdown(report))
-    read = {stage: read_history(folder) for stage, folder in finished_stages(run).items()}
-    histories = {stage: rows for stage, rows in read.items() if rows is not None}
-    write_text(run / REPORT_HTML, run_html(report, histories))
+    write_text(run / REPORT_HTML, run_html(_facts(run, report)))
     return report
+
+
+def _facts(run: Path, report: RunReport) -> RunFacts:
+    """Reads what the run's page shows beside its report."""
+    folders = finished_stages(run)
+    histories = {stage: read_history(folder) for stage, folder in folders.items()}
+    sensitivities = [read_layers_report(folder) for folder in folders.values()]
+    digests = {stage.digest for stage in report.stages}
+    return RunFacts(
+        report=report,
+        histories={stage: rows for stage, rows in histories.items() if rows is not None},
+        lineage=load_checkpoint(list(folders.values())[-1]).description.lineage,
+        layers=next((one for one in sensitivities if one and one.checkpoint in digests), None),
+    )
 
 
 def collect(run: Path) -> RunReport:

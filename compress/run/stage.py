@@ -25,7 +25,7 @@ from compress.log import say, warn
 from compress.measure.config import MeasureConfig
 from compress.measure.results import StageReport
 from compress.onnx_file import export_onnx
-from compress.report.html import figures_html
+from compress.report.pruning import pruning_page
 from compress.report.render import ablation_text, speedup_text, stage_markdown
 from compress.run.folder import (
     STORE,
@@ -181,8 +181,8 @@ def _measure(
     folder = checkpoint.folder
     report = measure_stage(checkpoint, request, path, facts)
     write_json(folder / REPORT_JSON, report)
-    if figures := figures_html(report):
-        write_text(folder / REPORT_HTML, figures)
+    if page := pruning_page(report):
+        write_text(folder / REPORT_HTML, page)
     write_text(folder / REPORT_MD, stage_markdown(report))
     speed = f", {speedup_text(report.speedup)} the teacher" if request.stage != "teacher" else ""
     say(f"  top-1 {report.top1:.2f} %, {report.latency_ms_p50:.3f} ms{speed}")

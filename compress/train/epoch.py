@@ -18,6 +18,7 @@ from compress.data.dataset import Data
 from compress.data.splits import UNLABELED, Batch, View, batch_count
 from compress.errors import CompressError
 from compress.train.config import Precision, TrainConfig
+from compress.train.evaluate import resized
 from compress.train.events import OnEvent, progress_bar
 from compress.train.precision import autocast
 from compress.train.schedule import Plan, image_size, learning_rate, mixup, select_images
@@ -273,10 +274,7 @@ def _micro_batches(batch: TrainBatch, micro_batch: int) -> list[TrainBatch]:
 
 def _resized(batch: TrainBatch, size: int) -> TrainBatch:
     """Returns the batch with images of the given size, channels last."""
-    images = batch.images
-    if size != images.shape[-1]:
-        images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-    return dataclasses.replace(batch, images=images.contiguous(memory_format=torch.channels_last))
+    return dataclasses.replace(batch, images=resized(batch.images, size))
 
 
 def _no_sync(model: nn.Module) -> AbstractContextManager[object]:

@@ -23,6 +23,7 @@ def evaluate(
     device: torch.device = CPU,
     precision: Precision = "fp32",
     images: int | None = None,
+    size: int | None = None,
 ) -> tuple[float, float]:
     """Returns mean cross-entropy and top-1 in percent.
 
@@ -34,6 +35,7 @@ def evaluate(
         device: where to run.
         precision: precision of the forward pass.
         images: size of a stratified sample to score; None scores all images.
+        size: side to resize the images to, in pixels; None leaves them as they are.
     """
     model.eval()
     order = torch.arange(len(split))
@@ -42,13 +44,20 @@ def evaluate(
     own = order[distributed.rank() :: distributed.processes()]
     loss, correct = 0.0, 0
     for batch in split.batches(evaluation_batch(split), order=own):
-        inputs = batch.images.to(device).contiguous(memory_format=torch.channels_last)
+        inputs = resized(batch.images.to(device), size)
         with autocast(precision, device):
             logits = model(inputs).float().cpu()
         loss += F.cross_entropy(logits, batch.labels, reduction="sum").item()
         correct += int((logits.argmax(1) == batch.labels).sum())
     sums = distributed.total(torch.tensor([loss, correct], dtype=torch.float64))
     return sums[0].item() / len(order), 100 * sums[1].item() / len(order)
+
+
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """Returns images `[N, C, H, W]` of another size, channels last; uint8 becomes float32."""
+    if size is not None and size != images.shape[-1]:
+        images = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def evaluation_batch(split: Split) -> int:

@@ -189,6 +189,7 @@ def _run_epoch(run: Run, epoch: int, on_event: OnEvent) -> Epoch:
         run.data.validation,
         device=run.compute.device,
         precision=run.compute.precision,
+        size=run.image_size(epoch),
     )
     return Epoch(
         epoch=epoch + 1,
@@ -207,8 +208,7 @@ def _run_epoch(run: Run, epoch: int, on_event: OnEvent) -> Epoch:
 def _remember_best(run: Run) -> None:
     """With early stopping, keeps the weights if the last epoch is the best so far."""
     state = run.state
-    lowest = min(row.validation_loss for row in state.history)
-    if run.config.patience and state.history[-1].validation_loss <= lowest:
+    if run.config.patience and state.history[-1] is _best(state.history):
         weights = state.scored.state_dict()
         state.best.update({name: tensor.cpu().clone() for name, tensor in weights.items()})
 
@@ -216,8 +216,13 @@ def _remember_best(run: Run) -> None:
 def _out_of_patience(history: list[Epoch], patience: int) -> bool:
     if not patience or not history:
         return False
-    best = min(history, key=lambda row: row.validation_loss)
-    return history[-1].epoch - best.epoch >= patience
+    return history[-1].epoch - _best(history).epoch >= patience
+
+
+def _best(history: list[Epoch]) -> Epoch:
+    """Returns the best of the epochs at the last one's image size, the latest of several."""
+    same_size = [row for row in history if row.image_size == history[-1].image_size]
+    return min(reversed(same_size), key=lambda row: row.validation_loss)
 
 
 def _finish(state: TrainState) -> None:

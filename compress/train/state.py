@@ -24,7 +24,7 @@ class Epoch:
     epoch: int
     """Epoch number, starting at 1."""
     image_size: int
-    """Image side in pixels."""
+    """Image side in pixels, in training and validation."""
     lr: float
     """Learning rate in the last step."""
     loss: float

@@ -32,6 +32,18 @@ def test_loss_and_top1_are_those_of_all_images_at_once(digits: Data) -> None:
     assert top1 == pytest.approx(100 * accuracy, rel=1e-5)
 
 
+def test_images_are_scored_at_the_size_of_training(digits: Data) -> None:
+    sides = []
+
+    class Watching(Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            sides.append(images.shape[-2:])
+            return super().forward(F.interpolate(images, size=digits.preprocess.size))
+
+    evaluate(Watching(), digits.validation, size=8)
+    assert set(sides) == {(8, 8)}
+
+
 def test_a_sample_has_all_classes(digits: Data) -> None:
     """Folders list their images class by class: the first ones all belong to the first class."""
     assert isinstance(digits.validation, TensorSplit)
