@@ -13,7 +13,7 @@ READY := .venv/ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pipeline lint types test coverage test-slow torture fuzz mutation bench lock format clean
+.PHONY: help setup pipeline lint types test coverage test-slow chromium torture fuzz mutation bench lock format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,8 +47,12 @@ test: $(READY)  ## the fast tests, six minutes on 2 cores
 coverage: $(READY)  ## the fast tests again, with branch coverage of compress/
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
-test-slow: $(READY)  ## the tests that take minutes each
+test-slow: $(READY) chromium  ## the tests that take minutes each
 	$(PYTEST) -m slow
+
+chromium:
+	@command -v chromium >/dev/null || { echo "make test-slow needs Chromium, which opens the \
+	report's page; on Debian: apt-get install chromium" >&2; exit 2; }
 
 torture: $(READY)  ## 200 kills, Ctrl-C and full disks; half an hour; result in bench/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.torture

@@ -23,6 +23,7 @@ FLOORS = (
     ("int8",),
     ("kd", "doctor"),
     ("teacher", "distill", "prune", "quantize", "export"),
+    ("insights",),
     ("report",),
     ("run",),
     ("bundle",),

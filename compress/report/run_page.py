@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.checkpoint import REPORT_JSON, Step
 from compress.files import to_json
+from compress.insights.results import INSIGHTS_JSON, Insights
 from compress.log import count_of
 from compress.measure.results import RunReport, StageReport
 from compress.prune.result import PruneResult
@@ -22,7 +23,8 @@ from compress.report.html import (
     section,
     table,
 )
-from compress.report.layers import LayersReport, layers_html
+from compress.report.insights import insight_sections
+from compress.report.layers import LAYERS_JSON, LayersReport, layers_html
 from compress.report.pruning import cuts_html, widths_html
 from compress.report.render import COLUMNS, conditions, host_text, run_rows, size_text, speedup_text
 from compress.report.text import html_text
@@ -39,6 +41,8 @@ class RunFacts:
     """Rows of `history.jsonl` of the stages that trained."""
     lineage: Sequence[Step] = ()
     """How the last stage's checkpoint was made."""
+    insights: Insights | None = None
+    """`insights.json` of the run."""
     layers: LayersReport | None = None
     """`sensitivity.json` of a stage."""
 
@@ -52,6 +56,7 @@ def run_html(facts: RunFacts) -> str:
         ("training", "Training", _training(facts.histories)),
         ("widths", "Widths", _widths(report)),
         ("int8", "int8, layer by layer", layers_html(facts.layers) if facts.layers else ""),
+        *(insight_sections(facts.insights) if facts.insights else ()),
         ("details", "Details", _details(facts)),
     ]
     shown = [one for one in sections if one[2]]
@@ -327,8 +332,17 @@ def _details(facts: RunFacts) -> str:
         + folded("Lineage", table("How the shipped file came about", columns, steps))
         + folded("Settings", settings)
         + folded("Hosts", machines)
-        + f"<p>Data of this page: {download(REPORT_JSON, to_json(report))}</p>"
+        + f"<p>Data of this page: {', '.join(_downloads(facts))}</p>"
     )
+
+
+def _downloads(facts: RunFacts) -> list[str]:
+    files = {
+        REPORT_JSON: facts.report,
+        INSIGHTS_JSON: facts.insights,
+        LAYERS_JSON: facts.layers,
+    }
+    return [download(name, to_json(data)) for name, data in files.items() if data is not None]
 
 
 def _settings(config: Mapping[str, Any], prefix: str = "") -> list[list[str]]:

@@ -15,6 +15,7 @@ from compress.architectures.spec import WEIGHT_FILES, Activation, Stem
 from compress.data.config import DataConfig
 from compress.errors import CompressError
 from compress.files import parse_toml, read_text
+from compress.insights.config import InsightsConfig
 from compress.measure.config import MeasureConfig
 from compress.run.stages import STAGES
 from compress.settings import FileName, nearest, parse, settings_of, shown
@@ -64,6 +65,7 @@ class Recipe:
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     data: DataConfig = field(default=DataConfig())
     measure: MeasureConfig = field(default=MeasureConfig())
+    insights: InsightsConfig = field(default=InsightsConfig())
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The config of each stage."""
 
@@ -73,15 +75,19 @@ NAMED_PROBLEMS = 8
 DEFAULTS = {
     "data": DataConfig(),
     "measure": MeasureConfig(),
+    "insights": InsightsConfig(),
     **{name: stage.config for name, stage in STAGES.items()},
 }
 """The sections of a recipe with their default settings."""
+COMMON = ("data", "measure", "insights")
+"""Sections that are not a stage's."""
 HEAD = ("description", "stages", "seed")
 
 
 def sections_of(recipe: Recipe) -> dict[str, Any]:
     """Returns a recipe's settings by section."""
-    return {"data": recipe.data, "measure": recipe.measure, **recipe.settings}
+    common = {name: getattr(recipe, name) for name in COMMON}
+    return {**common, **recipe.settings}
 
 
 def card_names() -> list[str]:
@@ -182,10 +188,10 @@ def load_recipe(
     head = {key: value for key, value in raw.items() if key in HEAD}
     if seed is not None:
         head["seed"] = seed
-    data, measure = sections.pop("data"), sections.pop("measure")
+    common = {name: sections.pop(name) for name in COMMON}
     try:
         return TypeAdapter(Recipe).validate_python(
-            {**head, "stages": stages, "data": data, "measure": measure, "settings": sections}
+            {**head, "stages": stages, **common, "settings": sections}
         )
     except ValidationError as error:
         problem = error.errors()[0]

@@ -7,6 +7,7 @@ from compress.checkpoint import REPORT_HTML, REPORT_JSON, REPORT_MD, load_checkp
 from compress.errors import CompressError
 from compress.export.result import ExportResult
 from compress.files import printable, write_json, write_text
+from compress.insights.results import read_insights
 from compress.measure.results import RunReport, StageReport, read_history
 from compress.report.layers import read_layers_report
 from compress.report.render import (
@@ -45,10 +46,12 @@ def _facts(run: Path, report: RunReport) -> RunFacts:
     histories = {stage: read_history(folder) for stage, folder in folders.items()}
     sensitivities = [read_layers_report(folder) for folder in folders.values()]
     digests = {stage.digest for stage in report.stages}
+    insights = read_insights(run)
     return RunFacts(
         report=report,
         histories={stage: rows for stage, rows in histories.items() if rows is not None},
         lineage=load_checkpoint(list(folders.values())[-1]).description.lineage,
+        insights=insights if insights and insights.shipped == report.stages[-1].digest else None,
         layers=next((one for one in sensitivities if one and one.checkpoint in digests), None),
     )
 

@@ -16,6 +16,7 @@ from compress.run.folder import (
     claim_run,
     owned_run,
 )
+from compress.run.insights import add_insights
 from compress.run.key import (
     Request,
 )
@@ -132,6 +133,7 @@ def run_recipe(
             teachers = (checkpoint_teacher(parent, weight=weight), *teachers[1:])
         if stage == last:
             break
+    add_insights(folder, data, recipe.insights)
     return write_run_report(folder)
 
 

@@ -1,0 +1,1 @@
+"""What changed between the teacher's file and the shipped one, measured on the test images."""

@@ -1,0 +1,158 @@
+"""Insights as plain data; `teacher` and `shipped` name the two files compared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from compress.errors import CompressError
+from compress.files import parse_json, read_text
+from compress.insights.config import InsightsConfig
+from compress.measure.results import Count, Percent
+
+INSIGHTS_JSON = "insights.json"
+Image = str
+"""A picture as a data URI."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassChange:
+    """How many of a class's images each network recognizes."""
+
+    name: str
+    n_images: Count
+    teacher: Percent
+    shipped: Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """How many images of a class each network takes for another."""
+
+    label: str
+    predicted: str
+    teacher: Count
+    shipped: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """A test image that one network gets right and the other wrong."""
+
+    index: Count
+    """In the test split."""
+    image: Image
+    label: str
+    teacher: str
+    shipped: str
+    teacher_confidence: Percent
+    shipped_confidence: Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Images of similar confidence."""
+
+    confidence: Percent
+    """Mean."""
+    accuracy: Percent
+    n_images: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How well confidence tells accuracy."""
+
+    ece: Percent
+    """Expected calibration error."""
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Where the predictions differ."""
+
+    n_images: Count
+    lost: Count
+    """Images that only the teacher gets right."""
+    won: Count
+    """Images that only the shipped file gets right."""
+    classes: tuple[ClassChange, ...]
+    confusions: tuple[Confusion, ...]
+    """Those that changed most."""
+    flips: tuple[Flip, ...]
+    teacher: Calibration
+    shipped: Calibration
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapExample:
+    """Where both networks look on one test image."""
+
+    index: Count
+    label: str
+    image: Image
+    teacher: Image
+    shipped: Image
+    overlap: Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maps:
+    """Class-activation maps for the true class."""
+
+    n_images: Count
+    overlap: Percent
+    """Median over the test images of the mass that both maps share."""
+    histogram: tuple[Count, ...]
+    """Images by overlap, in ten equal bins of 0..100 %."""
+    examples: tuple[MapExample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corruption:
+    """Top-1 on changed images."""
+
+    name: str
+    setting: str
+    teacher: Percent
+    shipped: Percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """Top-1 on a sample of the test images, unchanged and changed."""
+
+    n_images: Count
+    rows: tuple[Corruption, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insights:
+    """The content of `insights.json`."""
+
+    teacher: str
+    """Digest of the teacher's checkpoint."""
+    shipped: str
+    """Digest of the last checkpoint."""
+    config: InsightsConfig
+    predictions: Predictions | None
+    maps: Maps | None
+    """None, too, for a network without a linear layer on pooled features."""
+    robustness: Robustness | None
+    seconds: float
+
+
+def read_insights(run: Path) -> Insights | None:
+    """Reads a run's insights; None if it has none.
+
+    Raises:
+        CompressError: the file is damaged.
+    """
+    path = run / INSIGHTS_JSON
+    if not path.is_file():
+        return None
+    try:
+        return TypeAdapter(Insights).validate_python(parse_json(read_text(path)))
+    except (OSError, ValueError):
+        raise CompressError(f"{path} is damaged; remove it and run `compress run` again") from None
