@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-from matplotlib.axes import Axes
 from rich.table import Table
 
 from compress.errors import CompressError
 from compress.files import printable
+from compress.report.charts import Series, axis_of, chart
 from compress.report.check import Judged, check_same_images, conditions_of, drop_ci95
-from compress.report.html import figure_html, page
+from compress.report.html import cells, document, figure, heading, table
 from compress.report.render import conditions, short, size_text
-from compress.report.tables import html_table, terminal_table
+from compress.report.tables import terminal_table
 from compress.report.text import html_text
 
 COLUMNS = (
@@ -61,36 +61,34 @@ def _have_same_images(run: Judged, first: Judged) -> bool:
 
 def compare_table(runs: Sequence[Judged]) -> Table:
     """Returns the table for the terminal."""
-    table = terminal_table(COLUMNS, padding=1)
+    shown = terminal_table(COLUMNS, padding=1)
     for row in compare_rows(runs):
-        table.add_row(*row)
-    return table
+        shown.add_row(*row)
+    return shown
 
 
 def compare_html(runs: Sequence[Judged]) -> str:
     """Returns the page."""
+    title = f"Comparison of {len(runs)} runs"
     measured = "".join(
         f"<li>{html_text(f'{run.name}, {run.data}: {conditions(run.file)}')}</li>" for run in runs
     )
-    caption = "The file of each run: farther left is faster, higher is more accurate."
-    return page(
-        f"Comparison of {len(runs)} runs",
-        f"{html_table(COLUMNS, compare_rows(runs))}<p class='conditions'>{EXPLANATION}</p>"
-        f"{figure_html(_draw, runs, caption)}<ul class='conditions'>{measured}</ul>",
+    files = Series(
+        name="file",
+        color=1,
+        points=[(run.file.latency_ms_p50, run.file.top1) for run in runs],
+        labels=[printable(run.name) for run in runs],
+        intervals=[run.file.top1_ci95 for run in runs],
     )
-
-
-def _draw(axes: Axes, runs: Sequence[Judged]) -> None:
-    for run in runs:
-        low, high = run.file.top1_ci95
-        axes.errorbar(
-            run.file.latency_ms_p50,
-            run.file.top1,
-            yerr=[[run.file.top1 - low], [high - run.file.top1]],
-            fmt="o",
-            capsize=3,
-            label=f"{printable(run.name)}, {size_text(run.file.size_bytes)}",
-        )
-    axes.set(xscale="log", xlabel="latency p50, ms", ylabel="top-1, % (95 % interval)")
-    axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend()
+    drawn = chart(
+        [files],
+        axis_of([across for across, _ in files.points], title="latency p50, ms", log=True),
+        axis_of(
+            [end for ends in files.intervals for end in ends], title="top-1, % (95 % interval)"
+        ),
+        summary="Accuracy against latency of each run's file; the table has the numbers.",
+    )
+    caption = "The file of each run: farther left is faster, higher is more accurate."
+    numbers = table(EXPLANATION, COLUMNS, map(cells, compare_rows(runs)))
+    body = f"{heading(title)}{numbers}{figure(caption, drawn)}<ul class='note'>{measured}</ul>"
+    return document(title, f"<main>{body}</main>")

@@ -1,4 +1,4 @@
-"""Tables for the terminal, Markdown, and HTML."""
+"""Tables for the terminal and Markdown."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from compress.files import printable
-from compress.report.text import html_text
 
 Rows = Sequence[Sequence[str]]
 
@@ -30,12 +29,3 @@ def markdown_table(columns: Sequence[str], rows: Rows) -> str:
     """Returns a Markdown table; all columns but the first are right-aligned."""
     rule = ["---", *["---:"] * (len(columns) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
-
-
-def html_table(columns: Sequence[str], rows: Rows) -> str:
-    """Returns an HTML table of plain text."""
-    head = "".join(f"<th>{html_text(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -3,8 +3,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from compress.report.html import cells, table
 from compress.report.render import run_rows, run_table
-from compress.report.tables import html_table, markdown_table, terminal_table
+from compress.report.tables import markdown_table, terminal_table
 from compress.run.lookup import read_run_report
 
 COLUMNS, ROWS = ("layer", "ms"), (("a<b", "1.5"), ("conv", "20"))
@@ -16,11 +17,11 @@ def test_markdown_aligns_numbers_to_the_right() -> None:
     )
 
 
-def test_html_escapes_its_cells() -> None:
-    assert html_table(COLUMNS, ROWS) == (
-        "<table><thead><tr><th>layer</th><th>ms</th></tr></thead><tbody>"
-        "<tr><td>a&lt;b</td><td>1.5</td></tr><tr><td>conv</td><td>20</td></tr></tbody></table>"
-    )
+def test_html_escapes_its_cells_and_names_rows_and_columns() -> None:
+    found = table("a & b", COLUMNS, map(cells, ROWS))
+    assert "<caption>a &amp; b</caption>" in found
+    assert "<th scope='col'>layer</th><th scope='col'>ms</th>" in found
+    assert "<tr><th scope='row' class='name'>a&lt;b</th><td>1.5</td></tr>" in found
 
 
 def test_the_terminal_aligns_numbers_to_the_right() -> None:
