@@ -121,17 +121,13 @@ def compare_maps(
                 index=index,
                 label=names[labels[index]],
                 image=picture(images[index]),
-                teacher=picture(images[index], _heat(both[0][index])),
-                shipped=picture(images[index], _heat(both[1][index])),
+                teacher=picture(images[index], both[0][index] / both[0][index].max()),
+                shipped=picture(images[index], both[1][index] / both[1][index].max()),
                 overlap=float(overlap[index]),
             )
             for index in chosen
         ),
     )
-
-
-def _heat(share: np.ndarray) -> np.ndarray:
-    return share / share.max()
 
 
 def _one_of_each_class(labels: np.ndarray) -> list[int]:

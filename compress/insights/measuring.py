@@ -72,7 +72,7 @@ def _compare(
             first.append(images)
         for run, file in zip(runs, files, strict=True):
             run.append(file.run(images, batch.labels.numpy()))
-    probabilities = [softmax(np.concatenate([one for one, _ in run]), axis=1) for run in runs]
+    before, after = (softmax(np.concatenate([one for one, _ in run]), axis=1) for run in runs)
     mapped = [[heat for _, heat in run if heat is not None] for run in runs]
     maps = None
     if all(len(heats) == total for heats in mapped):
@@ -81,7 +81,7 @@ def _compare(
             *(teacher, shipped, labels), names=data.class_names, images=np.concatenate(first)
         )
     predictions = compare_predictions(
-        *probabilities, labels, names=data.class_names, image_of=_image_of(data, order)
+        before, after, labels, names=data.class_names, image_of=_image_of(data, order)
     )
     return predictions if config.predictions else None, maps
 
@@ -115,4 +115,5 @@ def _compare_robustness(
         return classes
 
     teacher, source = (load_model(checkpoint) for checkpoint in checkpoints)
-    return compare_robustness(*map(predict, files), images, labels, gradients=(teacher, source))
+    one, other = map(predict, files)
+    return compare_robustness(one, other, images, labels, gradients=(teacher, source))

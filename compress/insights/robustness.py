@@ -80,13 +80,15 @@ def blurred(images: np.ndarray, sigma: float) -> np.ndarray:
     blurry = functional.gaussian_blur(
         torch.from_numpy(images), [2 * radius + 1, 2 * radius + 1], [sigma, sigma]
     )
-    return blurry.numpy()
+    array: np.ndarray = blurry.numpy()
+    return array
 
 
 def pale(images: np.ndarray) -> np.ndarray:
     """Moves pixels toward their image's mean."""
     mean = images.mean((2, 3), keepdims=True)
-    return (mean + CONTRAST * (images - mean)).round().astype(np.uint8)
+    changed: np.ndarray = (mean + CONTRAST * (images - mean)).round().astype(np.uint8)
+    return changed
 
 
 def compressed(images: np.ndarray) -> np.ndarray:

@@ -64,8 +64,8 @@ def _classes(predictions: Predictions) -> str:
     changed = ""
     if confusions:
         caption = f"Confusions that changed most, of {count_of(predictions.n_images, 'test image')}"
-        columns = ("confusion", "teacher", "shipped", "change")
-        changed = table(caption, columns, confusions)
+        names = ("confusion", "teacher", "shipped", "change")
+        changed = table(caption, names, confusions)
     caption = "Images of each class that are recognized, %; the bar leads from teacher to shipped."
     columns = ("class", "images", "teacher", "shipped", "change")
     return table(caption, columns, rows, wide=True) + changed
