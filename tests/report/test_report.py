@@ -12,7 +12,7 @@ from compress.files import write_json
 from compress.measure.results import RunReport, StageReport
 from compress.report.render import run_markdown, run_rows, short, size_text
 from compress.run.lookup import read_run_report, read_stage_report
-from compress.run.report import collect, write_run_report
+from compress.run.report import collect
 from tests.report.test_render import difference
 
 
