@@ -268,7 +268,7 @@ def test_every_option_and_setting_exists(page: str) -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"-m [a-z]+ ", "", TEXTS[page])))
     assert named <= known
     sections = "|".join({name.partition(".")[0] for name in SETTINGS})
-    prose = re.sub(r"\w+\.(?:md|toml|py)\b", "", TEXTS[page])
+    prose = re.sub(r"\w+\.(?:md|toml|py|json)\b", "", TEXTS[page])
     dotted = set(re.findall(rf"\b(?:{sections})\.[a-z_.]*[a-z]\b(?=[=`])", prose))
     assert dotted <= SETTINGS
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from compress.host import allowed_cores
 from compress.insights.pictures import picture
 from compress.insights.results import MapExample, Maps
-from compress.measure.runtime import run_file, session_options
+from compress.measure.runtime import run_file
+from compress.measure.worker import session_options
 from compress.onnx_file import INPUT, OUTPUT
 
 LARGEST_ERROR = 0.05

@@ -49,7 +49,7 @@ def test_the_page_is_self_contained_and_well_formed(finished_run: Path) -> None:
     assert "default-src 'none'" in page
     assert not re.search(r"<script|src=(?!'data:)|<link rel='icon' href='(?!data:)|url\(", page)
     drawings = re.findall(r"<svg.*?</svg>", page)
-    assert len(drawings) == 1 + 3 + 1  # files, three stages that trained, cuts
+    assert len(drawings) == 1 + 3 + 1 + 1  # files, stages that trained, cuts, calibration
     for drawing in drawings:
         ET.fromstring(drawing)
 
@@ -73,7 +73,7 @@ def test_the_page_has_the_numbers_of_the_report(finished_run: Path, report: RunR
     for row in run_rows(report):
         cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
         assert f"<tr><th scope='row' class='name'>{row[0]}</th>{cells}</tr>" in page
-    (link,) = re.findall(r"href='data:application/json;base64,([^']+)'", page)
+    (link,) = re.findall(r"download='report.json' href='data:[^,]+,([^']+)'", page)
     assert base64.b64decode(link).decode() == (finished_run / "report.json").read_text()
 
 
