@@ -3,7 +3,7 @@
     python -m bench.zoo
     python -m bench.zoo --names ghostnet_100,tf_efficientnet_lite0
 
-Random weights, random images of 128 px, one process a network. Each is traced, quantized, and
+Random weights, random images, one process a network. Each is traced, quantized, and
 exported; its file is compared with its simulation in torch, and timed in turns with
 `quantize_static` (MinMax, uint8 activations) on the same float file. Then half the channels of each
 group are removed. Writes bench/results/zoo.json and a page.
@@ -11,7 +11,6 @@ group are removed. Writes bench/results/zoo.json and a page.
 
 import dataclasses
 import json
-import shlex
 import statistics
 import subprocess
 import sys
@@ -27,11 +26,12 @@ from pydantic import TypeAdapter
 
 from bench.peers import run_peer
 from bench.ptq_peers import FLOAT, REFERENCE, untrained_subject
-from bench.results_file import add_to_results, commands_text
+from bench.results_file import add_to_results
 from compress.architectures.build import Classifier, build, example_input
 from compress.architectures.spec import ModelSpec
 from compress.data.splits import as_numpy
 from compress.errors import CompressError
+from compress.export.stage import judge
 from compress.host import Host, describe_host
 from compress.int8.conversion import convert
 from compress.int8.lowering import lower
@@ -52,7 +52,10 @@ from compress.report.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 SIZE, CALIBRATION = 128, 64
+SIZES = {"crossvit_9_240": 240, "efficientformer_l1": 224}
+"""Pixels, for networks that accept no others."""
 TIMEOUT_S = 300
+COMMAND = "python -m bench.zoo --names {}"
 OURS = "compress"
 ROUNDS = 60
 MAX_DISAGREEMENT = 2.0
@@ -120,11 +123,17 @@ NAMES = (
     "xception41",
 )
 INTRODUCTION = f"""\
-Networks of timm with random weights at {SIZE} px, one thread, batch 1. *int8 / float / Q+DQ*:
-operators in ONNX Runtime's optimized graph; conversions that were not fused away count apart.
-*same class*: images for which the file and its simulation in torch agree. *vs static*, *vs float*:
-how much faster our int8 file is than `quantize_static`'s and than the float file, in turns. *half*:
-MACs left when half of the channels of every group are removed, or why that is not possible."""
+Networks of timm with random weights at {SIZE} px ({
+    ", ".join(f"{name}: {size}" for name, size in SIZES.items())
+}), one thread, batch 1.
+*int8 / float / Q+DQ*: operators in ONNX Runtime's optimized graph; conversions that were not fused
+away count apart. *same class*: images for which the file and its simulation in torch agree.
+*difference*: the largest one between their logits, in percent of the logits' range, and, in
+parentheses, between simulation and float network: a network that amplifies its own rounding (the
+second figure) amplifies the file's too. *vs static*, *vs float*: how much faster our int8 file is
+than `quantize_static`'s and than the float file, in turns. *ships*: the file that `export` chooses
+by latency. *half*: MACs left when half of the channels of every group are removed, or why that is
+not possible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +150,15 @@ class Row:
     n_conversions: int = 0
     same_class: float = 0.0
     """Percent of the images for which file and simulation agree."""
+    max_difference: float = 0.0
+    """Largest difference of a logit, in percent of the range of all logits."""
+    rounding: float = 0.0
+    """The same between simulation and float network: what int8 changes by itself."""
     vs_static: float | None = None
     """Speedup over the file of `quantize_static`; None if it made none."""
     vs_float: float = 0.0
+    ships: str = ""
+    """What `export` would choose on this machine if the accuracies were equal."""
     half: str = ""
     """MACs left at half of the channels, or why it was not pruned."""
 
@@ -156,10 +171,12 @@ class Results:
     rows: tuple[Row, ...]
 
 
-def examine(name: str, scratch: Path, command: str) -> Row:
+def examine(name: str, scratch: Path) -> Row:
     """Quantizes, measures, and prunes one network."""
-    row = Row(variant=name, command=command, date=datetime.now(UTC).date().isoformat())
-    subject = untrained_subject(f"timm:{name}", SIZE, CALIBRATION, scratch)
+    today = datetime.now(UTC).date().isoformat()
+    row = Row(variant=name, command=COMMAND.format(name), date=today)
+    size = SIZES.get(name, SIZE)
+    subject = untrained_subject(f"timm:{name}", size, CALIBRATION, scratch)
     spec, model = subject.checkpoint.spec, load_model(subject.checkpoint)
     assert isinstance(model, Classifier)
     files = {tool: scratch / f"{place}.onnx" for place, tool in enumerate((OURS, REFERENCE, FLOAT))}
@@ -174,7 +191,7 @@ def examine(name: str, scratch: Path, command: str) -> Row:
     export_onnx(model, spec, files[FLOAT], digest="", stage="teacher")
     images = next(iter(subject.test.batches(len(subject.test)))).images
     with torch.no_grad():
-        expected = quantized(images).argmax(1)
+        expected, in_float = quantized(images), model(images)
     found = torch.from_numpy(run_session(open_session(files[OURS], threads=2), as_numpy(images)))
     operators = summarize(profile(files[OURS], threads=1))
     row = dataclasses.replace(
@@ -182,7 +199,9 @@ def examine(name: str, scratch: Path, command: str) -> Row:
         n_int8=operators.n_int8,
         n_float=operators.n_float,
         n_conversions=operators.n_conversions,
-        same_class=100 * (found.argmax(1) == expected).float().mean().item(),
+        same_class=100 * (found.argmax(1) == expected.argmax(1)).float().mean().item(),
+        max_difference=_percent_of_range(found - expected, expected),
+        rounding=_percent_of_range(expected - in_float, expected),
         half=_halved(spec),
     )
     np.save(scratch / "images.npy", subject.calibration)
@@ -199,9 +218,18 @@ def examine(name: str, scratch: Path, command: str) -> Row:
         say(f"  {REFERENCE}: {str(error).splitlines()[0]}")
         del files[REFERENCE]
     latencies = measure_latency(list(files.values()), rounds=ROUNDS)
-    ms = dict(zip(files, (one.latency_ms_p50 for one in latencies), strict=True))
-    static = ms[REFERENCE] / ms[OURS] if REFERENCE in files else None
-    return dataclasses.replace(row, vs_static=static, vs_float=ms[FLOAT] / ms[OURS])
+    ratios = dict(zip(files, latencies, strict=True))
+    low, high = ratios[FLOAT].speedup_ci95
+    return dataclasses.replace(
+        row,
+        vs_static=1 / ratios[REFERENCE].speedup if REFERENCE in files else None,
+        vs_float=1 / ratios[FLOAT].speedup,
+        ships=judge(0, 0, (1 / high, 1 / low)).ship,
+    )
+
+
+def _percent_of_range(difference: torch.Tensor, logits: torch.Tensor) -> float:
+    return 100 * (difference.abs().max() / (logits.max() - logits.min())).item()
 
 
 def _halved(spec: ModelSpec) -> str:
@@ -229,14 +257,19 @@ def zoo_markdown(results: Results) -> str:
     same = sum(row.same_class >= 100 - MAX_DISAGREEMENT for row in good)
     slower = [row.variant for row in good if row.vs_static and row.vs_static < 1 / 1.03]
     table = markdown_table(
-        ("network", "int8 / float / Q+DQ", "same class %", "vs static", "vs float", "half"),
+        (
+            *("network", "int8 / float / Q+DQ", "same class %", "difference %"),
+            *("vs static", "vs float", "ships", "half"),
+        ),
         [
             (
                 row.variant,
                 row.problem or f"{row.n_int8} / {row.n_float} / {row.n_conversions}",
                 "" if row.problem else f"{row.same_class:.0f}",
+                "" if row.problem else f"{row.max_difference:.1f} ({row.rounding:.0f})",
                 f"{row.vs_static:.2f}x" if row.vs_static else "",
                 "" if row.problem else f"{row.vs_float:.2f}x",
+                row.ships.removeprefix("model-").removesuffix(".onnx"),
                 row.half,
             )
             for row in rows
@@ -248,7 +281,8 @@ def zoo_markdown(results: Results) -> str:
         f"`quantize_static`: {statistics.geometric_mean(ratios or [1]):.2f} times as fast in the "
         f"geometric mean of {len(ratios)}; more than 3 % slower: {', '.join(slower) or 'none'}."
     )
-    facts = f"{commands_text(results.rows)}; {host_text(results.host)}."
+    dates = ", ".join(sorted({row.date for row in results.rows}))
+    facts = f"`{COMMAND.format('NAME')}` for each network, {dates}; {host_text(results.host)}."
     return "\n\n".join(("# A zoo of networks", INTRODUCTION, summary, table, facts)) + "\n"
 
 
@@ -257,23 +291,22 @@ def zoo_markdown(results: Results) -> str:
 @click.option("--one", is_flag=True, hidden=True, help="Print the row of the one network as JSON.")
 def main(names: str, one: bool) -> None:
     """Examines networks, each in a process of its own, and writes the results."""
-    command = shlex.join(["python", "-m", "bench.zoo", *sys.argv[1:]])
     chosen = names.split(",")
     if one:
         with tempfile.TemporaryDirectory() as scratch:
-            click.echo(json.dumps(asdict(examine(chosen[0], Path(scratch), "python -m bench.zoo"))))
+            click.echo(json.dumps(asdict(examine(chosen[0], Path(scratch)))))
         return
     for name in track(chosen, "networks", total=len(chosen)):
-        row = _in_process(name, command)
+        row = _in_process(name)
         ratio = f"{row.vs_static:.2f}x" if row.vs_static else ""
         say(f"{name}: {row.problem or f'{row.same_class:.0f} % {ratio}'}, half {row.half}")
         add_to_results(Results(host=describe_host(), rows=(row,)), RESULTS, zoo_markdown)
 
 
-def _in_process(name: str, command: str) -> Row:
+def _in_process(name: str) -> Row:
     line = [sys.executable, "-m", "bench.zoo", "--one", "--names", name]
     today = datetime.now(UTC).date().isoformat()
-    failed = Row(variant=name, command=command, date=today)
+    failed = Row(variant=name, command=COMMAND.format(name), date=today)
     try:
         done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -281,8 +314,7 @@ def _in_process(name: str, command: str) -> Row:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return dataclasses.replace(failed, problem=reason[:120])
-    row = TypeAdapter(Row).validate_json(done.stdout.splitlines()[-1])
-    return dataclasses.replace(row, command=command)
+    return TypeAdapter(Row).validate_json(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

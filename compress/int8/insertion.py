@@ -44,6 +44,7 @@ INT8_OPERATORS = {
     aten.mean.dim,
     aten.adaptive_avg_pool2d.default,
     aten.sigmoid.default,
+    aten.leaky_relu.default,
 }
 """Operators without weights that have integer kernels in ONNX Runtime."""
 DATA_MOVEMENT = {

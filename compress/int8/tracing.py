@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from compress.architectures.build import Classifier, Normalize
@@ -23,6 +24,8 @@ from compress.int8.layer import Layer
 
 CONV_DEFAULTS = ([1, 1], [0, 0], [1, 1], 1)
 """Stride, padding, dilation, and groups of aten.conv2d."""
+NAMED_DEFAULTS = (None, [1, 1], "valid", [1, 1], 1)
+"""Bias, stride, padding, dilation, and groups of aten.conv2d with padding `same` or `valid`."""
 
 
 def trace(model: Classifier) -> fx.GraphModule:
@@ -69,13 +72,18 @@ def _export(network: nn.Module, normalize: Normalize) -> fx.GraphModule:
 
 
 def _simplify(traced: fx.GraphModule) -> None:
-    """Normalizes the graph: one kind of reshape, no clones, means that keep their dimensions."""
+    """Normalizes the graph.
+
+    One kind of reshape, no clones, padding in numbers, means that keep their dimensions.
+    """
     for node in list(traced.graph.nodes):
         if node.target is aten.clone.default:
             substitute(traced, node, node.args[0])
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             # Without the clones a tensor may not be contiguous, which a view would require.
             node.target = aten.reshape.default
+        elif node.target is aten.conv2d.padding:
+            _write_padding_in_numbers(traced, node)
         elif node.target is aten.mean.dim and not (len(node.args) > 2 and node.args[2]):
             shape = shape_of(node)
             assert shape is not None
@@ -86,6 +94,26 @@ def _simplify(traced: fx.GraphModule) -> None:
                 reshaped, delete_user_cb=lambda user, new=reshaped: user is not new
             )
             node.meta["val"] = node.meta["val"].reshape(*shape, 1, 1)
+
+
+def _write_padding_in_numbers(traced: fx.GraphModule, node: fx.Node) -> None:
+    """Replaces a convolution's padding `same` or `valid`; uneven sides become an explicit pad."""
+    source, weight, *given = node.args
+    bias, stride, padding, dilation, groups = (*given, *NAMED_DEFAULTS[len(given) :])
+    assert isinstance(source, fx.Node)
+    assert isinstance(weight, fx.Node)
+    assert isinstance(dilation, list)
+    kernel = shape_of(weight)[2:]  # type: ignore[index]
+    same = padding == "same"
+    height, width = (same * d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+    numbers = [height // 2, width // 2]
+    if height % 2 or width % 2:
+        pad = [width // 2, width - width // 2, height // 2, height - height // 2]
+        value = F.pad(source.meta["val"], pad)
+        source = insert_call(traced, source, aten.constant_pad_nd.default, (source, pad))
+        source.meta["val"], numbers = value, [0, 0]
+    node.target = aten.conv2d.default
+    node.args = (source, weight, bias, stride, numbers, dilation, groups)
 
 
 def _collect_layers(traced: fx.GraphModule) -> None:

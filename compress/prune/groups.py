@@ -181,6 +181,8 @@ def _trace(
             )
         elif any("in_proj" in names.get(id(member), "") for member in members):
             fixed[name] = "its channels belong to the residual stream of all attention blocks"
+        elif any(isinstance(member, tp.ops._SplitOp) for member in members):
+            fixed[name] = "the network's code splits it into parts of fixed widths"
         else:
             groups[name] = _group(
                 group, name, prefix=prefix, modules=modules, names=names, graph=graph

@@ -187,6 +187,19 @@ class _Clipped(nn.Module):
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+def test_leaky_relu_is_one_integer_operator_and_exact(digits: Data, tmp_path: Path) -> None:
+    spec = student_spec(digits)
+    torch.manual_seed(0)
+    model = Classifier(build(spec).normalize, _Clipped(nn.LeakyReLU(0.1))).eval()
+    quantized, path = quantized_file(model, spec, digits, tmp_path)
+    operators = optimized_operators(path, tmp_path)
+    assert (operators["QLinearLeakyRelu"], operators["DequantizeLinear"]) == (2, 0)
+    images = next(iter(digits.test.batches(100))).images
+    with torch.no_grad():
+        expected = quantized(images)
+    assert np.abs(run_file(path, images) - expected.numpy()).max() < 1e-4 * expected.std()
+
+
 CLIPS = [*(nn.Hardtanh(*bounds) for bounds in BOUNDS), nn.Hardsigmoid(), nn.ReLU()]
 MORE_CLIPS = [nn.Hardtanh(*bounds) for bounds in MORE_BOUNDS]
 

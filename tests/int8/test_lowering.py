@@ -148,3 +148,40 @@ def test_explicit_padding_becomes_part_of_convolutions(digits: Data, tmp_path: P
         expected = quantized(images)
     found = torch.from_numpy(run_file(path, images))
     assert (found - expected).abs().max() < 0.02 * expected.std()
+
+
+class Same(nn.Module):
+    """Convolutions with padding `same` and `valid`; an even kernel pads unevenly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.odd = nn.Conv2d(1, 8, (3, 5), padding="same")
+        self.even = nn.Conv2d(8, 8, (4, 3), padding="same", dilation=(1, 2), groups=8, bias=False)
+        self.valid = nn.Conv2d(8, 8, 3, padding="valid", stride=2)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[N, 1, 16, 16]` to `[N, 10]`."""
+        for layer in (self.odd, self.even, self.valid):
+            x = F.relu(layer(x))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_named_padding_is_int8_as_simulated_in_torch(digits: Data, tmp_path: Path) -> None:
+    """Such convolutions of ConvMixer stayed in float, where ONNX Runtime rounded their weights."""
+    spec = student_spec(digits)
+    torch.manual_seed(0)
+    model = Classifier(Normalize(spec.preprocess), Same()).eval()
+    lowered = lower(model)
+    assert {"odd", "even", "valid"} <= set(layers_of(lowered))
+    images = next(iter(digits.test.batches(64))).images
+    with torch.no_grad():
+        inner = lowered(images) - model(images)
+    quantized, path = quantized_file(model, spec, digits, tmp_path)
+    operators = optimized_operators(path, tmp_path)
+    assert (operators["QLinearConv"], operators["Conv"], operators["Pad"]) == (3, 0, 0)
+    with torch.no_grad():
+        expected = quantized(images)
+    found = torch.from_numpy(run_file(path, images))
+    assert (found - expected).abs().max() < 1e-4 * expected.std()
+    assert inner.abs().max() < 0.1 * expected.std()

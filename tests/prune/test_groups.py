@@ -1,12 +1,13 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
 from compress.data.dataset import Data
 from compress.data.preprocess import Preprocess
 from compress.prune.groups import find_groups
+from compress.prune.surgery import keep_channels
 from tests.conftest import torchvision_spec
 
 GREY_32 = Preprocess(size=32, resize=32, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -53,6 +54,31 @@ def test_a_depthwise_convolution_writes_what_it_reads() -> None:
     assert {"0.weight", "0.bias", "1.weight", "2.weight", "2.running_mean"} <= {
         part.tensor for part in group.writers
     }
+
+
+class _Split(nn.Module):
+    """A cross-stage partial block: only half of the channels pass the inner layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(1, 16, 1), nn.Conv2d(8, 8, 1)
+        self.join, self.head = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).split(8, dim=1)
+        return self.head(self.join(torch.cat([left, self.inner(right)], dim=1)))  # type: ignore[no-any-return]
+
+
+def test_channels_that_code_splits_stay_and_the_others_can_be_removed() -> None:
+    """In CSPResNet, torch-pruning even named channels of them that do not exist."""
+    network, example = _Split().eval(), torch.zeros(1, 1, 4, 4)
+    found = find_groups(network, example)
+    assert "the network's code splits it into parts of fixed widths" in found.fixed.values()
+    assert "join" in {group.name for group in found.groups}
+    kept = {group.name: torch.arange(group.channels // 2) for group in found.groups}
+    keep_channels(network, found.groups, kept)
+    assert network(example).shape == (1, 2, 4, 4)
+    assert network.join.weight.shape[0] == 4
 
 
 def test_flattened_channels_take_a_column_for_each_position() -> None:
