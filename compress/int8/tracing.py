@@ -98,8 +98,8 @@ def _simplify(traced: fx.GraphModule) -> None:
 
 def _write_padding_in_numbers(traced: fx.GraphModule, node: fx.Node) -> None:
     """Replaces a convolution's padding `same` or `valid`; uneven sides become an explicit pad."""
-    source, weight, *given = node.args
-    bias, stride, padding, dilation, groups = (*given, *NAMED_DEFAULTS[len(given) :])
+    (source, weight), given = node.args[:2], node.args[2:]
+    bias, stride, padding, dilation, groups = given + NAMED_DEFAULTS[len(given) :]
     assert isinstance(source, fx.Node)
     assert isinstance(weight, fx.Node)
     assert isinstance(dilation, list)
