@@ -38,6 +38,7 @@ from compress.train.micro_batch import free_memory
 
 RESULTS = Path(__file__).parent / "results" / "folders.json"
 PAGE = RESULTS.with_suffix(".md")
+MODEL = "resnet18"
 CLASSES = ("pagoda", "flower")
 FEW, MANY, SIDE = 600, 4800, 300
 WATCHED_S = 120
@@ -133,15 +134,16 @@ def make_files(root: Path, count: int) -> None:
 
 
 @contextmanager
-def training(root: Path, *settings: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def training(
+    root: Path, *settings: str, model: str = MODEL
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """Yields the process that trains the teacher, and its folder."""
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "compress", "run", "resnet18", "--until", "teacher"]
+        command = [sys.executable, "-m", "compress", "run", model, "--until", "teacher"]
         command += ["--data", f"imagefolder:{root}", "--out", f"{scratch}/run"]
         for setting in ("teacher.train.min_steps=0", "teacher.train.start_size=1", *settings):
             command += ["--set", setting]
-        environment = {**os.environ, "COMPRESS_CACHE": str(root.parent / "cache")}
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             yield process, Path(scratch) / "run"
 
 
@@ -155,26 +157,25 @@ def speed(root: Path, *settings: str) -> float:
     return float(statistics.median(json.loads(line)["images_per_second"] for line in lines))
 
 
-def peak(root: Path) -> int:
-    """Returns the most memory that the first steps at 224 px with the default batch take, bytes."""
+def peak(root: Path, *settings: str, model: str = MODEL, watched_s: float = WATCHED_S) -> int:
+    """Returns the peak memory of the first seconds of a training with the default batch, bytes."""
     most = 0
-    with training(root) as (process, _):
-        end = time.monotonic() + WATCHED_S
+    with training(root, *settings, model=model) as (process, _):
+        end = time.monotonic() + watched_s
         while time.monotonic() < end and process.poll() is None:
             status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
             most = max([most, *map(int, re.findall(r"VmHWM:\s+(\d+) kB", status))])
             time.sleep(1)
         process.send_signal(signal.SIGINT)
-    if process.returncode != INTERRUPTED:
+    if process.returncode not in (0, INTERRUPTED):
         raise click.ClickException(f"the training ended with {process.returncode}")
     return 1024 * most
 
 
 def listed(root: Path, count: int) -> Listed:
     """Lists a set in a process of its own, twice."""
-    environment = {**os.environ, "COMPRESS_CACHE": str(root.parent / "cache")}
     output = subprocess.run(
-        [sys.executable, "-c", LIST, str(root)], check=True, stdout=subprocess.PIPE, env=environment
+        [sys.executable, "-c", LIST, str(root)], check=True, stdout=subprocess.PIPE
     ).stdout
     found = json.loads(output)
     return Listed(
@@ -190,6 +191,7 @@ def listed(root: Path, count: int) -> Listed:
 def main(rounds: int) -> None:
     """Measures all and writes the results."""
     with tempfile.TemporaryDirectory() as scratch:
+        os.environ["COMPRESS_CACHE"] = f"{scratch}/cache"
         few, many = Path(scratch) / "few", Path(scratch) / "many"
         make_photographs(few, FEW)
         default, one = [], []

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from bench import (
     distill_losses,
+    folder_speed,
     folders,
     mutation,
     neighbor,
@@ -119,7 +120,7 @@ def test_the_table_of_mutants_is_rendered_from_its_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "bench", [folders, mutation, neighbor, prune_peers, ptq_peers, train_speed]
+    "bench", [folder_speed, folders, mutation, neighbor, prune_peers, ptq_peers, train_speed]
 )
 def test_the_page_of_a_comparison_is_rendered_from_its_file(bench: ModuleType) -> None:
     results = read_results(bench.Results, bench.RESULTS)

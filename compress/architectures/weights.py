@@ -31,7 +31,7 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
     """Loads weights into a network, in place.
 
     Tensors of different shape, such as the classifier's for another number of classes, are skipped
-    and returned.
+    and returned; a classifier that is skipped starts at zero.
 
     Args:
         network: the network, as built from its spec.
@@ -63,6 +63,7 @@ def load_weights(network: nn.Module, architecture: str, weights: str) -> list[st
     common = set(given) & set(own)
     fitting = {name: given[name] for name in common if given[name].shape == own[name].shape}
     network.load_state_dict(fitting, strict=False)
+    _zero_new_classifier(network, fitting)
     return [
         *(f"{name} (not in the file)" for name in missing),
         *(
@@ -132,6 +133,20 @@ def _only_heads(network: nn.Module, missing: list[str], foreign: list[str]) -> b
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     heads = tuple(f"{head}." for head in (*HEADS, *linear[-1:]))
     return all(name.startswith(heads) for name in (*missing, *foreign))
+
+
+@torch.no_grad()
+def _zero_new_classifier(network: nn.Module, loaded: Mapping[str, Tensor]) -> None:
+    """Sets the last linear layer to zero if its weights were not loaded (arXiv 2010.11929, 3.2).
+
+    The random logits of some initializations are so large (8 for two classes and EfficientNet's
+    1,280 features) that the first steps would destroy what the other layers know.
+    """
+    linear = [item for item in network.named_modules() if isinstance(item[1], nn.Linear)]
+    for name, classifier in linear[-1:]:
+        if f"{name}.weight" not in loaded:
+            for parameter in classifier.parameters():
+                parameter.zero_()
 
 
 def _refuse_npz(name: str) -> None:

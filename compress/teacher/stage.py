@@ -41,7 +41,7 @@ def run(start: Start, config: TeacherConfig, context: Context) -> Product:
             "number of classes and channels, or train for at least one epoch"
         )
     if left_out:
-        warn(f"  randomly initialized, not from {start.weights}: {', '.join(left_out)}")
+        warn(f"  new, not from {start.weights}: {', '.join(left_out)}")
     history = everywhere(
         train,
         model,

@@ -46,7 +46,8 @@ def test_a_classifier_of_other_size_is_left_out(digits: Data, tmp_path: Path) ->
         "fc.weight (10x64, the network has 3x64)",
     ]
     assert torch.equal(target.get_parameter("conv1.weight"), source.get_parameter("conv1.weight"))
-    assert target.get_parameter("fc.weight").shape == (3, 64)
+    assert torch.equal(target.get_parameter("fc.weight"), torch.zeros(3, 64))
+    assert torch.equal(target.get_parameter("fc.bias"), torch.zeros(3))
 
 
 def test_foreign_or_broken_weights_are_refused(digits: Data, tmp_path: Path) -> None:
@@ -93,6 +94,7 @@ def test_another_head_is_left_out_and_listed(digits: Data, tmp_path: Path) -> No
     torch.save(state | head, tmp_path / "weights.pth")
     left_out = load_weights(target, "scaled_resnet", str(tmp_path / "weights.pth"))
     assert left_out == ["fc.bias (not in the file)", "fc.weight (not in the file)"]
+    assert not target.get_parameter("fc.weight").any()
     assert torch.equal(target.get_parameter("conv1.weight"), source.get_parameter("conv1.weight"))
 
 

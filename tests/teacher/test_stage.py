@@ -79,7 +79,7 @@ def test_weights_of_another_shape_need_training(
     ):
         run(NewNetwork(spec=spec, weights=str(weights)), ZERO_EPOCHS, context)
     run(NewNetwork(spec=spec, weights=str(weights)), ONE_EPOCH, context)
-    assert f"randomly initialized, not from {weights}: {last}" in capsys.readouterr().err
+    assert f"new, not from {weights}: {last}" in capsys.readouterr().err
 
 
 def test_a_trained_teacher_is_taken_unchanged(finished_run: Path, context: Context) -> None:
