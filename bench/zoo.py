@@ -129,11 +129,10 @@ Networks of timm with random weights at {SIZE} px ({
 *int8 / float / Q+DQ*: operators in ONNX Runtime's optimized graph; conversions that were not fused
 away count apart. *same class*: images for which the file and its simulation in torch agree.
 *difference*: the largest one between their logits, in percent of the logits' range, and, in
-parentheses, between simulation and float network: a network that amplifies its own rounding (the
-second figure) amplifies the file's too. *vs static*, *vs float*: how much faster our int8 file is
-than `quantize_static`'s and than the float file, in turns. *ships*: the file that `export` chooses
-by latency. *half*: MACs left when half of the channels of every group are removed, or why that is
-not possible."""
+parentheses, between simulation and float network. *vs static*, *vs float*: how much faster our int8
+file is than `quantize_static`'s and than the float file, in turns. *ships*: the file that `export`
+chooses by latency. *half*: MACs left when half of the channels of every group are removed, or why
+that is not possible."""
 
 
 @dataclass(frozen=True, kw_only=True)

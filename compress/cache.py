@@ -183,16 +183,15 @@ def cached(kind: type[T], topic: str, key: str, compute: Callable[[], T]) -> T:
 
 
 def _file_name(kind: type, topic: str, structure: Mapping[str, object]) -> str:
+    fields = sorted(getattr(kind, "__dataclass_fields__", ()))
+    return f"{topic.replace(' ', '-')}-{key_on_host({**structure, 'fields': fields})}.json"
+
+
+def key_on_host(facts: Mapping[str, object]) -> str:
+    """Returns a digest of facts (JSON) and of the CPU and library versions."""
     host = describe_host()
-    facts = {
-        **structure,
-        "fields": sorted(getattr(kind, "__dataclass_fields__", ())),
-        "cpu": host.cpu,
-        "isa": host.isa,
-        "versions": host.versions,
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-    return f"{topic.replace(' ', '-')}-{key}.json"
+    known = {**facts, "cpu": host.cpu, "isa": host.isa, "versions": host.versions}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _read(adapter: TypeAdapter[T], path: Path) -> T | None:

@@ -25,3 +25,4 @@ def test_log_files_get_no_bars(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_counts_have_their_plural() -> None:
     assert [count_of(count, "layer") for count in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
+    assert count_of(2, "class") == "2 classes"

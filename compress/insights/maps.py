@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from compress.host import allowed_cores
-from compress.insights.pictures import picture
 from compress.insights.results import MapExample, Maps
-from compress.measure.runtime import run_file
-from compress.measure.worker import session_options
+from compress.insights.thumbnails import thumbnail
+from compress.measure.runtime import open_session, run_file
 from compress.onnx_file import INPUT, OUTPUT
 
 LARGEST_ERROR = 0.05
@@ -66,10 +65,7 @@ def open_mapped(path: Path, *, maps: bool) -> MappedFile:
     proto = onnx.load(path)
     names = _features_and_weight(proto.graph) if maps else ()
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = session_options(threads=allowed_cores())
-    session = ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(proto.SerializeToString(), threads=allowed_cores())
     return MappedFile(session=session, outputs=(OUTPUT, *names))
 
 
@@ -121,9 +117,9 @@ def compare_maps(
             MapExample(
                 index=index,
                 label=names[labels[index]],
-                image=picture(images[index]),
-                teacher=picture(images[index], both[0][index] / both[0][index].max()),
-                shipped=picture(images[index], both[1][index] / both[1][index].max()),
+                image=thumbnail(images[index]),
+                teacher=thumbnail(images[index], both[0][index] / both[0][index].max()),
+                shipped=thumbnail(images[index], both[1][index] / both[1][index].max()),
                 overlap=float(overlap[index]),
             )
             for index in chosen

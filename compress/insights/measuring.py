@@ -80,10 +80,12 @@ def _compare(
         maps = compare_maps(
             *(teacher, shipped, labels), names=data.class_names, images=np.concatenate(first)
         )
-    predictions = compare_predictions(
-        before, after, labels, names=data.class_names, image_of=_image_of(data, order)
-    )
-    return predictions if config.predictions else None, maps
+    predictions = None
+    if config.predictions:
+        predictions = compare_predictions(
+            before, after, labels, names=data.class_names, image_of=_image_of(data, order)
+        )
+    return predictions, maps
 
 
 def _image_of(data: Data, order: torch.Tensor) -> Callable[[int], np.ndarray]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from compress.insights.pictures import picture
 from compress.insights.results import (
     Bin,
     Calibration,
@@ -13,6 +12,7 @@ from compress.insights.results import (
     Flip,
     Predictions,
 )
+from compress.insights.thumbnails import thumbnail
 
 BINS = 15
 MOST_CONFUSIONS = 8
@@ -43,7 +43,7 @@ def compare_predictions(
     flips = [
         Flip(
             index=index,
-            image=picture(image_of(index)),
+            image=thumbnail(image_of(index)),
             label=names[labels[index]],
             teacher=names[before[index]],
             shipped=names[after[index]],

@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from compress.errors import CompressError
-from compress.files import parse_json, read_text
+from compress.files import read_typed
 from compress.insights.config import InsightsConfig
 from compress.measure.results import Count, Percent
 
@@ -149,10 +146,5 @@ def read_insights(run: Path) -> Insights | None:
     Raises:
         CompressError: the file is damaged.
     """
-    path = run / INSIGHTS_JSON
-    if not path.is_file():
-        return None
-    try:
-        return TypeAdapter(Insights).validate_python(parse_json(read_text(path)))
-    except (OSError, ValueError):
-        raise CompressError(f"{path} is damaged; remove it and run `compress run` again") from None
+    remedy = "remove it and run `compress run` again"
+    return read_typed(Insights, run / INSIGHTS_JSON, remedy=remedy)

@@ -15,7 +15,7 @@ from compress.architectures.build import Classifier
 from compress.cache import Measurement, cached_measurement, spread_of
 from compress.checkpoint import Checkpoint
 from compress.data.dataset import Data
-from compress.data.splits import Split
+from compress.data.splits import Split, batch_count
 from compress.errors import CompressError
 from compress.files import file_digest
 from compress.int8.conversion import convert
@@ -133,8 +133,7 @@ def _compare(
 ) -> Measurement[Int8Trial]:
     """Compares float and int8: the predicted classes of all images, and the time for a batch."""
     size, agreeing = evaluation_batch(split), 0
-    batches = split.batches(size)
-    total = -(-len(split) // size)
+    batches, total = split.batches(size), batch_count(len(split), size)
     for batch in progress_bar(batches, "trying int8", total=total, on_event=on_event):
         images = batch.images.float()
         one, other = (forward(images).argmax(1) for forward in forwards)

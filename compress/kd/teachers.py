@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress import distributed
@@ -19,7 +18,7 @@ from compress.host import allowed_cores
 from compress.int8.restore import load_model
 from compress.measure.runtime import open_session, run_session
 from compress.onnx_file import read_facts
-from compress.train.evaluate import evaluation_batch, first_images
+from compress.train.evaluate import evaluation_batch, first_images, resized
 from compress.train.precision import autocast, choose_precision
 
 Forward = Callable[[Tensor], Tensor]
@@ -148,8 +147,7 @@ def onnx_forward(path: Path, size: int) -> Forward:
     session = open_session(path, threads=allowed_cores())
 
     def forward(images: Tensor) -> Tensor:
-        resized = _resized(images, size)
-        rounded = resized.round().clamp(0, 255).to(torch.uint8).cpu()
+        rounded = resized(images, size).round().clamp(0, 255).to(torch.uint8).cpu()
         return torch.from_numpy(run_session(session, as_numpy(rounded))).to(images.device)
 
     return forward
@@ -160,24 +158,17 @@ def _torch_forward(teacher: Teacher, model: nn.Module, data: Data, device: torch
     follows = teacher.preprocess.size == data.preprocess.size
 
     def sized(images: Tensor) -> Tensor:
-        return images if follows else _resized(images, teacher.preprocess.size)
+        return resized(images, None if follows else teacher.preprocess.size)
 
     probe = sized(first_images(data.train, evaluation_batch(data.train)).float()).to(torch.uint8)
     precision = distributed.decide(lambda: choose_precision(model, probe, device, training=False))
 
     @torch.no_grad()
     def forward(images: Tensor) -> Tensor:
-        images = sized(images).contiguous(memory_format=torch.channels_last)
         with autocast(precision, device):
-            return model(images).float()  # type: ignore[no-any-return]
+            return model(sized(images)).float()  # type: ignore[no-any-return]
 
     return forward
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
 def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -14,13 +14,13 @@ from compress.measure.worker import as_model, session_options
 from compress.onnx_file import INPUT, OUTPUT
 
 
-def open_session(path: Path, *, threads: int) -> ort.InferenceSession:
-    """Opens a file for inference on the CPU.
+def open_session(model: Path | bytes, *, threads: int) -> ort.InferenceSession:
+    """Opens an ONNX file, or its content, for inference on the CPU.
 
     Raises:
         CompressError: ONNX Runtime cannot load it.
     """
-    return _load(path, session_options(threads=threads))
+    return _load(model, session_options(threads=threads))
 
 
 def optimized_graph(path: Path) -> onnx.GraphProto:
@@ -67,11 +67,13 @@ def run_file(
         raise CompressError(f"ONNX Runtime cannot run the file: {_reason(error)}") from None
 
 
-def _load(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+def _load(model: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    content = as_model(model) if isinstance(model, Path) else model
     try:
-        return ort.InferenceSession(as_model(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many error types
-        raise CompressError(f"ONNX Runtime cannot load {path}: {_reason(error)}") from None
+        name = model if isinstance(model, Path) else "the model"
+        raise CompressError(f"ONNX Runtime cannot load {name}: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -80,7 +80,10 @@ def _promises(judged: Judged, limits: Limits) -> list[Promise]:
             raise CompressError(
                 f"{judged.name} has no teacher to compare with; check the run, or drop --max-drop"
             )
-        drop, (low, high) = judged.teacher.top1 - file.top1, drop_ci95(judged.teacher, file)
+        drop = judged.teacher.top1 - file.top1
+        low, high = drop_ci95(judged.teacher, file)
+        if file.change is not None:  # on the same images
+            low, high = (-end for end in reversed(file.change.points_ci95))
         doubt = ""
         if low <= limit < high:
             doubt = f"; {count_of(file.n_images, 'test image')} cannot tell for sure"

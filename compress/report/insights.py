@@ -154,7 +154,7 @@ def _maps(maps: Maps) -> str:
     )
     rows = []
     for one in maps.examples:
-        pictures = (
+        views = (
             ("the image", one.image),
             ("what the teacher looks at", one.teacher),
             ("what the shipped file looks at", one.shipped),
@@ -162,7 +162,7 @@ def _maps(maps: Maps) -> str:
         images = [
             f"<img src='{html_text(data)}' alt='{html_text(f'{what}: test image {one.index}')}' "
             "width='96' height='96'>"
-            for what, data in pictures
+            for what, data in views
         ]
         rows.append([html_text(one.label), *images, f"{one.overlap:.0f} %"])
     columns = ("class", "image", "teacher", "shipped", "overlap")

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
 from rich.table import Table
 
 from compress.cache import Measurements
-from compress.errors import CompressError
-from compress.files import parse_json, printable, read_text, write_json, write_text
+from compress.files import printable, read_typed, write_json, write_text
 from compress.host import Host
 from compress.log import count_of
 from compress.quantize.sensitivity import Sensitivity
@@ -66,13 +64,8 @@ def read_layers_report(folder: Path) -> LayersReport | None:
     Raises:
         CompressError: the file is damaged.
     """
-    path = folder / LAYERS_JSON
-    if not path.is_file():
-        return None
-    try:
-        return TypeAdapter(LayersReport).validate_python(parse_json(read_text(path)))
-    except (OSError, ValueError):
-        raise CompressError(f"{path} is damaged; run `compress sensitivity` again") from None
+    remedy = "run `compress sensitivity` again"
+    return read_typed(LayersReport, folder / LAYERS_JSON, remedy=remedy)
 
 
 def layers_html(report: LayersReport) -> str:

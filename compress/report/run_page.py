@@ -1,6 +1,5 @@
 """The page of a run, rendered from its JSON files: one section a function, in the page's order."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,15 +7,12 @@ from typing import Any
 from compress.checkpoint import REPORT_JSON, Step
 from compress.files import to_json
 from compress.insights.results import INSIGHTS_JSON, Insights
-from compress.log import count_of
-from compress.measure.results import RunReport, StageReport
+from compress.measure.results import RunReport
 from compress.prune.result import PruneResult
-from compress.report.charts import Series, axis_of, bar, change_bar, chart
 from compress.report.html import (
     cells,
     document,
     download,
-    figure,
     folded,
     heading,
     paragraph,
@@ -26,10 +22,10 @@ from compress.report.html import (
 from compress.report.insights import insight_sections
 from compress.report.layers import LAYERS_JSON, LayersReport, layers_html
 from compress.report.pruning import cuts_html, widths_html
-from compress.report.render import COLUMNS, conditions, host_text, run_rows, size_text, speedup_text
+from compress.report.render import conditions, host_text, size_text, speedup_text
 from compress.report.text import html_text
-
-HISTORY_COLUMNS = ("epoch", "px", "loss", "train %", "validation %", "images/s", "precision")
+from compress.report.tradeoff import stages_html, tradeoff_html
+from compress.report.training import training_html
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +47,9 @@ def run_html(facts: RunFacts) -> str:
     """Returns the page of a run."""
     report = facts.report
     sections = [
-        ("stages", "Stage by stage", _stages(report)),
-        ("tradeoff", "Accuracy against latency", _tradeoff(report)),
-        ("training", "Training", _training(facts.histories)),
+        ("stages", "Stage by stage", stages_html(report)),
+        ("tradeoff", "Accuracy against latency", tradeoff_html(report)),
+        ("training", "Training", training_html(facts.histories)),
         ("widths", "Widths", _widths(report)),
         ("int8", "int8, layer by layer", layers_html(facts.layers) if facts.layers else ""),
         *(insight_sections(facts.insights) if facts.insights else ()),
@@ -100,193 +96,6 @@ def _verdict(report: RunReport) -> str:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
-
-
-def _stages(report: RunReport) -> str:
-    """Returns the waterfall: what each stage did to size, latency, and accuracy."""
-    files = _files(report)
-    size = axis_of([stage.size_bytes for _, stage in files], log=True)
-    latency = axis_of([stage.latency_ms_p50 for _, stage in files], log=True)
-    top1 = axis_of([stage.top1 for _, stage in files])
-    (name, first), *_ = files
-    rows = [
-        [
-            html_text(name),
-            bar(size, first.size_bytes, text=size_text(first.size_bytes)),
-            bar(latency, first.latency_ms_p50, text=f"{first.latency_ms_p50:.3f} ms"),
-            bar(top1, first.top1, text=f"{first.top1:.2f} %"),
-        ]
-    ]
-    for (_, old), (name, new) in itertools.pairwise(files):
-        smaller = _ratio(old.size_bytes / new.size_bytes, "smaller", "larger")
-        faster = _ratio(new.speedup / old.speedup, "faster", "slower")
-        gained = f"<small>{new.top1 - old.top1:+.2f}</small>"
-        old_ms, new_ms = old.latency_ms_p50, new.latency_ms_p50
-        rows.append(
-            [
-                html_text(name),
-                change_bar(
-                    *(size, old.size_bytes, new.size_bytes),
-                    text=f"{size_text(new.size_bytes)} {smaller}",
-                    higher_is_better=False,
-                ),
-                change_bar(
-                    *(latency, old_ms, new_ms),
-                    text=f"{new_ms:.3f} ms {faster}",
-                    higher_is_better=False,
-                ),
-                change_bar(
-                    *(top1, old.top1, new.top1),
-                    text=f"{new.top1:.2f} % {gained}",
-                    higher_is_better=True,
-                ),
-            ]
-        )
-    waterfall = table(
-        "Green improves, red worsens; size and latency on logarithmic scales.",
-        ("stage", "size", "latency p50", "top-1"),
-        rows,
-        wide=True,
-    )
-    numbers = table(
-        "The last three columns compare with the teacher.", COLUMNS, map(cells, run_rows(report))
-    )
-    return waterfall + folded("All numbers", numbers)
-
-
-def _ratio(ratio: float, better: str, worse: str) -> str:
-    if f"{ratio:.2f}" == "1.00":
-        return ""
-    return f"<small>{max(ratio, 1 / ratio):.1f}x {better if ratio > 1 else worse}</small>"
-
-
-def _tradeoff(report: RunReport) -> str:
-    """Returns accuracy against latency: each file, and each cut of pruning."""
-    files = _files(report)
-    cuts = [
-        (stage, number, cut)
-        for stage in report.stages
-        if isinstance(stage.result, PruneResult)
-        for number, cut in enumerate(stage.result.iterations, 1)
-    ]
-    front = _pareto([(stage.latency_ms_p50, stage.top1) for _, stage in files])
-    series = [
-        Series(name="Pareto front", color=0, points=sorted(front), line=True, dots=False),
-        Series(
-            name="file: test images, ONNX Runtime, 95 % interval",
-            color=1,
-            points=[(stage.latency_ms_p50, stage.top1) for _, stage in files],
-            labels=[stage.stage for _, stage in files],
-            intervals=[stage.top1_ci95 for _, stage in files],
-        ),
-    ]
-    if cuts:
-        series.append(
-            Series(
-                name="cut while pruning: validation images, PyTorch",
-                color=2,
-                points=[(cut.measured_ms, cut.top1_trained) for _, _, cut in cuts],
-                hollow=True,
-            )
-        )
-    points = [point for one in series for point in one.points]
-    ends = [end for _, stage in files for end in stage.top1_ci95]
-    rows = [
-        [
-            html_text(name),
-            f"{stage.latency_ms_p50:.3f}",
-            f"{stage.top1:.2f}",
-            size_text(stage.size_bytes),
-            "yes" if (stage.latency_ms_p50, stage.top1) in front else "",
-            "test",
-        ]
-        for name, stage in files
-    ] + [
-        [
-            html_text(f"{stage.stage}, cut {number} in {stage.result.precision}"),
-            f"{cut.measured_ms:.3f}",
-            f"{cut.top1_trained:.2f}",
-            size_text(cut.size_bytes),
-            "",
-            "validation",
-        ]
-        for stage, number, cut in cuts
-    ]
-    drawn = chart(
-        series,
-        axis_of([across for across, _ in points], title="latency p50, ms", log=True),
-        axis_of([*(up for _, up in points), *ends], title="top-1, %"),
-        summary="Accuracy against latency of every file; the table below has its numbers.",
-    )
-    caption = "Farther left is faster, higher is more accurate."
-    columns = ("file", "ms", "top-1 %", "size", "on the front", "images")
-    return figure(caption, drawn) + folded("Numbers", table(caption, columns, rows))
-
-
-def _files(report: RunReport) -> list[tuple[str, StageReport]]:
-    """Returns the measured files; stages with the same network share the last one's."""
-    named: dict[str, list[StageReport]] = {}
-    for stage in report.stages:
-        named.setdefault(stage.digest, []).append(stage)
-    return [(", ".join(one.stage for one in same), same[-1]) for same in named.values()]
-
-
-def _pareto(points: Sequence[tuple[float, float]]) -> set[tuple[float, float]]:
-    """Returns the points that no other one beats in both latency and accuracy."""
-    return {
-        (ms, top1)
-        for ms, top1 in points
-        if not any(other != (ms, top1) and other[0] <= ms and other[1] >= top1 for other in points)
-    }
-
-
-def _training(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Returns the training curves of each stage."""
-    if not histories:
-        return ""
-    curves = "".join(f"<div>{_curves(stage, rows)}</div>" for stage, rows in histories.items())
-    note = paragraph(
-        "Top-1 in PyTorch: how training went, not what ships. Training images are augmented, which "
-        "makes them harder. Each epoch is scored at the image size that it was trained with.",
-        "note",
-    )
-    return f"{note}<div class='columns'>{curves}</div>"
-
-
-def _curves(stage: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    kinds = (("training", "train_top1", 0), ("validation", "validation_top1", 1))
-    series = [
-        Series(
-            name=name,
-            color=color,
-            points=[(row["epoch"], row[key]) for row in rows],
-            line=True,
-            dashed=not color,
-            dots=False,
-        )
-        for name, key, color in kinds
-    ]
-    sizes = dict.fromkeys(row["image_size"] for row in rows)
-    drawn = chart(
-        series,
-        axis_of([row["epoch"] for row in rows], title="epoch"),
-        axis_of([up for one in series for _, up in one.points], title="top-1, %"),
-        summary=f"Training and validation top-1 of {stage} by epoch; the table has the numbers.",
-    )
-    numbers = [
-        [
-            str(row["epoch"]),
-            str(row["image_size"]),
-            f"{row['loss']:.3f}",
-            f"{row['train_top1']:.2f}",
-            f"{row['validation_top1']:.2f}",
-            f"{row['images_per_second']:.0f}",
-            html_text(row["precision"]),
-        ]
-        for row in rows
-    ]
-    caption = f"{stage}: {count_of(len(rows), 'epoch')} at {', '.join(map(str, sizes))} px"
-    return figure(caption, drawn) + folded("Numbers", table(caption, HISTORY_COLUMNS, numbers))
 
 
 def _widths(report: RunReport) -> str:

@@ -1,7 +1,6 @@
 """A stage's report: its ONNX file is scored, and timed alternately with the teacher's."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.cache import cached
+from compress.cache import cached, key_on_host
 from compress.checkpoint import MODEL_FILE, Checkpoint, Product, Start, find_origin
 from compress.data.dataset import Data
 from compress.files import file_digest
@@ -101,13 +100,10 @@ def _latency_before(path: Path, request: Request) -> Latency | None:
 
 def predict_test(path: Path, data: Data) -> np.ndarray:
     """Returns an ONNX file's class of every test image, int64 `[n_images]`; each file runs once."""
-    host = describe_host()
-    facts = [file_digest(path), data.fingerprint, host.cpu, *host.isa, host.versions["onnxruntime"]]
-    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
     predicted = cached(
         list[int],
         "predictions",
-        key,
+        key_on_host({"file": file_digest(path), "data": data.fingerprint}),
         lambda: predict_split(path, data.test, title="scoring the test split").tolist(),
     )
     return np.array(predicted)

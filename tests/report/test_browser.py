@@ -80,7 +80,7 @@ def test_its_numbers_are_those_of_the_report(opened: Opened, finished_run: Path)
         assert saved == json.loads((finished_run / name).read_text(encoding="utf-8"))
 
 
-def test_screen_readers_find_tables_headings_and_pictures(opened: Opened) -> None:
+def test_screen_readers_find_tables_headings_and_images(opened: Opened) -> None:
     page = opened.page
     assert page.locator("h1").count() == 1
     for name in ("Green improves", "Output channels", "Images of each class", "Top-1 on"):

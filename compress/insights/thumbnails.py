@@ -1,4 +1,4 @@
-"""Small pictures of test images, as data URIs."""
+"""Thumbnails of test images, as data URIs."""
 
 import base64
 import io
@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image
 
 SIDE = 96
-"""Pixels of a picture's side; smaller images are enlarged by whole pixels at first."""
+"""Pixels of a thumbnail's side."""
 GLOW = np.array([255.0, 90.0, 0.0])
 STRENGTH = 0.65
 """Of the glow where a map is largest."""
 
 
-def picture(image: np.ndarray, heat: np.ndarray | None = None) -> str:
+def thumbnail(image: np.ndarray, heat: np.ndarray | None = None) -> str:
     """Returns an image, uint8 `[C, H, W]`, as a data URI; `heat` `[h, w]`, 0..1, glows on it."""
     pixels = image.repeat(3, 0) if len(image) == 1 else image
     shown = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
