@@ -30,13 +30,13 @@ import torch
 from bench.results_file import add_to_results, commands_text, read_results, spread_text
 from compress.architectures.build import build
 from compress.checkpoint import load_checkpoint
-from compress.distill.ablation import total_seconds
 from compress.distill.config import DistillConfig
 from compress.host import Host, describe_host
+from compress.kd.ablation import train_on_labels
 from compress.kd.config import KDConfig
 from compress.kd.context import Context
 from compress.kd.teachers import checkpoint_teacher
-from compress.kd.training import KDResult, train_with_kd
+from compress.kd.training import train_with_kd
 from compress.log import say
 from compress.measure.accuracy import accuracy, predict_split
 from compress.onnx_file import export_onnx
@@ -46,8 +46,6 @@ from compress.run.lookup import read_stage_report
 from compress.run.networks import model_spec
 from compress.run.recipe import Network, load_card
 from compress.run.single_stage import data_of, measure_of
-from compress.train.epoch import label_loss
-from compress.train.loop import train
 from compress.train.schedule import epochs_for, total_images
 
 CARD = "resnet18"
@@ -130,24 +128,14 @@ def train_and_score(
     with tempfile.TemporaryDirectory() as scratch:
         inside = dataclasses.replace(context, folder=Path(scratch))
         if kd is None:
-            history = train(
-                model,
-                context.data,
-                schedule,
-                loss=label_loss(schedule.label_smoothing),
-                seed=context.seed,
-                folder=inside.folder,
-                title=title,
-            )
-            trained = KDResult(history=history, findings=[], teacher_seconds=0.0)
+            trained = train_on_labels(model, schedule, inside, title=title)
         else:
             trained = train_with_kd(model, kd, schedule, inside, "distill", title=title)
         path = inside.folder / "student.onnx"
         export_onnx(model, spec, path, digest="", stage="distill")
         test = context.data.test
         scores = accuracy(predict_split(path, test), test.labels.numpy())
-    seconds = trained.teacher_seconds + total_seconds(trained.history)
-    return Trained(epochs=epochs, seconds=seconds, top1=scores.top1)
+    return Trained(epochs=epochs, seconds=trained.seconds, top1=scores.top1)
 
 
 def train_twice(

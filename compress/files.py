@@ -13,10 +13,9 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import platformdirs
-from pydantic import TypeAdapter
 
 from compress.errors import CompressError
 
@@ -32,8 +31,6 @@ MAX_DEPTH = 32
 """Deepest nesting; Python's parsers and pydantic recurse."""
 MAX_INTEGER = 2**63 - 1
 """Largest int64 of torch, NumPy, and TOML."""
-
-T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -161,20 +158,6 @@ def parse_json(text: str | bytes) -> Any:
         raise CompressError(f"it is not JSON: {error}") from None
     check_plain(value)
     return value
-
-
-def read_typed(kind: type[T], path: Path, *, remedy: str) -> T | None:
-    """Reads a dataclass from JSON; None if there is no such file.
-
-    Raises:
-        CompressError: it is damaged; the message ends with the remedy.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return TypeAdapter(kind).validate_python(parse_json(read_text(path)))
-    except (OSError, ValueError):
-        raise CompressError(f"{path} is damaged; {remedy}") from None
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -91,5 +91,5 @@ def warn_once(message: str) -> None:
 
 def count_of(count: int, noun: str) -> str:
     """Returns a count with its noun: `1 image`, `2 images`, `2 classes`."""
-    ending = "es" if noun.endswith(("s", "ch", "x")) else "s"
+    ending = "es" if noun.endswith(("s", "x", "tch", "nch")) else "s"
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{ending}"

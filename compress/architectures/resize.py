@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from compress.errors import CompressError
@@ -19,20 +18,23 @@ def differing_shapes(network: nn.Module, original: nn.Module) -> dict[str, tuple
 
 
 def resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Replaces tensors with empty ones of the given shapes, in place, and updates their layers.
+    """Cuts tensors to the given shapes, in place, and updates their layers.
+
+    The first channels stay, so that a new network keeps its random weights.
 
     Raises:
         CompressError: there is no such tensor, or it cannot be reduced to that shape.
     """
-    own = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    own = network.state_dict()
     for name, shape in shapes.items():
-        old = own.get(name, ())
+        old = own[name].shape if name in own else ()
         if len(shape) != len(old) or not all(
             0 < new <= size for new, size in zip(shape, old, strict=True)
         ):
             raise CompressError(f"{name} cannot be reduced from {tuple(old)} to {tuple(shape)}")
     for name, shape in shapes.items():
-        set_tensor(network, name, torch.empty(tuple(shape)))
+        kept = own[name][tuple(slice(size) for size in shape)]
+        set_tensor(network, name, kept.clone())
 
 
 def remove_blocks(network: nn.Module, names: Iterable[str]) -> None:

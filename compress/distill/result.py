@@ -4,24 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compress.measure.results import Count, Percent
-from compress.measure.statistics import PairedDifference
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ablation:
-    """The student trained on labels alone for as long as distillation took."""
-
-    top1: Percent
-    """Top-1 on the test images in ONNX Runtime, in percent."""
-    top1_ci95: tuple[Percent, Percent]
-    gain: PairedDifference
-    """The distilled student against this one, on the test images in ONNX Runtime."""
-    epochs: Count
-    seconds: float
-    kd_epochs: Count
-    kd_seconds: float
-    """Time of the student's epochs and the teacher logits."""
+from compress.kd.result import Ablation
+from compress.measure.results import Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,4 +24,4 @@ class DistillResult:
     unlabeled_images: Count = 0
     """Training images without labels, which only the teachers label."""
     alone: Ablation | None = None
-    """The student trained alone; None without --ablation."""
+    """The student trained on labels alone; None without --ablation."""

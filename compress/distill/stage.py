@@ -1,13 +1,15 @@
 """The distill stage: trains a small student from scratch with teachers."""
 
+import functools
+
 import torch
 
 from compress.architectures.build import build
 from compress.checkpoint import NewNetwork, Product, Start
-from compress.distill.ablation import train_alone
 from compress.distill.config import DistillConfig
 from compress.distill.result import DistillResult
 from compress.distributed import everywhere
+from compress.kd.ablation import ablate
 from compress.kd.config import loss_text
 from compress.kd.context import Context
 from compress.kd.training import train_with_kd
@@ -22,7 +24,8 @@ def run(start: Start, config: DistillConfig, context: Context) -> Product:
     kd = everywhere(train_with_kd, model, config.kd, config.train, context, "distill")
     alone = None
     if config.ablation:
-        alone = train_alone(model, student, config.train, kd, context)
+        make = functools.partial(build, student)
+        alone = ablate(model, make, student, config.train, context, seconds=kd.seconds)
     return Product(
         model=model,
         spec=student,

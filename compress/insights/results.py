@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.files import read_typed
 from compress.insights.config import InsightsConfig
-from compress.measure.results import Count, Percent
+from compress.measure.results import Count, Percent, read_typed
 
 INSIGHTS_JSON = "insights.json"
 Image = str

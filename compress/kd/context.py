@@ -1,5 +1,6 @@
 """Inputs of a stage other than its checkpoint and settings."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,3 +22,10 @@ class Context:
     """Folder for stored teacher logits, shared by the stages of a run."""
     teachers: tuple[Teacher, ...]
     """The teachers to learn from; empty in the teacher stage."""
+
+
+def subfolder(context: Context, name: str) -> Context:
+    """Returns the context with a separate folder for one of the stage's training runs."""
+    folder = context.folder / name
+    folder.mkdir(exist_ok=True)
+    return dataclasses.replace(context, folder=folder)

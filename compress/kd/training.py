@@ -49,6 +49,16 @@ class KDResult:
         """Top-1 after the last epoch, in percent; None without epochs."""
         return self.history[-1].validation_top1 if self.history else None
 
+    @property
+    def student_seconds(self) -> float:
+        """Time of the epochs, without validation."""
+        return sum(row.seconds for row in self.history)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the epochs, without validation, and of the stored logits."""
+        return self.teacher_seconds + self.student_seconds
+
 
 def train_with_kd(
     model: nn.Module,

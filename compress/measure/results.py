@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter
 
@@ -14,6 +14,7 @@ from compress.host import Host
 from compress.measure.config import ROUNDS
 from compress.measure.statistics import PairedDifference
 
+T = TypeVar("T")
 Count = Annotated[int, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0, lt=1e12)]
@@ -114,6 +115,20 @@ class RunReport:
     remarks: tuple[str, ...]
 
 
+def read_typed(kind: type[T], path: Path, *, remedy: str) -> T | None:
+    """Reads a dataclass from JSON; None if there is no such file.
+
+    Raises:
+        CompressError: it is damaged; the message ends with the remedy.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(parse_json(read_text(path)))
+    except (OSError, ValueError):
+        raise CompressError(f"{path} is damaged; {remedy}") from None
+
+
 def read_history(folder: Path) -> list[dict[str, Any]] | None:
     """Reads the training history of a stage, a row per epoch; None if it did not train.
 
@@ -141,4 +156,5 @@ class _HistoryRow:
     train_top1: Percent
     validation_top1: Percent
     images_per_second: float
+    seconds: float
     precision: str

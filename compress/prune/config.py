@@ -43,6 +43,9 @@ class PruneConfig:
     sparse_epochs: Annotated[int, Field(ge=0)] = 0
     """Epochs of sparse training before pruning, with a growing penalty on the least important
     channels."""
+    ablation: bool = False
+    """Also train the pruned network from scratch, with and without teachers, each for the time of
+    distilling and pruning, and report whether that was worth it."""
     kd: KDConfig = field(default=KDConfig())
     train: TrainConfig = field(
         default=dataclasses.replace(MUON, epochs=8, batch_size=256, lr=0.003)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from compress.kd.result import Ablation
 from compress.measure.results import Count, Percent, Positive
 
 
@@ -33,6 +34,16 @@ class Width:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FromScratch:
+    """The pruned network, trained from scratch for the time of distilling and pruning."""
+
+    alone: Ablation
+    """On labels alone."""
+    taught: Ablation
+    """With the teachers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneResult:
     """Outcome of pruning: latency, accuracy, and widths."""
 
@@ -44,3 +55,5 @@ class PruneResult:
     removed_blocks: tuple[str, ...]
     not_pruned: Mapping[str, str]
     """Layers that kept their channels, and why."""
+    from_scratch: FromScratch | None = None
+    """None without --ablation."""

@@ -6,9 +6,10 @@ from pathlib import Path
 from rich.table import Table
 
 from compress.cache import Measurements
-from compress.files import printable, read_typed, write_json, write_text
+from compress.files import printable, write_json, write_text
 from compress.host import Host
 from compress.log import count_of
+from compress.measure.results import read_typed
 from compress.quantize.sensitivity import Sensitivity
 from compress.report.charts import Series, axis_of, chart
 from compress.report.html import cells, document, figure, heading, paragraph, table

@@ -8,9 +8,11 @@ from rich.table import Table
 from compress.cache import Measurements
 from compress.distill.result import DistillResult
 from compress.host import Host
+from compress.kd.result import Ablation
 from compress.log import count_of
 from compress.measure.results import OperatorSummary, RunReport, StageReport
 from compress.measure.statistics import PairedDifference
+from compress.prune.result import PruneResult
 from compress.report.tables import markdown_table, terminal_table
 from compress.report.text import markdown_text
 
@@ -145,7 +147,7 @@ def stage_markdown(report: StageReport) -> str:
         title = name.replace("_", " ")
         if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
             tables += [f"## {title.capitalize()}", "", _records_table(value), ""]
-        elif value and name != "alone":
+        elif value and name not in ("alone", "from_scratch"):
             rows.append((title, markdown_text(_detail(value))))
     lines = [f"# {report.stage}", "", markdown_table(("", ""), rows), "", *tables]
     return "\n".join([*lines, f"Measured with {conditions(report)}.", ""])
@@ -163,20 +165,33 @@ def ms_text(ms: float | None) -> str:
 
 
 def ablation_text(stage: StageReport) -> str:
-    """Returns whether distillation helped; empty without --ablation."""
-    if not isinstance(stage.result, DistillResult) or stage.result.alone is None:
-        return ""
-    alone = stage.result.alone
-    gain = alone.gain
-    verdict = "distillation helped" if gain.points > 0 else "distillation did not help"
+    """Returns whether the stage was worth its time; empty without --ablation."""
+    result = stage.result
+    if isinstance(result, DistillResult) and (alone := result.alone):
+        return (
+            f"{_helped('distillation', alone.gain)}: {stage.top1:.2f} % with the teacher, "
+            f"{count_of(result.epochs, 'epoch')} in {alone.available_seconds:.0f} s; "
+            f"{_trained(alone)} on labels alone"
+        )
+    if isinstance(result, PruneResult) and (new := result.from_scratch):
+        return (
+            f"{_helped('distilling and pruning', new.taught.gain)}: {stage.top1:.2f} % in "
+            f"{new.alone.available_seconds:.0f} s; the pruned network from scratch: "
+            f"{_trained(new.taught)} with the teacher, {_trained(new.alone)} on labels alone"
+        )
+    return ""
+
+
+def _helped(what: str, gain: PairedDifference) -> str:
+    verdict = "helped" if gain.points > 0 else "did not help"
     if not gain.is_significant:
-        verdict = "distillation made no significant difference"
-    return (
-        f"{verdict} ({change_text(gain)}): {stage.top1:.2f} % with the teacher, "
-        f"{count_of(alone.kd_epochs, 'epoch')} in {alone.kd_seconds:.0f} s; "
-        f"{alone.top1:.2f} % on labels alone, {count_of(alone.epochs, 'epoch')} in "
-        f"{alone.seconds:.0f} s"
-    )
+        verdict = "made no significant difference"
+    return f"{what} {verdict} ({change_text(gain)})"
+
+
+def _trained(ablation: Ablation) -> str:
+    epochs = count_of(ablation.epochs, "epoch")
+    return f"{ablation.top1:.2f} % after {epochs} in {ablation.seconds:.0f} s"
 
 
 def change_text(change: PairedDifference) -> str:

@@ -52,7 +52,7 @@ STAGE_FILES = frozenset(
     }
 )
 """All files that compress may write to a stage's folder."""
-STAGE_SUBFOLDERS = re.compile(rf"iteration-\d+|sparse|timed|alone|{STORE}|{MEASURED}")
+STAGE_SUBFOLDERS = re.compile(rf"iteration-\d+|sparse|(alone|taught)(-timed)?|{STORE}|{MEASURED}")
 """Subfolders of a stage's folder, with files of the same names."""
 NAMED = 3
 """Maximum number of foreign files named in a message."""

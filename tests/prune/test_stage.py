@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -14,7 +15,7 @@ from compress.checkpoint import load_checkpoint
 from compress.cli.main import main
 from compress.files import cache_folder
 from compress.int8.restore import load_model
-from compress.measure.results import StageReport
+from compress.measure.results import StageReport, read_history
 from compress.run.lookup import read_stage_report
 
 QUICK = ("--iterations", "1", "--epochs", "0", "--min-steps", "0")
@@ -49,6 +50,28 @@ def test_the_budget_is_met_as_measured(run_copy: Path) -> None:
     model = load_model(load_checkpoint(run_copy / "own"))
     shape = {name: len(p) for name, p in model.named_parameters() if p.ndim > 1}
     assert [width.after for width in report.result.widths if width.after] == list(shape.values())
+
+
+@pytest.mark.slow
+def test_the_shape_that_ships_is_trained_from_scratch(run_copy: Path) -> None:
+    report = pruned(run_copy, "--latency-ratio", "0.7", "--ablation", "--epochs", "4")
+    new = report.result.from_scratch
+    distilled = read_history(run_copy / "1-distill")
+    assert distilled is not None
+    assert new.alone.available_seconds > sum(row["seconds"] for row in distilled)
+    for name, trained in (("alone", new.alone), ("taught", new.taught)):
+        assert trained.top1 > 80
+        assert 0.5 < trained.seconds / trained.available_seconds < 1.5
+        (other,) = (run_copy / "own" / name).glob("*.onnx")
+        files = (other, run_copy / "own" / "model.onnx")
+        shapes = [
+            [list(constant.dims) for constant in onnx.load(path).graph.initializer]
+            for path in files
+        ]
+        assert shapes[0] == shapes[1]
+    text = (run_copy / "own" / "report.md").read_text()
+    assert f"{new.alone.top1:.2f} % after" in text
+    assert "the pruned network from scratch" in text
 
 
 def test_sparse_epochs_come_before_the_cut(run_copy: Path) -> None:

@@ -1,14 +1,16 @@
-"""The student without a teacher, for the same time."""
+"""New networks, for the same time."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from compress.architectures.build import build
 from compress.cli.main import main
 from compress.data.dataset import Data
-from compress.distill.ablation import epochs_within, total_seconds, train_alone
+from compress.kd.ablation import ablate, epochs_within
 from compress.kd.context import Context
 from compress.kd.training import KDResult
 from compress.measure.config import MeasureConfig
@@ -30,16 +32,17 @@ def test_compiling_counts_once(seconds: float, first: float, second: float, epoc
     assert epochs_within(seconds, first, second) == epochs
 
 
-def test_stored_logits_count_as_time_of_the_distillation(digits: Data, tmp_path: Path) -> None:
-    assert total_seconds(ROWS) == 3.0
+def test_the_new_network_takes_its_share_of_the_time(digits: Data, tmp_path: Path) -> None:
     context = Context(
         data=digits, seed=0, measure=MeasureConfig(), folder=tmp_path, store=tmp_path, teachers=()
     )
     schedule = TrainConfig(epochs=9, batch_size=512, precision="fp32", patience=1)
     kd = KDResult(history=list(ROWS), findings=[], teacher_seconds=0.5)
+    assert (kd.student_seconds, kd.seconds) == (3.0, 3.5)
     spec = student_spec(digits)
-    alone = train_alone(settled(spec, digits.train), spec, schedule, kd, context)
-    assert (alone.kd_epochs, alone.kd_seconds) == (3, 3.5)
+    trained = settled(spec, digits.train)
+    make = functools.partial(build, spec)
+    alone = ablate(trained, make, spec, schedule, context, seconds=kd.seconds)
     rows = (tmp_path / "alone" / "history.jsonl").read_text().splitlines()
     assert alone.epochs == len(rows)
     assert alone.seconds == pytest.approx(sum(json.loads(row)["seconds"] for row in rows))
@@ -55,11 +58,11 @@ def test_the_report_says_whether_distillation_helped(run_copy: Path) -> None:
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     (_, report) = json.loads((run_copy / "report.json").read_text())["stages"][:2]
-    alone = report["result"]["alone"]
+    alone, epochs = report["result"]["alone"], report["result"]["epochs"]
     assert alone["top1"] > 80
-    assert alone["epochs"] > alone["kd_epochs"] / 2
-    assert f"{alone['top1']:.2f} % on labels alone" in result.output
+    assert alone["epochs"] > epochs / 2
+    assert f"; {alone['top1']:.2f} % after" in result.output
     assert not list(run_copy.rglob("training.pt"))
-    line = f"{report['top1']:.2f} % with the teacher, {alone['kd_epochs']} epochs in"
+    line = f"{report['top1']:.2f} % with the teacher, {epochs} epochs in"
     assert line in (run_copy / "1-distill" / "report.md").read_text()
     assert result.output.count(line) == 2  # when the stage ends, and below the run's table
