@@ -55,9 +55,9 @@ SETTINGS = {setting.name for setting in recipe_settings(DEFAULT)}
 """As `--set` takes them."""
 OTHER_OPTIONS = {
     "--help", "--standalone", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr",
-    "--master-port",
+    "--master-port", "--logdir",
 }  # fmt: skip
-"""torchrun's, and click's own."""
+"""torchrun's, TensorBoard's, and click's own."""
 
 in_each_page = pytest.mark.parametrize("page", TEXTS)
 

@@ -15,7 +15,7 @@ from compress.cli.main import main
 from compress.cli.schemas import RESULTS, json_schema
 from compress.run.stages import STAGES, stage_folder
 from compress.trust import set_trusted
-from tests.conftest import CARD, RUN, RUN_SETTINGS
+from tests.conftest import RUN, RUN_SETTINGS
 from tests.report.test_check import FULL
 
 PRINTING = """
@@ -25,7 +25,7 @@ def digits():
     print("files already downloaded")
     found = load_digits()
     pairs = list(zip((found.images * 15.9).astype("uint8"), found.target))
-    return {"train": pairs[:900], "test": pairs[900:]}
+    return {"train": pairs[:900], "test": pairs[900:], "mean": [0.3], "std": [0.38]}
 """
 
 
@@ -33,10 +33,11 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def printed(command: str, *arguments: object, exit_code: int = 0) -> Any:
+def printed(command: str, *arguments: object, exit_code: int = 0, told: str = "") -> Any:
     """What a command prints with --json, checked against its schema."""
     result = call(command, *arguments, "--json")
     assert result.exit_code == exit_code, result.output
+    assert told in result.stderr
     value = json.loads(result.stdout)
     Draft202012Validator(json_schema(command)).validate(value)
     return value
@@ -68,7 +69,7 @@ def test_a_command_prints_the_schemas() -> None:
     assert fields["load_ms"]["description"] == "To load the file and optimize its graph."
     unknown = call("schema", "runs")
     assert unknown.exit_code == 2
-    assert "no command 'runs' with --json; did you mean run?" in unknown.stderr
+    assert "no command 'runs' with --json; did you mean run or" in unknown.stderr
 
 
 def test_a_run_prints_its_report(run_copy: Path) -> None:
@@ -89,11 +90,8 @@ def test_a_schema_is_strict(finished_run: Path) -> None:
     assert not any(map(validator.is_valid, (missing, unknown, wrong, other)))
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_prints_its_report(
-    stage: str, run_copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("compress.measure.latency.SLICE_S", 0.001)
+@pytest.mark.parametrize("stage", list(STAGES)[1:])
+def test_a_stage_prints_its_report(stage: str, run_copy: Path) -> None:
     options = [
         part
         for setting in RUN_SETTINGS
@@ -101,20 +99,10 @@ def test_a_stage_prints_its_report(
         for name, _, value in [setting.partition("=")]
         for part in ("--" + name.rpartition(".")[2].replace("_", "-"), value)
     ]
-    names = list(STAGES)
-    if stage == "teacher":
-        options += [str(CARD), "--data", "digits", "--out", str(run_copy)]
-    else:
-        options += ["--in", str(stage_folder(run_copy, names[names.index(stage) - 1]))]
-    report = printed(STAGES[stage].command, *options)
+    before = list(STAGES)[list(STAGES).index(stage) - 1]
+    report = printed(stage, "--in", stage_folder(run_copy, before), *options)
     assert report == content(stage_folder(run_copy, stage) / "report.json")
     assert report["stage"] == stage
-
-
-def test_layers_are_printed(run_copy: Path) -> None:
-    checkpoint = run_copy / "2-prune"
-    report = printed("sensitivity", checkpoint, "--images", 16, "--calib", 16)
-    assert report == content(checkpoint / "sensitivity.json")
 
 
 def test_a_score_is_printed(finished_run: Path) -> None:
@@ -156,7 +144,8 @@ def test_a_comparison_is_printed(finished_run: Path, tmp_path: Path) -> None:
     assert (first["smaller"], first["change_points"]) == (None, None)
     assert (again["smaller"], again["faster"], again["change_points"]) == (1, 1, 0)
     assert other["change_points"] is None
-    assert other["file"]["size_bytes"] * other["smaller"] == first["file"]["size_bytes"]
+    ratio = first["file"]["size_bytes"] / other["file"]["size_bytes"]
+    assert other["smaller"] == pytest.approx(ratio)
 
 
 def test_a_verified_bundle_is_printed(finished_run: Path, tmp_path: Path) -> None:
@@ -182,11 +171,9 @@ def test_what_the_user_s_code_prints_goes_to_stderr(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("compress.measure.latency.SLICE_S", 0.001)
     (tmp_path / "printing_data.py").write_text(PRINTING, encoding="utf-8")
-    command = ("train", "simple_cnn", "--data", "printing_data:digits", "--epochs", 0, "--trust")
+    data = ("--data", "printing_data:digits", "--trust", "--out", "run")
     try:
-        result = call(*command, "--json")
+        report = printed("train", "simple_cnn", "--epochs", 0, *data, told="already downloaded")
     finally:
         set_trusted(False)
-    assert result.exit_code == 0, result.output
-    assert "files already downloaded\n" in result.stderr
-    assert json.loads(result.stdout)["stage"] == "teacher"
+    assert report == content(Path("run/0-teacher/report.json"))
