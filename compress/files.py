@@ -119,13 +119,12 @@ def file_digest(path: Path) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Returns indented JSON of a dataclass or of plain data."""
-    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-    return json.dumps(plain, indent=2, allow_nan=False) + "\n"
+    """Returns indented JSON of plain data and dataclasses."""
+    return json.dumps(value, indent=2, allow_nan=False, default=dataclasses.asdict) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a dataclass or plain data as indented JSON, atomically."""
+    """Writes plain data and dataclasses as indented JSON, atomically."""
     write_text(path, to_json(value))
 
 

@@ -51,13 +51,13 @@ RESULTS = ROOT / "bench/results"
 MAIN_RUN = read_run_report(plot_readme.RESULTS)
 README_LINES = 150
 DEFAULT = load_recipe("default")
-SETTINGS = {name.partition("=")[0] for name, _ in recipe_settings(DEFAULT)}
+SETTINGS = {setting.name for setting in recipe_settings(DEFAULT)}
 """As `--set` takes them."""
 OTHER_OPTIONS = {
     "--help", "--standalone", "--nproc-per-node", "--nnodes", "--node-rank", "--master-addr",
-    "--master-port",
+    "--master-port", "--logdir",
 }  # fmt: skip
-"""torchrun's, and click's own."""
+"""torchrun's, TensorBoard's, and click's own."""
 
 in_each_page = pytest.mark.parametrize("page", TEXTS)
 
@@ -216,8 +216,11 @@ def parse(arguments: list[str]) -> None:
     assert name in main.commands
     if not rest or "--help" in rest:  # named in a sentence
         return
-    with click.Context(main) as parent:
-        given = main.commands[name].make_context(name, rest, parent=parent).params
+    with (
+        click.Context(main) as parent,
+        main.commands[name].make_context(name, rest, parent=parent) as context,
+    ):
+        given = context.params
     if name == "run":
         load_recipe(given["pipeline"], given["overrides"])
         assert given["model"].endswith(".toml") or given["model"] in card_names()

@@ -1,11 +1,14 @@
 """Commands that do not create checkpoints: score, compare, list, classify."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import click
 
 from compress.cli.group import FOLDER, starting
+from compress.cli.json_output import json_option, print_json
 from compress.errors import CompressError
 from compress.files import printable
 from compress.run.stages import RUNS
@@ -24,7 +27,8 @@ MODEL = click.Path(path_type=Path, exists=True)
     show_default=True,
     help="Split to score.",
 )
-def evaluate(model: Path, data: str | None, split: str) -> None:
+@json_option
+def evaluate(model: Path, data: str | None, split: str, json_out: TextIO | None) -> None:
     """Score MODEL (a run, a checkpoint, or an ONNX file) in ONNX Runtime.
 
     \b
@@ -34,14 +38,18 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
     with starting():
         from compress.run.evaluate import evaluate_file
 
-    path, scores, dataset = evaluate_file(model, data, split)
+    result = evaluate_file(model, data, split)
+    if json_out is not None:
+        print_json(result, json_out)
+        return
+    scores = result.accuracy
     low, high = scores.top1_ci95
     balanced = ""
     if scores.balanced_top1 is not None:
         balanced = f", balanced (mean over classes) {scores.balanced_top1:.2f} %,"
     click.echo(
-        f"{path}: top-1 {scores.top1:.2f} % [{low:.2f}, {high:.2f}]{balanced} on "
-        f"{scores.n_images} {split} images of {dataset}"
+        f"{result.file}: top-1 {scores.top1:.2f} % [{low:.2f}, {high:.2f}]{balanced} on "
+        f"{scores.n_images} {split} images of {result.data}"
     )
 
 
@@ -50,8 +58,11 @@ def evaluate(model: Path, data: str | None, split: str) -> None:
 @click.option("--images", default=1000, show_default=True, help="Number of validation images.")
 @click.option("--calib", default=512, show_default=True, help="Number of calibration images.")
 @click.option("--remeasure", is_flag=True, help="Ignore cached measurements.")
+@json_option
 @trust_option
-def sensitivity(checkpoint: Path, images: int, calib: int, remeasure: bool) -> None:
+def sensitivity(
+    checkpoint: Path, images: int, calib: int, remeasure: bool, json_out: TextIO | None
+) -> None:
     """Show the int8 sensitivity of each layer of a float CHECKPOINT.
 
     Writes sensitivity.json and sensitivity.html to the checkpoint's folder.
@@ -66,6 +77,9 @@ def sensitivity(checkpoint: Path, images: int, calib: int, remeasure: bool) -> N
         from compress.run.sensitivity import analyze_layers
 
     report = analyze_layers(checkpoint, QuantizeConfig(calib=calib), images, remeasure=remeasure)
+    if json_out is not None:
+        print_json(report, json_out)
+        return
     click.echo(EXPLANATION)
     print_table(layers_table(report))
     click.echo(checkpoint / LAYERS_HTML)
@@ -111,14 +125,9 @@ def bench(paths: Sequence[Path], threads: str, batch: str, json_path: Path | Non
 
 @click.command()
 @click.argument("model", type=MODEL)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the findings to this file.",
-)
+@json_option
 @click.pass_context
-def doctor(context: click.Context, model: Path, json_path: Path | None) -> None:
+def doctor(context: click.Context, model: Path, json_out: TextIO | None) -> None:
     """Find what makes MODEL slow, wrong, or awkward to deploy on CPUs.
 
     MODEL is any ONNX classifier, or a run or a checkpoint. Ends with exit code 1 if there are
@@ -133,18 +142,17 @@ def doctor(context: click.Context, model: Path, json_path: Path | None) -> None:
         from compress.run.lookup import find_onnx
 
     diagnosis = examine(find_onnx(model))
-    print_diagnosis(diagnosis)
-    if json_path is not None:
-        from compress.files import write_json
-
-        write_json(json_path, diagnosis)
-        click.echo(json_path)
+    if json_out is not None:
+        print_json(diagnosis, json_out)
+    else:
+        print_diagnosis(diagnosis)
     context.exit(0 if diagnosis.is_sound else 1)
 
 
 @click.command()
 @click.argument("run_folder", metavar="[RUN]", required=False, type=FOLDER)
-def report(run_folder: Path | None) -> None:
+@json_option
+def report(run_folder: Path | None, json_out: TextIO | None) -> None:
     """Print the table of RUN (default: the newest run) and rewrite its report.
 
     \b
@@ -155,25 +163,35 @@ def report(run_folder: Path | None) -> None:
     from compress.run.report import write_run_report
 
     folder = run_folder or newest_run(RUNS)
-    print_report(write_run_report(folder), folder)
+    result = write_run_report(folder)
+    if json_out is not None:
+        print_json(result, json_out)
+    else:
+        print_report(result, folder)
 
 
 @click.command()
-def models() -> None:
+@json_option
+def models(json_out: TextIO | None) -> None:
     """List the model cards.
 
     \b
     compress models
     """
     from compress.cli.terminal import print_list
-    from compress.run.recipe import card_names, load_card
+    from compress.run.recipe import list_cards
 
-    print_list([(name, load_card(name).description) for name in card_names()])
+    cards = list_cards()
+    if json_out is not None:
+        print_json(cards, json_out)
+    else:
+        print_list([(card.name, card.description) for card in cards])
 
 
 @click.command()
 @click.argument("name", required=False)
-def pipelines(name: str | None) -> None:
+@json_option
+def pipelines(name: str | None, json_out: TextIO | None) -> None:
     """List the recipes, or the settings of recipe NAME.
 
     \b
@@ -181,12 +199,19 @@ def pipelines(name: str | None) -> None:
     compress pipelines default
     """
     from compress.cli.terminal import print_list
-    from compress.run.recipe import load_recipe, recipe_names, recipe_settings
+    from compress.run.recipe import list_recipes, load_recipe, recipe_settings
 
-    if name is not None:
-        print_list(recipe_settings(load_recipe(name)))
-        return
-    print_list([(name, load_recipe(name).description) for name in recipe_names()])
+    result: object
+    if name is None:
+        result = recipes = list_recipes()
+        rows = [(one.name, one.description) for one in recipes]
+    else:
+        result = settings = recipe_settings(load_recipe(name))
+        rows = [(f"{one.name}={one.value}", f"{one.help}  [{one.allowed}]") for one in settings]
+    if json_out is not None:
+        print_json(result, json_out)
+    else:
+        print_list(rows)
 
 
 @click.command()
@@ -197,7 +222,8 @@ def pipelines(name: str | None) -> None:
 @click.option(
     "--top", default=3, show_default=True, type=click.IntRange(min=1), help="Number of classes."
 )
-def predict(model: Path, images: Sequence[Path], top: int) -> None:
+@json_option
+def predict(model: Path, images: Sequence[Path], top: int, json_out: TextIO | None) -> None:
     """Classify images with MODEL (a run, a checkpoint, or an ONNX file written by compress).
 
     \b
@@ -205,16 +231,32 @@ def predict(model: Path, images: Sequence[Path], top: int) -> None:
     """
     from compress.run.evaluate import predict_images
 
-    unreadable = 0
-    for path, classes in predict_images(model, images, top):
-        if isinstance(classes, str):
-            unreadable += 1
-            click.echo(printable(classes), err=True)
-            continue
-        ranking = ", ".join(f"{name} {100 * share:.1f} %" for name, share in classes)
-        click.echo(printable(f"{path}: {ranking}"))
-    if unreadable:
+    predictions = []
+    for one in predict_images(model, images, top):
+        predictions.append(one)
+        if one.error is not None:
+            click.echo(printable(one.error), err=True)
+        elif json_out is None:
+            ranking = ", ".join(f"{it.name} {100 * it.probability:.1f} %" for it in one.classes)
+            click.echo(printable(f"{one.image}: {ranking}"))
+    if json_out is not None:
+        print_json(predictions, json_out)
+    if unreadable := sum(one.error is not None for one in predictions):
         raise CompressError(f"{unreadable} of {len(images)} images could not be read")
+
+
+@click.command()
+@click.argument("command")
+def schema(command: str) -> None:
+    """Print the JSON Schema of what COMMAND prints with --json.
+
+    \b
+    compress schema run
+    """
+    with starting():
+        from compress.cli.schemas import json_schema
+
+    print_json(json_schema(command), sys.stdout)
 
 
 def _counts(text: str, option: str) -> list[int]:
@@ -224,4 +266,4 @@ def _counts(text: str, option: str) -> list[int]:
     return [int(count) for count in counts]
 
 
-COMMANDS = (evaluate, sensitivity, bench, doctor, report, models, pipelines, predict)
+COMMANDS = (evaluate, sensitivity, bench, doctor, report, models, pipelines, predict, schema)

@@ -5,15 +5,16 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from compress import __version__
 from compress.cli import inspect_commands, release_commands
 from compress.cli.group import FOLDER, Program, StageCommand, starting
+from compress.cli.json_output import json_option, print_json
 from compress.data.names import DATASETS, short_name
-from compress.run.stages import DEFAULT_PIPELINE, RUNS, STAGES, Stage
+from compress.run.stages import DEFAULT_PIPELINE, RUNS, STAGES, TRACKERS, Stage
 from compress.trust import trust_option
 
 DEFAULT_DATA = "fashion-mnist"
@@ -28,6 +29,12 @@ remeasure_option = click.option(
     "--remeasure",
     is_flag=True,
     help="Ignore cached measurements and rerun the stages that depend on latency.",
+)
+log_option = click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(TRACKERS),
+    help="Also log training here; repeatable.",
 )
 
 
@@ -73,6 +80,8 @@ def main(debug: bool) -> None:
 @click.option("--until", "last", metavar="STAGE", help="Stop after this stage.")
 @run_out_option
 @remeasure_option
+@log_option
+@json_option
 @trust_option
 def run(
     model: str,
@@ -85,6 +94,8 @@ def run(
     last: str | None,
     out: Path | None,
     remeasure: bool,
+    log: tuple[str, ...],
+    json_out: TextIO | None,
 ) -> None:
     """Run all stages of a recipe for MODEL (the name or file of a model card).
 
@@ -114,8 +125,12 @@ def run(
         first=first,
         last=last,
         remeasure=remeasure,
+        log=log,
     )
-    print_report(report, folder)
+    if json_out is not None:
+        print_json(report, json_out)
+    else:
+        print_report(report, folder)
 
 
 def _first_stage_command(stage: Stage) -> None:
@@ -126,8 +141,18 @@ def _first_stage_command(stage: Stage) -> None:
     @data_option
     @run_out_option
     @remeasure_option
+    @log_option
+    @json_option
     @trust_option
-    def command(model: str, data: str, out: Path | None, remeasure: bool, **settings: Any) -> None:
+    def command(
+        model: str,
+        data: str,
+        out: Path | None,
+        remeasure: bool,
+        log: tuple[str, ...],
+        json_out: TextIO | None,
+        **settings: Any,
+    ) -> None:
         from compress.run.recipe import load_card, load_recipe
         from compress.settings import with_options
 
@@ -142,8 +167,8 @@ def _first_stage_command(stage: Stage) -> None:
         folder = out or RUNS / run_name(model, data, DEFAULT_PIPELINE)
         first = stage.name if remeasure else None
         names = (model, DEFAULT_PIPELINE)
-        run_card(card, recipe, data, folder, names=names, first=first, remeasure=remeasure)
-        click.echo(stage_folder(folder, stage.name))
+        run_card(card, recipe, data, folder, names=names, first=first, remeasure=remeasure, log=log)
+        _print_stage(stage_folder(folder, stage.name), json_out)
 
 
 def _stage_command(stage: Stage) -> None:
@@ -169,12 +194,16 @@ def _stage_command(stage: Stage) -> None:
         "ONNX files).  [default: the teacher of the same run]",
     )
     @remeasure_option
+    @log_option
+    @json_option
     @trust_option
     def command(
         source: Path | None,
         out: Path | None,
         teachers: tuple[str, ...],
         remeasure: bool,
+        log: tuple[str, ...],
+        json_out: TextIO | None,
         **settings: Any,
     ) -> None:
         from compress.settings import with_options
@@ -184,9 +213,25 @@ def _stage_command(stage: Stage) -> None:
             from compress.run.single_stage import run_single_stage
 
         checkpoint = run_single_stage(
-            stage.name, config, source=source, out=out, teachers=teachers, remeasure=remeasure
+            stage.name,
+            config,
+            source=source,
+            out=out,
+            teachers=teachers,
+            remeasure=remeasure,
+            log=log,
         )
-        click.echo(checkpoint.folder)
+        _print_stage(checkpoint.folder, json_out)
+
+
+def _print_stage(folder: Path, json_out: TextIO | None) -> None:
+    """Prints the folder of a finished stage or, with --json, its report."""
+    from compress.run.lookup import read_stage_report
+
+    if json_out is not None:
+        print_json(read_stage_report(folder), json_out)
+    else:
+        click.echo(folder)
 
 
 for _stage in STAGES.values():

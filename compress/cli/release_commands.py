@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import click
 
 from compress.cli.group import FOLDER, starting
+from compress.cli.json_output import json_option, print_json
 from compress.trust import trust_option
 
 REPORT = click.Path(path_type=Path, resolve_path=True)
@@ -24,6 +26,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     type=FILE,
     help="Append the outcome to this file, such as $GITHUB_STEP_SUMMARY or a comment's text.",
 )
+@json_option
 @click.pass_context
 def check(
     context: click.Context,
@@ -34,6 +37,7 @@ def check(
     baseline: Path | None,
     junit: Path | None,
     markdown: Path | None,
+    json_out: TextIO | None,
 ) -> None:
     """Check the report of RUN (a run, a stage's folder, or a report.json), as in CI.
 
@@ -50,8 +54,11 @@ def check(
     limits = Limits(max_drop=max_drop, max_latency_ms=max_latency_ms, max_size_mb=max_size_mb)
     judged = read_judged(run)
     promises = judge(judged, limits, read_judged(baseline) if baseline else None)
-    for one in promises:
-        click.echo(printable(f"{one.outcome:<7} {one.name}: {one.text}"))
+    if json_out is not None:
+        print_json(promises, json_out)
+    else:
+        for one in promises:
+            click.echo(printable(f"{one.outcome:<7} {one.name}: {one.text}"))
     if junit is not None:
         write_text(junit, check_junit(judged.name, promises))
     if markdown is not None:
@@ -63,7 +70,8 @@ def check(
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=REPORT, metavar="RUN [RUN]...")
 @click.option("--html", type=FILE, help="Also write a page with the table and a plot to this file.")
-def compare(runs: Sequence[Path], html: Path | None) -> None:
+@json_option
+def compare(runs: Sequence[Path], html: Path | None, json_out: TextIO | None) -> None:
     """Compare runs (or stages' folders, or report.json files) with the first.
 
     \b
@@ -71,14 +79,18 @@ def compare(runs: Sequence[Path], html: Path | None) -> None:
     """
     from compress.cli.terminal import print_table
     from compress.files import write_text
-    from compress.report.compare import EXPLANATION, compare_html, compare_table
+    from compress.report.compare import EXPLANATION, compare_html, compare_runs, compare_table
     from compress.run.check import read_judged
 
-    judged = [read_judged(run) for run in runs]
-    print_table(compare_table(judged))
+    compared = compare_runs([read_judged(run) for run in runs])
+    if html is not None:
+        write_text(html, compare_html(compared))
+    if json_out is not None:
+        print_json(compared, json_out)
+        return
+    print_table(compare_table(compared))
     click.echo(EXPLANATION)
     if html is not None:
-        write_text(html, compare_html(judged))
         click.echo(html)
 
 
@@ -125,7 +137,8 @@ def bundle(run: Path, out: Path | None, images: int, noise: bool) -> None:
 
 @click.command()
 @click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
-def verify(path: Path) -> None:
+@json_option
+def verify(path: Path, json_out: TextIO | None) -> None:
     """Verify BUNDLE (a folder or a zip) on this machine.
 
     Compares every file with its SHA-256, and the logits of the ONNX files with the expected ones.
@@ -136,7 +149,11 @@ def verify(path: Path) -> None:
     with starting():
         from compress.bundle.verify import verify_bundle
 
-    for one in verify_bundle(path):
+    verified = verify_bundle(path)
+    if json_out is not None:
+        print_json(verified, json_out)
+        return
+    for one in verified:
         top1 = "" if one.top1 is None else f", top-1 {one.top1:.2f} %"
         click.echo(
             f"{one.file}: the expected class for {one.agreement:.1f} % of {one.n_images} images, "

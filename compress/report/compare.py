@@ -1,11 +1,13 @@
 """Several runs in one table and on one page."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
 from compress.errors import CompressError
 from compress.files import printable
+from compress.measure.results import StageReport
 from compress.report.charts import Series, axis_of, chart
 from compress.report.check import Judged, check_same_images, conditions_of, drop_ci95
 from compress.report.html import cells, document, figure, heading, table
@@ -24,21 +26,53 @@ EXPLANATION = (
 )
 
 
-def compare_rows(runs: Sequence[Judged]) -> list[tuple[str, ...]]:
-    """Returns the cells of the table, a row for each run; the first is the reference."""
-    return [_row(run, runs[0]) for run in runs]
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A run's file, compared with the first run's."""
+
+    name: str
+    """The run."""
+    data: str
+    """Short name of the dataset; empty: unknown."""
+    file: StageReport
+    change_points: float | None
+    """Points of test top-1 gained; None for the first run, or if the test images differ."""
+    change_points_ci95: tuple[float, float] | None
+    smaller: float | None
+    """Ratio of sizes; None for the first run."""
+    faster: float | None
+    """Ratio of median latencies; None for the first run, or if machine or settings differ."""
 
 
-def _row(run: Judged, first: Judged) -> tuple[str, ...]:
+def compare_runs(runs: Sequence[Judged]) -> tuple[Comparison, ...]:
+    """Compares runs with the first."""
+    return tuple(_compared(run, runs[0]) for run in runs)
+
+
+def _compared(run: Judged, first: Judged) -> Comparison:
     file, reference = run.file, first.file
-    change = interval = smaller = faster = ""
+    change = interval = smaller = faster = None
     if run is not first:
-        smaller = f"{reference.size_bytes / file.size_bytes:.2f}x"
+        smaller = reference.size_bytes / file.size_bytes
         if _have_same_images(run, first):
             low, high = drop_ci95(reference, file)
-            change, interval = f"{file.top1 - reference.top1:+.2f}", f"{-high:.1f} to {-low:.1f}"
+            change, interval = file.top1 - reference.top1, (-high, -low)
         if conditions_of(file) == conditions_of(reference):
-            faster = f"{reference.latency_ms_p50 / file.latency_ms_p50:.2f}x"
+            faster = reference.latency_ms_p50 / file.latency_ms_p50
+    return Comparison(
+        name=run.name,
+        data=run.data,
+        file=file,
+        change_points=change,
+        change_points_ci95=interval,
+        smaller=smaller,
+        faster=faster,
+    )
+
+
+def compare_cells(run: Comparison) -> tuple[str, ...]:
+    """Returns a row of the table."""
+    file, interval = run.file, run.change_points_ci95
     return (
         printable(run.name),
         file.file,
@@ -47,7 +81,10 @@ def _row(run: Judged, first: Judged) -> tuple[str, ...]:
         f"{file.top1:.2f}",
         f"{file.top1_ci95[0]:.1f}-{file.top1_ci95[1]:.1f}",
         f"{file.latency_ms_p50:.3f}",
-        *(change, interval, smaller, faster),
+        "" if run.change_points is None else f"{run.change_points:+.2f}",
+        "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}",
+        "" if run.smaller is None else f"{run.smaller:.2f}x",
+        "" if run.faster is None else f"{run.faster:.2f}x",
     )
 
 
@@ -59,15 +96,15 @@ def _have_same_images(run: Judged, first: Judged) -> bool:
     return True
 
 
-def compare_table(runs: Sequence[Judged]) -> Table:
+def compare_table(runs: Sequence[Comparison]) -> Table:
     """Returns the table for the terminal."""
     shown = terminal_table(COLUMNS, padding=1)
-    for row in compare_rows(runs):
-        shown.add_row(*row)
+    for run in runs:
+        shown.add_row(*compare_cells(run))
     return shown
 
 
-def compare_html(runs: Sequence[Judged]) -> str:
+def compare_html(runs: Sequence[Comparison]) -> str:
     """Returns the page."""
     title = f"Comparison of {len(runs)} runs"
     measured = "".join(
@@ -89,6 +126,6 @@ def compare_html(runs: Sequence[Judged]) -> str:
         summary="Accuracy against latency of each run's file; the table has the numbers.",
     )
     caption = "The file of each run: farther left is faster, higher is more accurate."
-    numbers = table(EXPLANATION, COLUMNS, map(cells, compare_rows(runs)))
+    numbers = table(EXPLANATION, COLUMNS, [cells(compare_cells(run)) for run in runs])
     body = f"{heading(title)}{numbers}{figure(caption, drawn)}<ul class='note'>{measured}</ul>"
     return document(title, f"<main>{body}</main>")

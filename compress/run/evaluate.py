@@ -32,16 +32,25 @@ BENCH_COLUMNS = (
 )  # fmt: skip
 
 
-def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accuracy, str]:
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The score of an ONNX file."""
+
+    file: str
+    data: str
+    """The dataset."""
+    split: str
+    """`test` or `validation`."""
+    accuracy: Accuracy
+
+
+def evaluate_file(model: Path, data: str | None, split: str) -> Evaluation:
     """Scores an ONNX file that compress wrote.
 
     Args:
         model: the file, a checkpoint, or a run.
         data: dataset; None: the checkpoint's.
         split: `test` or `validation`.
-
-    Returns:
-        The file, its score, and the dataset's name.
 
     Raises:
         CompressError: no dataset is known, or its classes differ from the file's.
@@ -69,8 +78,8 @@ def evaluate_file(model: Path, data: str | None, split: str) -> tuple[Path, Accu
             f"{', '.join(loaded.class_names)}"
         )
     chosen = loaded.test if split == "test" else loaded.validation
-    predicted = predict_split(path, chosen)
-    return path, accuracy(predicted, chosen.labels.numpy()), loaded.name
+    score = accuracy(predict_split(path, chosen), chosen.labels.numpy())
+    return Evaluation(file=str(path), data=loaded.name, split=split, accuracy=score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +152,27 @@ def bench_table(result: BenchResult) -> Table:
     return table
 
 
-def predict_images(
-    model: Path, images: Sequence[Path], top: int
-) -> Iterator[tuple[Path, list[tuple[str, float]] | str]]:
-    """Yields each image's most probable classes with their probabilities, or an error message.
+@dataclass(frozen=True, kw_only=True)
+class ClassProbability:
+    """A class and how probable it is."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The classification of one image."""
+
+    image: str
+    classes: tuple[ClassProbability, ...] = ()
+    """The most probable first; empty if the image cannot be read."""
+    error: str | None = None
+    """Why the image cannot be read."""
+
+
+def predict_images(model: Path, images: Sequence[Path], top: int) -> Iterator[Prediction]:
+    """Yields each image's most probable classes.
 
     Raises:
         CompressError: compress did not write the file.
@@ -158,7 +184,7 @@ def predict_images(
         try:
             decoded = decode_image(path, facts.preprocess.mode, short_side=facts.preprocess.resize)
         except DataError as error:
-            yield path, str(error)
+            yield Prediction(image=str(path), error=str(error))
             continue
         if decoded.has_more_frames:
             warn(f"{path} has several frames or pages; only the first is used")
@@ -172,4 +198,8 @@ def predict_images(
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()
         best = np.argsort(-shares)[:top]
-        yield path, [(facts.class_names[place], float(shares[place])) for place in best]
+        classes = tuple(
+            ClassProbability(name=facts.class_names[place], probability=float(shares[place]))
+            for place in best
+        )
+        yield Prediction(image=str(path), classes=classes)

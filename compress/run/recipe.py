@@ -57,6 +57,25 @@ class ModelCard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A built-in model card or recipe."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSetting:
+    """A setting of a recipe."""
+
+    name: str
+    """As `--set` takes it: `section.key`."""
+    value: bool | int | float | str
+    allowed: str
+    help: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Stages to run, with their settings."""
 
@@ -88,6 +107,20 @@ def sections_of(recipe: Recipe) -> dict[str, Any]:
     """Returns a recipe's settings by section."""
     common = {name: getattr(recipe, name) for name in COMMON}
     return {**common, **recipe.settings}
+
+
+def list_cards() -> tuple[Listed, ...]:
+    """Returns the built-in model cards."""
+    return tuple(
+        Listed(name=name, description=load_card(name).description) for name in card_names()
+    )
+
+
+def list_recipes() -> tuple[Listed, ...]:
+    """Returns the built-in recipes."""
+    return tuple(
+        Listed(name=name, description=load_recipe(name).description) for name in recipe_names()
+    )
 
 
 def card_names() -> list[str]:
@@ -201,16 +234,18 @@ def load_recipe(
         ) from None
 
 
-def recipe_settings(recipe: Recipe) -> list[tuple[str, str]]:
-    """Returns every setting in the form of `--set`, with the recipe's value, and its help."""
-    return [
-        (
-            f"{section}.{setting.name}={setting.default}",
-            f"{setting.help}  [{setting.allowed}]",
+def recipe_settings(recipe: Recipe) -> tuple[RecipeSetting, ...]:
+    """Returns every setting with the recipe's value."""
+    return tuple(
+        RecipeSetting(
+            name=f"{section}.{setting.name}",
+            value=setting.default,
+            allowed=setting.allowed,
+            help=setting.help,
         )
         for section, config in sections_of(recipe).items()
         for setting in settings_of(config)
-    ]
+    )
 
 
 def _check_order(stages: Any, name: str) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from compress.architectures.build import build
 from compress.cache import now
+from compress.checkpoint import REPORT_JSON
 from compress.data.dataset import Data
 from compress.data.load import load_data
 from compress.data.preprocess import inputs_of
@@ -21,10 +22,11 @@ from compress.run.key import (
     Request,
 )
 from compress.run.networks import card_inputs, model_spec
-from compress.run.recipe import ModelCard, Recipe
+from compress.run.recipe import ModelCard, Recipe, recipe_settings
 from compress.run.report import write_run_report
 from compress.run.stage import run_stage
 from compress.run.stages import STAGES, stage_folder
+from compress.run.tracking import tracking
 
 
 def run_card(
@@ -38,6 +40,7 @@ def run_card(
     first: str | None = None,
     last: str | None = None,
     remeasure: bool = False,
+    log: Sequence[str] = (),
 ) -> RunReport:
     """Runs a recipe into a run's folder, which is locked and claimed; see `run_recipe`.
 
@@ -51,25 +54,33 @@ def run_card(
         first: see `run_recipe`, as for the others.
         last: last stage.
         remeasure: whether to ignore cached measurements.
+        log: see `tracking`.
 
     Raises:
-        CompressError: see `owned_run`, `read_teachers`, `load_data`, `claim_run`, and `run_recipe`.
+        CompressError: see `owned_run`, `read_teachers`, `load_data`, `claim_run`, `tracking`, and
+            `run_recipe`.
     """
     with owned_run(folder):
         given = read_teachers(teachers)
         if isinstance(data, str):
             data = load_data(data, recipe.data, seed=recipe.seed, inputs=card_inputs(card))
         claim_run(folder, model=names[0], pipeline=names[1], data=data)
-        return run_recipe(
-            card,
-            recipe,
-            data,
-            folder,
-            teachers=given,
-            first=first,
-            last=last,
-            remeasure=remeasure,
-        )
+        facts = {
+            **dict(zip(("model", "pipeline"), names, strict=True)),
+            **{"data": data.name, "seed": recipe.seed},
+            **{setting.name: setting.value for setting in recipe_settings(recipe)},
+        }
+        with tracking(log, facts, run=folder, report=folder / REPORT_JSON):
+            return run_recipe(
+                card,
+                recipe,
+                data,
+                folder,
+                teachers=given,
+                first=first,
+                last=last,
+                remeasure=remeasure,
+            )
 
 
 def run_recipe(

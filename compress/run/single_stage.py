@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.cache import now
-from compress.checkpoint import Checkpoint, find_origin, is_checkpoint, load_checkpoint
+from compress.checkpoint import (
+    REPORT_JSON,
+    Checkpoint,
+    find_origin,
+    is_checkpoint,
+    load_checkpoint,
+)
 from compress.data.config import DataConfig
 from compress.data.dataset import Data
 from compress.data.load import load_data
@@ -21,7 +27,8 @@ from compress.run.recipe import ModelCard, parse_card
 from compress.run.report import write_run_report
 from compress.run.stage import run_stage
 from compress.run.stages import RUNS, STAGES, require_stage, stage_folder
-from compress.settings import parse
+from compress.run.tracking import tracking
+from compress.settings import parse, settings_of
 
 
 def run_single_stage(
@@ -32,6 +39,7 @@ def run_single_stage(
     out: Path | None,
     teachers: Sequence[str],
     remeasure: bool = False,
+    log: Sequence[str] = (),
 ) -> Checkpoint:
     """Runs one stage on a checkpoint.
 
@@ -42,6 +50,7 @@ def run_single_stage(
         out: folder of the result; None: next to the source.
         teachers: see `read_teachers`; empty: the teacher of the source's run.
         remeasure: run even if finished, and ignore cached measurements.
+        log: see `tracking`.
 
     Raises:
         CompressError: the source or the teacher is missing or of the wrong stage, or the result's
@@ -61,22 +70,26 @@ def run_single_stage(
         check_target(folder)
         given = read_teachers(names)
         _check_inputs(folder, (source, *(teacher.path for teacher in given)))
-        result = run_stage(
-            Request(
-                stage=stage,
-                config=config,
-                folder=folder,
-                run=run,
-                card=_card_of(parent),
-                parent=parent,
-                teachers=given,
-                data=data_of(parent),
-                measure=measure_of(source),
-                seed=parent.description.step.seed,
-                again=remeasure,
-                measured_since=now() if remeasure else "",
-            )
+        request = Request(
+            stage=stage,
+            config=config,
+            folder=folder,
+            run=run,
+            card=_card_of(parent),
+            parent=parent,
+            teachers=given,
+            data=data_of(parent),
+            measure=measure_of(source),
+            seed=parent.description.step.seed,
+            again=remeasure,
+            measured_since=now() if remeasure else "",
         )
+        facts = {
+            **{"data": request.data.name, "seed": request.seed},
+            **{f"{stage}.{setting.name}": setting.default for setting in settings_of(config)},
+        }
+        with tracking(log, facts, run=folder.parent, report=folder / REPORT_JSON):
+            result = run_stage(request)
         if run is not None:
             write_run_report(run)
     return result

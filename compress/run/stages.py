@@ -17,6 +17,8 @@ DEFAULT_PIPELINE = "default"
 """Name of the default recipe."""
 RUNS = Path("runs")
 """Parent of the run folders, in the working folder."""
+TRACKERS = ("tensorboard", "mlflow")
+"""Tools that training can be logged to (`--log`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Events that a training run emits, and how they are printed."""
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,8 +33,23 @@ OnEvent = Callable[[Event], None]
 no progress bar is drawn."""
 
 
+_LISTENERS: ContextVar[tuple[OnEvent, ...]] = ContextVar("_LISTENERS", default=())
+
+
+@contextmanager
+def listening(listener: OnEvent) -> Iterator[None]:
+    """Hands the events that are printed to a listener too, while the context is open."""
+    token = _LISTENERS.set((*_LISTENERS.get(), listener))
+    try:
+        yield
+    finally:
+        _LISTENERS.reset(token)
+
+
 def print_event(event: Event) -> None:
     """Prints an event to standard error; long runs print only some epochs."""
+    for listener in _LISTENERS.get():
+        listener(event)
     match event:
         case str():
             say(f"  {event}")

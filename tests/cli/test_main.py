@@ -202,10 +202,13 @@ def test_a_damaged_checkpoint_is_named(run_copy: Path) -> None:
 def test_train_makes_a_run_s_teacher_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("--data", "digits", "--epochs", "1", "--min-steps", "0", "--out", run)
-    first, again = (call("train", "simple_cnn", *options) for _ in range(2))
+    logged = (*options, "--log", "tensorboard")
+    first, again = (call("train", "simple_cnn", *logged) for _ in range(2))
     assert first.exit_code == again.exit_code == 0, first.output
     assert first.stdout.splitlines()[-1] == str(run / "0-teacher")
     assert "already done" not in first.output
+    assert f"tensorboard --logdir {run / 'tensorboard'}" in first.stderr
+    assert len(list((run / "tensorboard/teacher").iterdir())) == 1
     assert "teacher: already done" in again.output
     other = call("run", "simple_cnn", "--data", "digits", "--pipeline", "smoke", "--out", run)
     assert other.exit_code == 2

@@ -14,7 +14,7 @@ from compress.cli.main import main
 from compress.errors import CompressError
 from compress.measure.statistics import wilson_interval
 from compress.report.check import Judged, Limits, check_junit, check_markdown, drop_ci95, judge
-from compress.report.compare import COLUMNS, compare_html, compare_rows
+from compress.report.compare import COLUMNS, compare_cells, compare_html, compare_runs
 from compress.run.check import read_judged
 
 FULL = Path(__file__).parents[2] / "bench/results/resnet18-fashion-mnist.json"
@@ -205,10 +205,10 @@ def test_runs_are_compared_in_one_table_and_page(
     assert text.count("small-digits") >= 2
     other = read_judged(finished_run)
     slower = changed(scored(judged, 9_300), latency_ms_p50=2 * judged.file.latency_ms_p50)
-    first, second, third = compare_rows([judged, slower, other])
+    first, second, third = map(compare_cells, compare_runs([judged, slower, other]))
     assert len(first) == len(COLUMNS)
     assert first[-4:] == ("",) * 4
     assert second[-4:] == ("-1.08", "-1.8 to -0.4", "1.00x", "0.50x")
     assert third[-4:-2] == ("", "")  # other images
     hostile = dataclasses.replace(judged, name="<script>", data="$x_{$")
-    assert "<script>" not in compare_html([hostile, judged])
+    assert "<script>" not in compare_html(compare_runs([hostile, judged]))

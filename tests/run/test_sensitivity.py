@@ -5,6 +5,7 @@ import pytest
 
 from compress.quantize.config import QuantizeConfig
 from compress.run.sensitivity import analyze_layers
+from tests.cli.test_json import content, printed
 
 
 def test_layers_are_timed_again_only_when_asked(
@@ -22,3 +23,5 @@ def test_layers_are_timed_again_only_when_asked(
     assert not all_cached(remeasure=True)
     assert all_cached(remeasure=False)
     assert not all_cached(remeasure=True)
+    report = printed("sensitivity", run_copy / "2-prune", "--images", 16, "--calib", 16)
+    assert report == content(run_copy / "2-prune/sensitivity.json")
