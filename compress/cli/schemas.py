@@ -63,5 +63,6 @@ def json_schema(command: str) -> dict[str, Any]:
 
 def _schema(*kinds: Any) -> Any:
     """Returns the schema of a tuple: dataclasses take the configuration of what they are in."""
-    adapter: TypeAdapter[Any] = TypeAdapter(GenericAlias(tuple, kinds), config=CONFIG)
+    together: Any = GenericAlias(tuple, kinds)
+    adapter: TypeAdapter[Any] = TypeAdapter(together, config=CONFIG)
     return adapter.json_schema(mode="serialization")
