@@ -66,7 +66,8 @@ from compress.files import file_digest, write_json
 from compress.host import Host, describe_host
 from compress.int8.restore import load_model
 from compress.log import say
-from compress.run import benchmark
+from compress.measure import latency
+from compress.run.benchmark import benchmark_files
 from compress.run.evaluate import evaluate_file, predict_images
 from compress.run.recipe import load_card, load_recipe, recipe_settings
 from compress.run.report import write_run_report
@@ -271,8 +272,8 @@ def _evaluate(folder: Path) -> None:
 
 
 def _benchmark(folder: Path) -> None:
-    benchmark.COLD_RUNS = 0  # each sweeps the caches
-    benchmark.benchmark_files([folder / MODEL_FILE], (1,), (1,), rounds=1)
+    latency.COLD_RUNS = 0  # each sweeps the caches
+    benchmark_files([folder / MODEL_FILE], (1,), (1,), rounds=1)
 
 
 def _doctor(folder: Path) -> None:

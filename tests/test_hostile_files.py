@@ -383,7 +383,7 @@ def test_weights_beside_an_onnx_file_may_be_timed(
     onnx_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As large files of other origin keep them."""
-    monkeypatch.setattr("compress.run.benchmark.COLD_RUNS", 0)  # each sweeps the caches
+    monkeypatch.setattr("compress.measure.latency.COLD_RUNS", 0)  # each sweeps the caches
     proto = onnx.load(onnx_file)
     onnx.save(proto, onnx_file, save_as_external_data=True, location="data")
     assert benchmark_files([onnx_file], [1], [1], rounds=1).rows

@@ -36,7 +36,7 @@ def load_engine(file: Path, runtime: Runtime, feed: Feed, *, threads: int) -> En
 def _load_onnxruntime(file: Path, threads: int) -> Engine:
     options = session_options(threads=threads)
     session = ort.InferenceSession(as_model(file), options, providers=["CPUExecutionProvider"])
-    return lambda feed: session.run(None, feed)  # type: ignore[no-any-return]
+    return lambda feed: session.run(None, feed)
 
 
 def _load_openvino(file: Path, feed: Feed, threads: int) -> Engine:

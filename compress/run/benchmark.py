@@ -20,6 +20,7 @@ from compress.errors import CompressError
 from compress.host import allowed_cores, describe_host
 from compress.int8.restore import load_model
 from compress.log import say, warn
+from compress.measure import latency
 from compress.measure.benchmark import (
     Agreement,
     BenchmarkResult,
@@ -31,8 +32,8 @@ from compress.measure.benchmark import (
 from compress.measure.conditions import conditions_since, read_clocks
 from compress.measure.config import ROUNDS
 from compress.measure.engines import Feed, Runtime, load_engine
-from compress.measure.latency import COLD_RUNS, measure_memory, onnx_model, time_models
-from compress.measure.profile import profile, times_by_kind
+from compress.measure.latency import measure_memory, onnx_model, time_models
+from compress.measure.profile import OperatorTime, profile, times_by_kind
 from compress.measure.worker import Model
 from compress.onnx_file import read_onnx
 from compress.run.lookup import find_onnx
@@ -224,7 +225,7 @@ def _rows(
     memory = [measure_memory(model, threads=threads) for model in models]
     start = read_clocks()
     latencies = time_models(
-        models, threads=threads, batch=batch, rounds=rounds, cold_runs=COLD_RUNS
+        models, threads=threads, batch=batch, rounds=rounds, cold_runs=latency.COLD_RUNS
     )
     conditions = conditions_since(start)
     noise = latencies[0].speedup_noise or 0.0
@@ -232,7 +233,7 @@ def _rows(
     rows = []
     for place, entrant in enumerate(entrants):
         doubts = machine + doubts_about_outputs(entrant.agreement, entrant.runtime)
-        operators = ()
+        operators: tuple[OperatorTime, ...] = ()
         if profiled and entrant.runtime == "onnxruntime":
             operators = times_by_kind(profile(entrant.path, threads=threads, batch=batch))
         rows.append(

@@ -28,7 +28,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few and short turns; no sweeps through the caches, which are large on some machines."""
     monkeypatch.setattr("compress.measure.latency.SLICE_S", 0.001)
     monkeypatch.setattr("compress.measure.latency.PROCESSES", 3)
-    monkeypatch.setattr("compress.run.benchmark.COLD_RUNS", 0)
+    monkeypatch.setattr("compress.measure.latency.COLD_RUNS", 0)
 
 
 @pytest.mark.usefixtures("_quick")
@@ -105,11 +105,19 @@ def test_openvino_takes_turns_with_onnx_runtime(finished_run: Path, tmp_path: Pa
     environment = tmp_path / "environment"
     python, uv = environment / "bin" / "python", Path(sys.executable).with_name("uv")
     subprocess.run([uv, "venv", "--python", sys.executable, environment], check=True)
-    install = [uv, "pip", "install", "--python", python, "--no-deps", "openvino"]
+    install: list[str | Path] = [uv, "pip", "install", "--python", python, "--no-deps", "openvino"]
     subprocess.run(install, check=True)
     (site,) = (environment / "lib").glob("python*/site-packages")
     (site / "lend.pth").write_text(f"{ROOT}\n{Path(pytest.__file__).parents[1]}\n")
-    command = [python, "-m", "compress", "benchmark", finished_run, "--against", "openvino"]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "compress",
+        "benchmark",
+        finished_run,
+        "--against",
+        "openvino",
+    ]
     command += ["--batch", "1,8", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """When a ratio is concluded."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ LATENCY = Latency(
     ],
 )  # fmt: skip
 def test_each_fault_of_the_machine_is_a_doubt(
-    change: dict[str, float], threads: int, noise: float, cause: Cause | None, text: str
+    change: dict[str, Any], threads: int, noise: float, cause: Cause | None, text: str
 ) -> None:
     conditions = dataclasses.replace(IDLE, **change)
     found = doubts_about_machine(conditions, threads=threads, noise=noise)
