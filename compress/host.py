@@ -4,6 +4,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -73,9 +74,14 @@ def is_quota_short() -> bool:
 
 
 def _cores_in_mask() -> int:
+    return len(core_numbers())
+
+
+def core_numbers() -> list[int]:
+    """Returns the numbers of the cores in this process's affinity mask."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _cpuinfo(field: str) -> str:
@@ -111,6 +117,58 @@ def _quota(group: Path) -> float:
     except ValueError:  # "max", or no such files
         return UNLIMITED
     return quota / period if quota > 0 and period > 0 else UNLIMITED
+
+
+def throttled_seconds(root: Path = Path("/")) -> float:
+    """Returns for how long CPU quotas have stopped this process's cgroups, the longest of them.
+
+    Args:
+        root: see `cpu_quota`.
+    """
+    return max([_throttled(folder) for folder in groups("cpu", root)], default=0.0)
+
+
+def _throttled(group: Path) -> float:
+    """Reads version 2's microseconds or version 1's nanoseconds."""
+    facts = dict(line.split() for line in _read(group / "cpu.stat").splitlines())
+    return int(facts.get("throttled_usec", 0)) / 1e6 + int(facts.get("throttled_time", 0)) / 1e9
+
+
+def busy_seconds(root: Path = Path("/")) -> float | None:
+    """Returns how long the cores of this process have worked since the start, in all.
+
+    For any process, and for other virtual machines that the hypervisor ran meanwhile. None where
+    the system does not tell. Source: proc_stat(5).
+
+    Args:
+        root: folder that contains /proc.
+    """
+    wanted = {f"cpu{number}" for number in core_numbers()}
+    rows = [line.split() for line in _read(root / "proc/stat").splitlines()]
+    cores = [[int(ticks) for ticks in row[1:9]] for row in rows if row and row[0] in wanted]
+    if not cores:
+        return None
+    ticks = sum(
+        user + nice + system + irq + softirq + steal
+        for user, nice, system, _idle, _iowait, irq, softirq, steal in cores
+    )
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(*, peak: bool = False) -> int | None:
+    """Returns this process's resident memory, or its peak; None where the system does not tell.
+
+    Not `ru_maxrss`: on Linux, a process inherits that of the one that started it.
+    """
+    entry = "VmHWM:" if peak else "VmRSS:"
+    lines = _read(Path("/proc/self/status")).splitlines()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(entry)), None)
+
+
+def forget_peak_memory() -> None:
+    """Restarts the kernel's record of this process's peak memory, where there is one."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:

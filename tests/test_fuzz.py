@@ -19,8 +19,8 @@ SLOW = ("int8", "report")
 NAMES = (
     *("checkpoint.json, float", "model.safetensors, float", "checkpoint.json, int8"),
     *("model.safetensors, int8", "report.json", "cards", "recipes", "images"),
-    *("ONNX to evaluate, float", "ONNX to bench, float", "ONNX to predict, float"),
-    *("ONNX to evaluate, int8", "ONNX to bench, int8", "ONNX to predict, int8"),
+    *("ONNX to evaluate, float", "ONNX to benchmark, float", "ONNX to predict, float"),
+    *("ONNX to evaluate, int8", "ONNX to benchmark, int8", "ONNX to predict, int8"),
     *("ONNX to doctor, float", "ONNX to doctor, int8"),
 )
 

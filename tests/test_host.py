@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from compress import host
-from compress.host import UNLIMITED, allowed_cores, cpu_quota, describe_host
+from compress.host import (
+    UNLIMITED,
+    allowed_cores,
+    busy_seconds,
+    cpu_quota,
+    describe_host,
+    throttled_seconds,
+)
 
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNTS = """\
@@ -66,6 +73,35 @@ def test_version_1_also_from_inside_a_container(
 
 def test_without_proc_there_is_no_limit(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) == UNLIMITED
+    assert throttled_seconds(tmp_path) == 0
+    assert busy_seconds(tmp_path) is None
+
+
+def test_the_time_of_being_throttled_is_that_of_the_worst_group(tmp_path: Path) -> None:
+    stat = "usage_usec 9000000\nnr_throttled 4\nthrottled_usec {}\n"
+    limits = {"job/cpu.stat": stat.format(1_500_000), "cpu.stat": stat.format(250_000)}
+    root = tree(tmp_path / "v2", cgroup="0::/job\n", mounts=V2_MOUNT, limits=limits)
+    assert throttled_seconds(root) == 1.5
+    limits = {"cpu,cpuacct/cpu.stat": "nr_periods 9\nthrottled_time 2500000000\n"}
+    mounts = V1_MOUNTS.format(root="/")
+    root = tree(tmp_path / "v1", cgroup="3:cpu,cpuacct:/\n", mounts=mounts, limits=limits)
+    assert throttled_seconds(root) == 2.5
+
+
+def test_busy_time_is_that_of_the_cores_in_the_mask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle time and waiting for disks are not work; what a hypervisor took is someone's."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/stat").write_text(
+        "cpu  9 9 9 9 9 9 9 9 9 9\n"
+        "cpu0 100 20 30 4000 500 6 7 37 0 0\n"
+        "cpu1 5000 0 0 1 1 0 0 0 0 0\n"
+        "cpu12 100 0 0 1 1 0 0 0 0 0\n"
+        "intr 1 2 3\n"
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 12}, raising=False)
+    assert busy_seconds(tmp_path) == 300 / os.sysconf("SC_CLK_TCK")
 
 
 def test_without_an_affinity_mask_all_cores_count(monkeypatch: pytest.MonkeyPatch) -> None:

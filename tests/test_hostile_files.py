@@ -28,7 +28,8 @@ from compress.errors import CheckpointError, CompressError
 from compress.files import MAX_BYTES, file_digest, parse_json, read_text, write_json
 from compress.int8.restore import load_model
 from compress.onnx_file import export_onnx, read_facts
-from compress.run.evaluate import bench_files, evaluate_file, predict_images
+from compress.run.benchmark import benchmark_files
+from compress.run.evaluate import evaluate_file, predict_images
 from compress.run.lookup import read_stage_report
 from compress.run.recipe import load_card, load_recipe
 from compress.run.report import write_run_report
@@ -375,14 +376,17 @@ def test_an_onnx_file_of_any_origin_is_looked_at_before_it_is_timed(
     change(proto)
     onnx_file.write_bytes(proto.SerializeToString())
     with pytest.raises(CompressError):
-        bench_files([onnx_file], [1], [1], rounds=1)
+        benchmark_files([onnx_file], [1], [1], rounds=1)
 
 
-def test_weights_beside_an_onnx_file_may_be_timed(onnx_file: Path) -> None:
+def test_weights_beside_an_onnx_file_may_be_timed(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As large files of other origin keep them."""
+    monkeypatch.setattr("compress.measure.latency.COLD_RUNS", 0)  # each sweeps the caches
     proto = onnx.load(onnx_file)
     onnx.save(proto, onnx_file, save_as_external_data=True, location="data")
-    assert bench_files([onnx_file], [1], [1], rounds=1).rows
+    assert benchmark_files([onnx_file], [1], [1], rounds=1).rows
 
 
 def test_a_file_that_runs_on_one_image_only_is_told(onnx_file: Path) -> None:
@@ -421,7 +425,7 @@ def test_an_input_of_gigabytes_is_not_timed(tmp_path: Path) -> None:
         onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "a.onnx"
     )
     with pytest.raises(CompressError):
-        bench_files([tmp_path / "a.onnx"], [1], [1], rounds=1)
+        benchmark_files([tmp_path / "a.onnx"], [1], [1], rounds=1)
 
 
 def test_a_card_in_a_checkpoint_is_checked_too(run_copy: Path) -> None:

@@ -136,7 +136,7 @@ def test_what_goes_wrong_is_told_of_any_name(run: Path, tmp_path: Path) -> None:
         ["run", odd],
         ["run", "resnet18", "--data", f"imagefolder:{tmp_path / odd}"],
         ["evaluate", str(broken)],
-        ["bench", str(broken)],
+        ["benchmark", str(broken)],
         ["predict", str(broken), str(broken)],
         ["report", str(tmp_path)],
         ["quantize", "--in", str(tmp_path / odd)],

@@ -7,8 +7,9 @@ from compress.api.stages import Result
 from compress.data.dataset import Data
 from compress.errors import CompressError
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
+from compress.measure.benchmark import BenchmarkResult
 from compress.measure.config import ROUNDS
-from compress.run.evaluate import BenchResult, bench_files
+from compress.run.benchmark import benchmark_files
 from compress.run.lookup import find_onnx
 
 
@@ -35,20 +36,28 @@ def benchmark(
     *models: Result | str | Path,
     threads: Sequence[int] = (1,),
     batches: Sequence[int] = (1,),
+    against: Sequence[str] = (),
+    profile: bool = False,
     rounds: int = ROUNDS,
-) -> BenchResult:
+) -> BenchmarkResult:
     """Compares the latency of ONNX files with that of the first.
 
     Args:
         models: results of stages, ONNX files of any origin, checkpoints, or runs.
-        threads: ONNX Runtime thread counts.
+        threads: thread counts.
         batches: batch sizes.
+        against: other runtimes to time the same models in: `openvino`, `torch`.
+        profile: measure the time by operator as well.
         rounds: number of turns per file.
 
     Raises:
-        CompressError: one is not an ONNX file, or does not run with that batch size.
+        CompressError: one is not an ONNX file, or does not run with that batch size; a runtime is
+            unknown, not installed, or cannot run the models.
     """
-    return bench_files([_file(model) for model in models], threads, batches, rounds=rounds)
+    files = [_file(model) for model in models]
+    return benchmark_files(
+        files, threads, batches, against=against, profiled=profile, rounds=rounds
+    )
 
 
 def _file(model: Result | str | Path) -> Path:

@@ -50,7 +50,8 @@ def card_markdown(report: RunReport, facts: OnnxFacts, ship: str) -> str:
         "## Check it on your machine",
         "",
         f"`compress verify` compares all files with their SHA-256, and the logits with those in "
-        f"`{SAMPLES}`; `compress bench` also measures latency and appends a row to `{BENCHMARKS}`.",
+        f"`{SAMPLES}`; `compress benchmark` also measures latency and appends a row to "
+        f"`{BENCHMARKS}`.",
     ]
     return "\n".join(lines) + "\n"
 

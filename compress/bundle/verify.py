@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from compress.bundle.manifest import BENCHMARKS, LABELS, SAMPLES, Manifest, open
 from compress.bundle.write import logits
 from compress.errors import CompressError
 from compress.files import parse_json, read_text
-from compress.host import describe_host
+from compress.measure.benchmark import BenchmarkResult
 from compress.onnx_file import read_facts
-from compress.run.evaluate import BenchResult, bench_files
+from compress.run.benchmark import benchmark_files
 
 MIN_AGREEMENT = 99.0
 """Percent of the images whose class must be the expected one."""
@@ -60,27 +59,30 @@ def verify_bundle(bundle: Path) -> list[Agreement]:
 
 
 def benchmark_bundle(
-    folder: Path, threads: Sequence[int], batches: Sequence[int], **settings: int
-) -> BenchResult:
+    folder: Path, threads: Sequence[int], batches: Sequence[int], **settings: Any
+) -> BenchmarkResult:
     """Verifies and times a bundle's files on this machine, and appends a row to `BENCHMARKS`.
 
     Args:
         folder: the bundle's folder.
-        threads: see `bench_files`.
-        batches: see `bench_files`.
-        **settings: see `bench_files`.
+        threads: see `benchmark_files`.
+        batches: see `benchmark_files`.
+        **settings: see `benchmark_files`.
 
     Raises:
-        CompressError: see `verify_bundle`.
+        CompressError: see `verify_bundle` and `benchmark_files`.
     """
     agreements = verify_bundle(folder)
+    with opened(folder) as (_, manifest):
+        images = _read_samples(folder, manifest)["images"] if manifest.images == "test" else None
     files = [folder / one.file for one in agreements]
-    result = bench_files(files, threads, batches, **settings)
+    result = benchmark_files(files, threads, batches, images=images, **settings)
     rows = [dataclasses.replace(row, file=Path(row.file).name) for row in result.rows]
     row = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": dataclasses.asdict(describe_host()),
+        "created": result.created,
+        "host": dataclasses.asdict(result.host),
         "agreement": [dataclasses.asdict(one) for one in agreements],
+        "versions": result.versions,
         "latency": [dataclasses.asdict(one) for one in rows],
     }
     _append(folder / BENCHMARKS, json.dumps(row, allow_nan=False) + "\n")

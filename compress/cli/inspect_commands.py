@@ -87,40 +87,51 @@ def sensitivity(
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=MODEL, metavar="MODEL [MODEL]...")
-@click.option("--threads", default="1", show_default=True, help="Thread counts, e.g. 1,2.")
-@click.option("--batch", default="1", show_default=True, help="Batch sizes, e.g. 1,8.")
+@click.option("--threads", default="1", show_default=True, help="Thread counts, e.g. 1,2,4.")
+@click.option("--batch", default="1", show_default=True, help="Batch sizes, e.g. 1,8,32.")
 @click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the results to this file.",
+    "--against",
+    multiple=True,
+    metavar="RUNTIME",
+    help="Also time the same models in openvino, or in torch (checkpoints and runs); repeatable.",
 )
-def bench(paths: Sequence[Path], threads: str, batch: str, json_path: Path | None) -> None:
-    """Compare the latency of ONNX files in ONNX Runtime on this CPU.
+@click.option("--profile", is_flag=True, help="Also show the time by operator.")
+@json_option
+@trust_option
+def benchmark(
+    paths: Sequence[Path],
+    threads: str,
+    batch: str,
+    against: tuple[str, ...],
+    profile: bool,
+    json_out: TextIO | None,
+) -> None:
+    """Compare the latency of models in ONNX Runtime, and in other runtimes, on this CPU.
 
-    The files take turns in one process; ratios are relative to the first. For a run or a
-    checkpoint, its ONNX file is measured. For one bundle (an unpacked one), its files are verified
-    and measured, and a row for this host is appended to its benchmarks.jsonl.
+    A MODEL is any ONNX file, or a checkpoint or a run, whose ONNX file is timed. The models take
+    turns; ratios are relative to the first. None is concluded on a machine that is too busy, too
+    small, or throttled. For one bundle (an unpacked one), its files are verified and measured, and
+    a row for this host is appended to its benchmarks.jsonl. docs/measuring.md explains the numbers.
 
     \b
-    compress bench float.onnx int8.onnx --threads 1,2 --batch 1,8
+    compress benchmark float.onnx int8.onnx --threads 1,2 --batch 1,8
+    compress benchmark runs/resnet18-fashion-mnist --against openvino --profile
     """
-    from compress.bundle.manifest import is_bundle
-    from compress.bundle.verify import benchmark_bundle
-    from compress.cli.terminal import print_table
-    from compress.run.evaluate import bench_files, bench_table
-
     counts = (_counts(threads, "--threads"), _counts(batch, "--batch"))
-    if len(paths) == 1 and is_bundle(paths[0]):
-        result = benchmark_bundle(paths[0], *counts)
-    else:
-        result = bench_files(paths, *counts)
-    print_table(bench_table(result))
-    if json_path is not None:
-        from compress.files import write_json
+    with starting():
+        from compress.bundle.manifest import is_bundle
+        from compress.bundle.verify import benchmark_bundle
+        from compress.cli.terminal import print_benchmark
+        from compress.run.benchmark import benchmark_files
 
-        write_json(json_path, result)
-        click.echo(json_path)
+    if len(paths) == 1 and is_bundle(paths[0]):
+        result = benchmark_bundle(paths[0], *counts, against=against, profiled=profile)
+    else:
+        result = benchmark_files(paths, *counts, against=against, profiled=profile)
+    if json_out is None:
+        print_benchmark(result)
+    else:
+        print_json(result, json_out)
 
 
 @click.command()
@@ -266,4 +277,4 @@ def _counts(text: str, option: str) -> list[int]:
     return [int(count) for count in counts]
 
 
-COMMANDS = (evaluate, sensitivity, bench, doctor, report, models, pipelines, predict, schema)
+COMMANDS = (evaluate, sensitivity, benchmark, doctor, report, models, pipelines, predict, schema)

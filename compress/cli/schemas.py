@@ -8,6 +8,7 @@ from pydantic import ConfigDict, TypeAdapter
 from compress.bundle.verify import Agreement
 from compress.doctor.examine import Diagnosis
 from compress.errors import CompressError
+from compress.measure.benchmark import BenchmarkResult
 from compress.measure.results import RunReport, StageReport
 from compress.report.check import Promise
 from compress.report.compare import Comparison
@@ -24,6 +25,7 @@ RESULTS: dict[str, Any] = {
     "sensitivity": LayersReport,
     "evaluate": Evaluation,
     "predict": tuple[Prediction, ...],
+    "benchmark": BenchmarkResult,
     "doctor": Diagnosis,
     "check": tuple[Promise, ...],
     "compare": tuple[Comparison, ...],

@@ -11,7 +11,9 @@ from compress.checkpoint import REPORT_HTML, REPORT_MD
 from compress.doctor.examine import SEVERITIES, Diagnosis
 from compress.files import printable
 from compress.log import count_of
+from compress.measure.benchmark import BenchmarkResult
 from compress.measure.results import RunReport
+from compress.report.benchmark import benchmark_tables, remarks
 from compress.report.render import run_table
 
 LOG_WIDTH = 120
@@ -29,6 +31,15 @@ def print_report(report: RunReport, folder: Path) -> None:
         click.echo(f"- {printable(remark)}")
     click.echo(f"ship:   {folder / report.ship}\n        {report.verdict}")
     click.echo(f"report: {folder / REPORT_MD}, {folder / REPORT_HTML}")
+
+
+def print_benchmark(result: BenchmarkResult) -> None:
+    """Prints the tables of a comparison, and its remarks."""
+    for table in benchmark_tables(result):
+        print_table(table)
+        click.echo()
+    for remark in remarks(result):
+        click.echo(f"- {printable(remark)}")
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

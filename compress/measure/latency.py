@@ -1,4 +1,4 @@
-"""Latency in ONNX Runtime: files take turns in several fresh processes, one after the other."""
+"""Latency: models take turns in several fresh processes, one after the other."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from compress.log import count_of, track
 from compress.measure.config import ROUNDS
 from compress.measure.runtime import open_session, run_file
 from compress.measure.statistics import compare_times
-from compress.measure.worker import Task, Times, random_input
+from compress.measure.worker import Model, Task, Times, random_feed
 
 SLICE_S = 0.015
 PROCESSES, MIN_PROCESSES, ROUNDS_EACH = 5, 3, 10
@@ -37,7 +37,7 @@ NUMPY_TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Latency of a file, absolute and relative to the first file.
+    """Latency of a model, absolute and relative to the first one.
 
     Steady: back to back, with warm caches. Cold: after other work has filled the caches.
     """
@@ -78,54 +78,79 @@ def measure_latency(
     rounds: int = ROUNDS,
     cold_runs: int = 0,
 ) -> list[Latency]:
-    """Times ONNX files against each other; the first is the reference.
-
-    The rounds are spread over several processes. In each round, the files take turns, each running
-    for a short slice. Ratios are taken within a round, so slow phases of the machine cancel. The
-    last file is loaded twice: what it gains on its copy is noise.
+    """Times ONNX files in ONNX Runtime; see `time_models`.
 
     Args:
-        paths: ONNX files with one input, whose first dimension is the batch.
+        paths: ONNX files, all of whose inputs begin with the batch dimension.
         threads: ONNX Runtime's intra-op threads.
         batch: batch size.
         rounds: number of rounds.
         cold_runs: runs with cold caches in each process.
     """
-    files = [*paths, *([paths[-1]] if len(paths) > 1 else [])]
-    inputs = [_inputs(path, threads, batch) for path in files]
+    models = [onnx_model(path, threads=threads, batch=batch) for path in paths]
+    return time_models(models, threads=threads, batch=batch, rounds=rounds, cold_runs=cold_runs)
+
+
+def time_models(
+    models: Sequence[Model], *, threads: int, batch: int, rounds: int, cold_runs: int
+) -> list[Latency]:
+    """Times models against each other; the first is the reference.
+
+    The rounds are spread over several processes. In each round, the models take turns, each running
+    for a short slice. Ratios are taken within a round, so slow phases of the machine cancel. The
+    last model is loaded twice: what it gains on its copy is noise.
+
+    Args:
+        models: files, each in a runtime, with inputs of the batch size.
+        threads: threads of the runtimes.
+        batch: batch size.
+        rounds: number of rounds.
+        cold_runs: runs with cold caches in each process.
+    """
+    entrants = [*models, *([models[-1]] if len(models) > 1 else [])]
     processes = min(PROCESSES, max(MIN_PROCESSES, rounds // ROUNDS_EACH))
     title = f"latency, {count_of(threads, 'thread')}, batch {batch}"
     blocks = [
         _time_in_process(
             Task(
-                files=[str(path.resolve()) for path in files],
-                inputs=inputs,
+                models=entrants,
                 threads=threads,
                 rounds=math.ceil(rounds / processes),
                 slice_s=SLICE_S,
                 cold_runs=cold_runs,
-                first=number % len(files),
+                first=number % len(entrants),
             )
         )
         for number in track(range(processes), title, total=processes)
     ]
     times = list(zip(*blocks, strict=True))
-    copy = times[len(paths)] if len(paths) > 1 else times[0]
+    copy = times[len(models)] if len(models) > 1 else times[0]
     return [
         _summary(
-            one, reference=times[0], pair=(times[len(paths) - 1], copy), batch=batch,
+            one, reference=times[0], pair=(times[len(models) - 1], copy), batch=batch,
             threads=threads, rounds=rounds,
         )
-        for one in times[: len(paths)]
+        for one in times[: len(models)]
     ]  # fmt: skip
 
 
-def _inputs(path: Path, threads: int, batch: int) -> dict[str, tuple[list[int], str]]:
-    """Returns the shape and dtype of each input of a file, which is run once to see that it can."""
+def measure_memory(model: Model, *, threads: int) -> int | None:
+    """Returns the memory that a model takes, bytes; see `Times.memory_bytes`."""
+    task = Task(models=[model], threads=threads, rounds=0, slice_s=0, cold_runs=0, first=0)
+    (times,) = _time_in_process(task)
+    return times.memory_bytes
+
+
+def onnx_model(path: Path, *, threads: int, batch: int) -> Model:
+    """Returns an ONNX file in ONNX Runtime, after running it once to see that it can be.
+
+    Raises:
+        CompressError: see `input_shapes` and `run_file`.
+    """
     session = open_session(path, threads=threads)
-    feed = random_feed(session, batch, path)
-    run_file(session, feed)
-    return {name: (list(array.shape), array.dtype.str) for name, array in feed.items()}
+    inputs = input_shapes(session, batch, path)
+    run_file(session, random_feed(inputs))
+    return Model(file=str(path.resolve()), inputs=inputs)
 
 
 def _time_in_process(task: Task) -> list[Times]:
@@ -134,11 +159,16 @@ def _time_in_process(task: Task) -> list[Times]:
         input=json.dumps(asdict(task)),
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": str(task.threads),  # torch's; ONNX Runtime and OpenVINO have none
+        },
         check=False,
     )
     if done.returncode:
-        raise CompressError(f"timing {', '.join(task.files)} failed: {done.stderr.strip()[-500:]}")
+        files = ", ".join(model.file for model in task.models)
+        raise CompressError(f"timing {files} failed: {done.stderr.strip()[-500:]}")
     return [Times(**times) for times in json.loads(done.stdout)]
 
 
@@ -151,7 +181,7 @@ def _summary(
     threads: int,
     rounds: int,
 ) -> Latency:
-    """Summarizes a file's times, a block for each process; the pair are a file and its copy."""
+    """Summarizes a model's times, a block for each process; the pair are a model and its copy."""
     ms = np.concatenate([np.asarray(row) for block in blocks for row in block.rounds_ms])
     cold = [run for block in blocks for run in block.cold_ms]
     ratio = compare_times(_log_medians(reference), _log_medians(blocks), *map(_log_medians, pair))
@@ -177,14 +207,16 @@ def _log_medians(blocks: Sequence[Times]) -> np.ndarray:
     return np.log([[np.median(row) for row in block.rounds_ms] for block in blocks])
 
 
-def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[str, np.ndarray]:
-    """Returns random inputs for a file; unknown dimensions other than the batch become 1.
+def input_shapes(
+    session: ort.InferenceSession, batch: int, path: Path
+) -> dict[str, tuple[list[int], str]]:
+    """Returns the shape and dtype of each input; unknown dimensions other than the batch become 1.
 
     Raises:
         CompressError: the file has a different fixed batch size, or an input without a batch
             dimension, of an unsupported type, or with too many elements.
     """
-    feed = {}
+    inputs = {}
     for put in session.get_inputs():
         if put.type not in NUMPY_TYPES:
             raise CompressError(f"{path}: cannot time an input of type {put.type}")
@@ -195,5 +227,5 @@ def random_feed(session: ort.InferenceSession, batch: int, path: Path) -> dict[s
         shape = [batch, *(size if isinstance(size, int) else 1 for size in put.shape[1:])]
         if not 0 < math.prod(shape) <= batch * MAX_ELEMENTS:
             raise CompressError(f"{path}: cannot time an input of shape {shape}")
-        feed[put.name] = random_input(shape, np.dtype(NUMPY_TYPES[put.type]))
-    return feed
+        inputs[put.name] = (shape, np.dtype(NUMPY_TYPES[put.type]).str)
+    return inputs

@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 
 import onnxruntime as ort
 
-from compress.measure.latency import random_feed
+from compress.measure.engines import as_model, session_options
+from compress.measure.latency import input_shapes
 from compress.measure.results import OperatorSummary
-from compress.measure.worker import as_model, session_options
+from compress.measure.worker import random_feed
 
 RUNS = 15
 HALF_TICK = 0.5
@@ -37,14 +38,26 @@ class Operator:
     gives_bytes: bool
 
 
-def profile(path: Path, *, threads: int) -> list[Operator]:
-    """Runs an ONNX file with one input in ONNX Runtime's profiler, at batch size 1."""
+@dataclass(frozen=True, kw_only=True)
+class OperatorTime:
+    """All nodes of one kind."""
+
+    kind: str
+    count: int
+    ms: float
+    """Milliseconds per run, the sum over the nodes."""
+    percent: float
+    """Of the sum over all nodes."""
+
+
+def profile(path: Path, *, threads: int, batch: int = 1) -> list[Operator]:
+    """Runs an ONNX file in ONNX Runtime's profiler."""
     with TemporaryDirectory() as folder:
         options = session_options(threads=threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(as_model(path), options, providers=["CPUExecutionProvider"])
-        feed = random_feed(session, 1, path)
+        feed = random_feed(input_shapes(session, batch, path))
         for _ in range(RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -68,6 +81,19 @@ def summarize(operators: Iterable[Operator]) -> OperatorSummary:
         n_conversions=conversions,
         gates_share=100 * gates / sum(operator.ms for operator in operators),
     )
+
+
+def times_by_kind(operators: Iterable[Operator]) -> tuple[OperatorTime, ...]:
+    """Sums times by the kind of operator, the longest first."""
+    nodes: dict[str, list[float]] = defaultdict(list)
+    for operator in operators:
+        nodes[operator.kind].append(operator.ms)
+    total = sum(map(sum, nodes.values()))
+    kinds = [
+        OperatorTime(kind=kind, count=len(ms), ms=sum(ms), percent=100 * sum(ms) / total)
+        for kind, ms in nodes.items()
+    ]
+    return tuple(sorted(kinds, key=lambda kind: -kind.ms))
 
 
 def _operator(name: str, runs: list[dict[str, object]]) -> Operator:

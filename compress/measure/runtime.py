@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 
 from compress.errors import CompressError
-from compress.measure.worker import as_model, session_options
+from compress.measure.engines import as_model, session_options
 from compress.onnx_file import INPUT, OUTPUT
 
 

@@ -1,14 +1,17 @@
-"""Times ONNX files in a fresh process, which starts at once because it imports no torch."""
+"""Times models in a fresh process, which starts at once because it imports no torch unasked."""
 
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+
+from compress.host import forget_peak_memory, resident_bytes
+from compress.measure.engines import Engine, Feed, Runtime, load_engine
 
 WARMUP_RUNS = 10
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -17,96 +20,127 @@ MIN_SWEEP_BYTES = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
+class Model:
+    """A file in a runtime."""
+
+    file: str
+    """See `load_engine`."""
+    runtime: Runtime = "onnxruntime"
+    inputs: Mapping[str, tuple[list[int], str]]
+    """Shape and dtype of each input, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What to time; JSON."""
 
-    files: list[str]
-    inputs: list[dict[str, tuple[list[int], str]]]
-    """Shape and dtype of each file's inputs, by name."""
+    models: list[Model]
     threads: int
     rounds: int
     slice_s: float
-    """Each file's turn takes this long, or one run if that is longer."""
+    """Each model's turn takes this long, or one run if that is longer."""
     cold_runs: int
     first: int
-    """Index of the file that is loaded first."""
+    """Index of the model that is loaded first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """One file's times in one process, milliseconds."""
+    """One model's times in one process, milliseconds, and its memory."""
 
     load_ms: float
+    """Without importing the runtime."""
     first_ms: float
+    memory_bytes: int | None
+    """Peak resident memory of the process while the model was loaded and first run, beyond that
+    before; None where the system does not tell. It means something only of the first one loaded:
+    later ones reuse freed memory."""
     rounds_ms: list[list[float]]
     """Steady runs of each round: back to back, with warm caches."""
     cold_ms: list[float]
     """Runs after a sweep through more memory than the caches hold."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    engine: Engine
+    feed: Feed
+    load_ms: float
+    first_ms: float
+    memory_bytes: int | None
+
+
 def main() -> None:
     """Reads a task from stdin and writes a list of times to stdout."""
-    task = Task(**json.load(sys.stdin))
-    json.dump([vars(times) for times in time_files(task)], sys.stdout)
+    raw = json.load(sys.stdin)
+    task = Task(**{**raw, "models": [Model(**model) for model in raw["models"]]})
+    json.dump([vars(times) for times in time_models(task)], sys.stdout)
 
 
-def time_files(task: Task) -> list[Times]:
-    """Loads the files and lets them take turns."""
-    n_files = len(task.files)
-    loaded: dict[int, tuple[Any, dict[str, np.ndarray], float, float]] = {}
-    for shift in range(n_files):
-        index = (task.first + shift) % n_files
-        loaded[index] = _load(task, index)
-    rounds: list[list[list[float]]] = [[] for _ in task.files]
-    cold: list[list[float]] = [[] for _ in task.files]
+def time_models(task: Task) -> list[Times]:
+    """Loads the models and lets them take turns."""
+    n_models = len(task.models)
+    for model in task.models:
+        import_module(model.runtime)
+    loaded: dict[int, _Loaded] = {}
+    for shift in range(n_models):
+        index = (task.first + shift) % n_models
+        loaded[index] = _load(task.models[index], threads=task.threads)
+    rounds: list[list[list[float]]] = [[] for _ in task.models]
+    cold: list[list[float]] = [[] for _ in task.models]
     for number in range(task.rounds):
-        # Another file starts each round, so that no file always follows the same one.
-        for shift in range(n_files):
-            index = (task.first + number + shift) % n_files
-            session, feed, *_ = loaded[index]
-            rounds[index].append(_run_slice(session, feed, task.slice_s))
+        # Another model starts each round, so that none always follows the same one.
+        for shift in range(n_models):
+            index = (task.first + number + shift) % n_models
+            rounds[index].append(_run_slice(loaded[index], task.slice_s))
     memory = np.zeros(_sweep_bytes() if task.cold_runs else 0, np.uint8)
     for _ in range(task.cold_runs):
-        for index, (session, feed, *_) in loaded.items():
+        for index, one in loaded.items():
             memory += 1
-            cold[index].append(_time_run(session, feed))
+            cold[index].append(_time_run(one.engine, one.feed))
     return [
         Times(
-            load_ms=loaded[index][2],
-            first_ms=loaded[index][3],
+            load_ms=loaded[index].load_ms,
+            first_ms=loaded[index].first_ms,
+            memory_bytes=loaded[index].memory_bytes,
             rounds_ms=rounds[index],
             cold_ms=cold[index],
         )
-        for index in range(n_files)
+        for index in range(n_models)
     ]
 
 
-def _load(task: Task, index: int) -> tuple[Any, dict[str, np.ndarray], float, float]:
-    """Returns a session with its inputs, and the milliseconds to load and to run it first."""
-    options = session_options(threads=task.threads)
+def _load(model: Model, *, threads: int) -> _Loaded:
+    """Loads a model, and runs it once and then until it is warm."""
+    feed = random_feed(model.inputs)
+    forget_peak_memory()
+    before = resident_bytes()
     start = time.perf_counter()
-    session = ort.InferenceSession(
-        as_model(Path(task.files[index])), options, providers=["CPUExecutionProvider"]
-    )
+    engine = load_engine(Path(model.file), model.runtime, feed, threads=threads)
     load_ms = 1000 * (time.perf_counter() - start)
-    inputs = task.inputs[index].items()
-    feed = {name: random_input(shape, np.dtype(kind)) for name, (shape, kind) in inputs}
-    first_ms = _time_run(session, feed)
+    first_ms = _time_run(engine, feed)
     for _ in range(WARMUP_RUNS):
-        session.run(None, feed)
-    return session, feed, load_ms, first_ms
+        engine(feed)
+    peak = resident_bytes(peak=True)
+    return _Loaded(
+        engine=engine,
+        feed=feed,
+        load_ms=load_ms,
+        first_ms=first_ms,
+        memory_bytes=None if before is None or peak is None else max(0, peak - before),
+    )
 
 
-def _run_slice(session: Any, feed: dict[str, np.ndarray], seconds: float) -> list[float]:
+def _run_slice(model: _Loaded, seconds: float) -> list[float]:
     runs: list[float] = []
     while sum(runs) < 1000 * seconds:
-        runs.append(_time_run(session, feed))
+        runs.append(_time_run(model.engine, model.feed))
     return runs
 
 
-def _time_run(session: Any, feed: dict[str, np.ndarray]) -> float:
+def _time_run(engine: Engine, feed: Feed) -> float:
     start = time.perf_counter()
-    session.run(None, feed)
+    engine(feed)
     return 1000 * (time.perf_counter() - start)
 
 
@@ -116,27 +150,12 @@ def _sweep_bytes() -> int:
     return max([MIN_SWEEP_BYTES, *(2 * 1024 * size for size in kib)])
 
 
-def random_input(shape: list[int], kind: np.dtype[Any]) -> np.ndarray:
-    """Returns the same random bytes each time, as numbers of a type."""
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8).astype(kind)
-
-
-def as_model(path: Path) -> Path | bytes:
-    """Returns what to pass to ONNX Runtime: the path, or the content if the path is not UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return path.read_bytes()
-    return path
-
-
-def session_options(*, threads: int) -> ort.SessionOptions:
-    """Returns the options of all sessions."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
-    return options
+def random_feed(inputs: Mapping[str, tuple[Sequence[int], str]]) -> dict[str, np.ndarray]:
+    """Returns the same random bytes each time, as numbers of each input's type."""
+    return {
+        name: np.random.default_rng(0).integers(0, 256, shape, np.uint8).astype(kind)
+        for name, (shape, kind) in inputs.items()
+    }
 
 
 if __name__ == "__main__":

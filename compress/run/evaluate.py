@@ -1,4 +1,4 @@
-"""Uses ONNX files: scores one, compares the latency of several, classifies images."""
+"""Uses an ONNX file that compress wrote: scores it, classifies images."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from compress.checkpoint import is_checkpoint, load_checkpoint
 from compress.data.config import DataConfig
@@ -14,22 +13,12 @@ from compress.data.image import decode_image
 from compress.data.load import load_data
 from compress.data.preprocess import inputs_of, preprocess_image
 from compress.errors import CompressError, DataError
-from compress.files import printable
-from compress.host import Host, describe_host
 from compress.log import warn
 from compress.measure.accuracy import Accuracy, accuracy, predict_split
-from compress.measure.config import ROUNDS
-from compress.measure.latency import Latency, measure_latency
 from compress.measure.runtime import open_session, run_session
-from compress.onnx_file import read_facts, read_onnx
-from compress.report.render import size_text
-from compress.report.tables import terminal_table
+from compress.onnx_file import read_facts
 from compress.run.lookup import find_onnx
 from compress.settings import parse
-
-BENCH_COLUMNS = (
-    "file", "threads", "batch", "size", "p50 ms", "p90 ms", "images/s", "faster", "95 % CI",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,76 +69,6 @@ def evaluate_file(model: Path, data: str | None, split: str) -> Evaluation:
     chosen = loaded.test if split == "test" else loaded.validation
     score = accuracy(predict_split(path, chosen), chosen.labels.numpy())
     return Evaluation(file=str(path), data=loaded.name, split=split, accuracy=score)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchRow:
-    """One file with one setting; speedups compare with the first file."""
-
-    file: str
-    size_bytes: int
-    latency: Latency
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchResult:
-    """A comparison of files, a row for each file and setting."""
-
-    host: Host
-    rows: tuple[BenchRow, ...]
-
-
-def bench_files(
-    models: Sequence[Path],
-    threads: Sequence[int],
-    batches: Sequence[int],
-    *,
-    rounds: int = ROUNDS,
-) -> BenchResult:
-    """Times files against the first, for every pair of thread count and batch size.
-
-    Args:
-        models: ONNX files of any origin, checkpoints, or runs.
-        threads: ONNX Runtime thread counts.
-        batches: batch sizes.
-        rounds: number of turns per file.
-
-    Raises:
-        CompressError: one is not an ONNX file, or does not run with that batch size.
-    """
-    files = [find_onnx(model) for model in models]
-    for path in files:
-        read_onnx(path)
-    rows = tuple(
-        BenchRow(file=str(path), size_bytes=path.stat().st_size, latency=latency)
-        for count in threads
-        for batch in batches
-        for path, latency in zip(
-            files, measure_latency(files, threads=count, batch=batch, rounds=rounds), strict=True
-        )
-    )
-    return BenchResult(host=describe_host(), rows=rows)
-
-
-def bench_table(result: BenchResult) -> Table:
-    """Returns the comparison for the terminal."""
-    table = terminal_table(BENCH_COLUMNS)
-    for place, row in enumerate(result.rows):
-        latency, rest = row.latency, result.rows[place + 1 :]
-        low, high = latency.speedup_ci95
-        table.add_row(
-            printable(str(Path(*Path(row.file).parts[-2:]))),
-            str(latency.threads),
-            str(latency.batch),
-            size_text(row.size_bytes),
-            f"{latency.latency_ms_p50:.3f}",
-            f"{latency.latency_ms_p90:.3f}",
-            f"{1000 * latency.batch / latency.latency_ms_p50:.0f}",
-            f"{latency.speedup:.2f}x",
-            f"{low:.2f}-{high:.2f}",
-            end_section=bool(rest) and rest[0].file == result.rows[0].file,
-        )
-    return table
 
 
 @dataclass(frozen=True, kw_only=True)

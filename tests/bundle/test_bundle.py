@@ -95,7 +95,7 @@ def test_a_bundle_is_verified_as_a_folder_and_as_a_zip(bundle: Path, tmp_path: P
         assert result.exit_code == 0, result.output
         for name in ("model-float.onnx", "model-int8.onnx"):
             assert f"{name}: the expected class for 100.0 % of 200 images" in result.output
-    assert call("bench", packed).exit_code == 2
+    assert call("benchmark", packed).exit_code == 2
     absent = call("verify", tmp_path / "absent.zip")
     assert absent.exit_code == 2
     assert "absent.zip: No such file" in absent.output
@@ -125,8 +125,9 @@ def test_each_benchmark_appends_a_row_for_its_host(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("compress.measure.latency.SLICE_S", 0.001)
+    monkeypatch.setattr("compress.measure.latency.COLD_RUNS", 0)
     for _ in range(2):
-        result = call("bench", copy, "--threads", "1,2")
+        result = call("benchmark", copy, "--threads", "1,2")
         assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in (copy / "benchmarks.jsonl").read_text().splitlines()]
     assert len(rows) == 2

@@ -105,6 +105,12 @@ def test_a_stage_prints_its_report(stage: str, run_copy: Path) -> None:
     assert report["stage"] == stage
 
 
+def test_latencies_are_printed(finished_run: Path) -> None:
+    results = printed("benchmark", finished_run, finished_run / "2-prune", "--profile")
+    assert [row["runtime"] for row in results["rows"]] == ["onnxruntime"] * 2
+    assert results["rows"][0]["operators"]
+
+
 def test_a_score_is_printed(finished_run: Path) -> None:
     checkpoint = finished_run / "3-quantize"
     evaluation = printed("evaluate", checkpoint)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -86,7 +85,7 @@ def test_models_and_pipelines_are_listed() -> None:
         ),
         (["quantize", "--in", "nowhere"], "nowhere is not a checkpoint: the folder does not exist"),
         (["quantize"], "no runs in runs/; start one"),
-        (["bench", "a.onnx"], "does not exist"),
+        (["benchmark", "a.onnx"], "does not exist"),
         (["report", "nowhere"], "has no finished stage"),
     ],
 )
@@ -228,49 +227,6 @@ def test_evaluate_scores_checkpoints_and_files_alike(finished_run: Path, tmp_pat
     other = call("evaluate", alone, "--data", "fashion-mnist")
     assert other.exit_code == 2
     assert "has the classes 0, 1" in other.output
-
-
-def test_bench_compares_files(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("compress.measure.latency.SLICE_S", 0.001)
-    files = [finished_run / name / "model.onnx" for name in ("0-teacher", "2-prune")]
-    path = tmp_path / "bench.json"
-    result = call("bench", *files, "--threads", "1,2", "--batch", "1,8", "--json", path)
-    assert result.exit_code == 0, result.output
-    rows = json.loads(path.read_text())["rows"]
-    settings = [(row["latency"]["threads"], row["latency"]["batch"]) for row in rows]
-    assert settings == [(1, 1), (1, 1), (1, 8), (1, 8), (2, 1), (2, 1), (2, 8), (2, 8)]
-    for teacher, pruned in zip(rows[::2], rows[1::2], strict=True):
-        assert teacher["latency"]["speedup"] == 1
-        low, high = pruned["latency"]["speedup_ci95"]
-        assert low <= pruned["latency"]["speedup"] <= high
-    assert "images/s" in result.output
-    wrong = call("bench", files[0], "--threads", "0")
-    assert wrong.exit_code == 2
-    assert "must be positive integers" in wrong.output
-
-
-def test_bench_explains_what_it_cannot_time(tmp_path: Path) -> None:
-    text = tmp_path / "text.onnx"
-    text.write_text("no model")
-    result = call("bench", text)
-    assert result.exit_code == 2
-    assert "text.onnx is not an ONNX file, or is damaged" in result.output
-    fixed = tmp_path / "fixed.onnx"
-    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3])
-    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3])
-    node = onnx.helper.make_node("Relu", ["x"], ["y"])
-    graph = onnx.helper.make_graph([node], "g", [value], [out])
-    onnx.save(
-        onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10
-        ),
-        fixed,
-    )
-    result = call("bench", fixed, "--batch", "8")
-    assert result.exit_code == 2
-    assert "accepts only batches of 1, got 8" in result.output
 
 
 def test_predict_names_the_class(finished_run: Path, tmp_path: Path) -> None:

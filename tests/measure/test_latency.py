@@ -3,15 +3,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
 from compress.data.dataset import Data
 from compress.errors import CompressError
-from compress.measure import worker
-from compress.measure.latency import measure_latency
+from compress.measure import engines, worker
+from compress.measure.latency import measure_latency, measure_memory, onnx_model
 from compress.measure.runtime import open_session
-from compress.measure.worker import Task, time_files
+from compress.measure.worker import Model, Task, time_models
 from compress.onnx_file import export_onnx
 from tests.conftest import settled, student_spec
 
@@ -94,18 +95,18 @@ def test_files_take_turns_and_slow_phases_cancel(
     warm_up, round_ = 11 * 4 + 11 * 1, 3 * 4 + 11 * 1
     clock = Clock(slow_after=warm_up + round_)
     spec = (open_session(path, threads=1).get_inputs()[0] for path in paths)
-    inputs = [{put.name: ([1, *put.shape[1:]], "uint8")} for put in spec]
+    models = [
+        Model(file=str(path), inputs={put.name: ([1, *put.shape[1:]], "uint8")})
+        for path, put in zip(paths, spec, strict=True)
+    ]
     monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=clock))
     timed = SimpleNamespace(
         SessionOptions=ort.SessionOptions,
         InferenceSession=lambda path, *_, **__: TimedSession(path, clock),
     )
-    monkeypatch.setattr(worker, "ort", timed)
-    task = Task(
-        files=[str(path) for path in paths], inputs=inputs, threads=1, rounds=4, slice_s=0.02,
-        cold_runs=0, first=0,
-    )  # fmt: skip
-    large, small = time_files(task)
+    monkeypatch.setattr(engines, "ort", timed)
+    task = Task(models=models, threads=1, rounds=4, slice_s=0.02, cold_runs=0, first=0)
+    large, small = time_models(task)
     assert [len(row) for row in large.rounds_ms] == [3, 1, 1, 1]
     assert [len(row) for row in small.rounds_ms] == [11, 3, 3, 3]
     for slow, fast in zip(large.rounds_ms, small.rounds_ms, strict=True):
@@ -116,3 +117,25 @@ def test_files_take_turns_and_slow_phases_cancel(
         *(("large", 11), ("small", 11)),  # the first run, and to warm up
         *(("large", 3), ("small", 11 + 3), ("large", 1 + 1), ("small", 3 + 3), ("large", 1)),
     ]
+
+
+def test_memory_is_that_of_the_weights(tmp_path: Path) -> None:
+    """A process that has another's memory in its record would tell hundreds of MB for both."""
+    kinds = onnx.TensorProto
+    taken = []
+    for size in (1, 4096):
+        weights = onnx.numpy_helper.from_array(np.ones((size, size), np.float32), "w")
+        put = onnx.helper.make_tensor_value_info("x", kinds.FLOAT, ["batch", size])
+        out = onnx.helper.make_tensor_value_info("y", kinds.FLOAT, ["batch", size])
+        node = onnx.helper.make_node("Add", ["x", "w"], ["y"])
+        graph = onnx.helper.make_graph([node], "g", [put], [out], [weights])
+        opset = [onnx.helper.make_opsetid("", 20)]
+        path = tmp_path / f"{size}.onnx"
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+        taken.append(measure_memory(onnx_model(path, threads=1, batch=1), threads=1))
+    small, large = taken
+    assert small is not None
+    assert large is not None
+    mib = 2**20
+    assert 0 < small < 32 * mib
+    assert 64 * mib <= large - small < 300 * mib

@@ -3,7 +3,14 @@ from pathlib import Path
 import pytest
 
 from compress.data.dataset import Data
-from compress.measure.profile import Operator, _middle_mean, profile, summarize
+from compress.measure.profile import (
+    Operator,
+    OperatorTime,
+    _middle_mean,
+    profile,
+    summarize,
+    times_by_kind,
+)
 from compress.onnx_file import export_onnx
 from tests.conftest import settled, student_spec
 
@@ -26,6 +33,17 @@ def test_operators_are_counted_by_precision() -> None:
     )
     assert (summary.n_int8, summary.n_float, summary.n_conversions) == (3, 2, 2)
     assert summary.gates_share == pytest.approx(100 * 2 / 10)
+
+
+def test_times_are_summed_by_kind() -> None:
+    nodes = [
+        *(operator("Add", gives_bytes=False), operator("Conv", gives_bytes=False, ms=4)),
+        *(operator("Add", gives_bytes=False, ms=2), operator("MaxPool", gives_bytes=False)),
+    ]
+    conv, add, pool = times_by_kind(nodes)
+    assert conv == OperatorTime(kind="Conv", count=1, ms=4, percent=50)
+    assert add == OperatorTime(kind="Add", count=2, ms=3, percent=37.5)
+    assert pool == OperatorTime(kind="MaxPool", count=1, ms=1, percent=12.5)
 
 
 def test_outliers_do_not_change_the_mean() -> None:

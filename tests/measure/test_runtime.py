@@ -7,8 +7,8 @@ import onnx.parser
 import pytest
 
 from compress.errors import CompressError
+from compress.measure.engines import as_model, session_options
 from compress.measure.runtime import open_session, run_session
-from compress.measure.worker import as_model, session_options
 
 DOUBLE = """<ir_version: 9, opset_import: ["": 18]>
 double (float[batch, 2] images) => (float[batch, 2] logits) { logits = Add(images, images) }"""
