@@ -3,11 +3,13 @@
     python -m bench.aa MODEL.onnx              # about 8 minutes
     python -m bench.aa MODEL.onnx --part 3/8   # one of eight parts
 
-Half of the comparisons run in quiet, half beside a busy process. Adds to bench/results/aa.json.
+Half of the comparisons run in quiet, half beside a busy process. Adds to bench/results/aa.json, and
+writes a page.
 """
 
 import multiprocessing
 import shutil
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +20,20 @@ import click
 
 from bench.results_file import read_results
 from compress.cache import now
-from compress.files import file_digest, write_json
+from compress.files import file_digest, write_json, write_text
 from compress.host import Host, describe_host
 from compress.log import say
 from compress.measure import latency
+from compress.report.render import host_text
+from compress.report.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "aa.json"
+PAGE = RESULTS.with_suffix(".md")
 COMPARISONS = 200
+COLUMNS = ("machine", "comparisons", "intervals that exclude 1", "median width")
+INTRODUCTION = """\
+How often is a file called faster or slower than its own copy? 95 % intervals of the speedup, as in
+reports, but with shorter turns. *Width*: upper end over lower end, less 1."""
 SLICE_S = 0.005
 """Shorter turns than in reports, so that 200 comparisons take minutes."""
 
@@ -72,11 +81,31 @@ def main(model: Path, part: str) -> None:
         comparisons=tuple(rows),
     )
     write_json(RESULTS, results)
+    write_text(PAGE, results_markdown(results))
+    say(f"{PAGE}")
+
+
+def results_markdown(results: Results) -> str:
+    """Returns the results as a page."""
+    rows = []
     for busy in (False, True):
-        chosen = [row for row in rows if row.busy == busy]
+        chosen = [row for row in results.comparisons if row.busy == busy]
         excluded = sum(not row.speedup_ci95[0] <= 1 <= row.speedup_ci95[1] for row in chosen)
-        where = "beside a busy process" if busy else "in quiet"
-        say(f"{where}: {excluded} of {len(chosen)} intervals exclude 1")
+        widths = [row.speedup_ci95[1] / row.speedup_ci95[0] - 1 for row in chosen]
+        rows.append(
+            (
+                "beside a busy process" if busy else "in quiet",
+                *(str(len(chosen)), str(excluded)),
+                f"{statistics.median(widths):.3f}" if widths else "",
+            )
+        )
+    facts = f"`{results.command}`, {results.date}; {host_text(results.host)}."
+    return (
+        "\n\n".join(
+            ("# A file against its copy", INTRODUCTION, markdown_table(COLUMNS, rows), facts)
+        )
+        + "\n"
+    )
 
 
 def _compare(model: Path, number: int) -> Comparison:

@@ -58,6 +58,7 @@ from compress.run.single_stage import measure_of
 from compress.settings import parse
 
 RESULTS = Path(__file__).parent / "results" / "distill_regimes.json"
+PAGE = RESULTS.with_suffix(".md")
 TEACHER = Path("runs/resnet18-fashion-mnist/0-teacher")
 RECIPE = load_recipe("default").settings
 SHAPE = "shipped shape"
@@ -169,7 +170,7 @@ def pairs(
             yield distilled_pair(student, dataclasses.replace(context, seed=seed))
 
 
-def regimes_markdown(results: Results) -> str:
+def results_markdown(results: Results) -> str:
     """Returns the results as a page."""
     return "\n".join(
         [
@@ -241,8 +242,8 @@ def main(regimes: str, folder: Path, card: str, runs: tuple[Path, ...], seeds: i
                     date=datetime.now(UTC).isoformat(timespec="seconds"),
                 )
                 results = Results(host=describe_host(), rows=(row,))
-                add_to_results(results, RESULTS, regimes_markdown)
-    click.echo(RESULTS.with_suffix(".md"))
+                add_to_results(results, RESULTS, results_markdown)
+    click.echo(PAGE)
 
 
 def _data(teacher: Checkpoint, changes: Mapping[str, float]) -> Data:

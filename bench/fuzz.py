@@ -11,6 +11,7 @@ states. Writes bench/results/fuzz.json.
 """
 
 import faulthandler
+import hashlib
 import json
 import os
 import random
@@ -47,9 +48,13 @@ from bench.damage import (
 )
 from compress.architectures.build import build
 from compress.architectures.spec import ModelSpec
+from compress.bundle.manifest import LABELS, MANIFEST, SAMPLES
+from compress.bundle.verify import verify_bundle
+from compress.bundle.write import write_bundle
 from compress.checkpoint import (
     DESCRIPTION,
     HISTORY,
+    INT8_FILE,
     MODEL_FILE,
     REPORT_JSON,
     TENSORS,
@@ -74,6 +79,7 @@ from compress.run.report import write_run_report
 from compress.run.single_stage import data_of
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
+BUNDLE = "bundle.zip"
 CASE_S = 30
 """A case that takes longer hangs."""
 MEMORY_MIB, IMAGE_MEMORY_MIB = 1024, 3072
@@ -199,6 +205,24 @@ def targets(run: Path, scratch: Path) -> list[Target]:
                 ("predict", _predict),
             )
         ]
+    bundle, packed = scratch / "bundle", scratch / "packed"
+    packed.mkdir()
+    write_bundle(run, bundle, n_images=4, noise=False)
+    write_bundle(run, packed / BUNDLE, n_images=4, noise=False)
+    found += [
+        Target(
+            name="bundles",
+            source=bundle,
+            cases=partial(_bundles, bundle),
+            read=verify_bundle,
+        ),
+        Target(
+            name="zipped bundles",
+            source=packed,
+            cases=partial(_zip_files, packed),
+            read=lambda folder: verify_bundle(folder / BUNDLE),
+        ),
+    ]
     cards, images = scratch / "cards", scratch / "images"
     cards.mkdir()
     (cards / "card.toml").write_bytes(to_toml_text(CARD))
@@ -388,6 +412,32 @@ def _onnx_files(source: Path, count: int, seed: int) -> list[Case]:
     random_, content = random.Random(seed), (source / MODEL_FILE).read_bytes()
     damage = (damaged_onnx, damaged_onnx, damaged_bytes)
     return [{MODEL_FILE: damage[place % 3](content, random_)} for place in range(count)]
+
+
+def _bundles(source: Path, count: int, seed: int) -> list[Case]:
+    """Damages the manifest, or another file, whose digest the manifest then has."""
+    random_, original = (
+        random.Random(seed),
+        {path.name: path.read_bytes() for path in source.iterdir()},
+    )
+    document = json.loads(original[MANIFEST])
+    damage = {SAMPLES: damaged_bytes, INT8_FILE: damaged_onnx, LABELS: damaged_bytes}
+    found: list[Case] = [
+        {**original, MANIFEST: to_json_text(changed)}
+        for changed in damaged_documents(document, count // 4, seed)
+    ]
+    for place in range(count - len(found)):
+        name = list(damage)[place % len(damage)]
+        changed = damage[name](original[name], random_)
+        facts = {"size_bytes": len(changed), "sha256": hashlib.sha256(changed).hexdigest()}
+        signed = {**document, "files": {**document["files"], name: facts}}
+        found.append({**original, name: changed, MANIFEST: to_json_text(signed)})
+    return found
+
+
+def _zip_files(source: Path, count: int, seed: int) -> list[Case]:
+    random_, content = random.Random(seed), (source / BUNDLE).read_bytes()
+    return [{BUNDLE: damaged_bytes(content, random_)} for _ in range(count)]
 
 
 def _images(count: int, seed: int) -> list[Case]:

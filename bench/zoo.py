@@ -3,10 +3,11 @@
     python -m bench.zoo
     python -m bench.zoo --names ghostnet_100,tf_efficientnet_lite0
 
-Random weights, random images, one process a network. Each is traced, quantized, and
-exported; its file is compared with its simulation in torch, and timed in turns with
-`quantize_static` (MinMax, uint8 activations) on the same float file. Then half the channels of each
-group are removed. Writes bench/results/zoo.json and a page.
+Random weights, random images, one process a network. Each is traced, quantized like by
+`compress quantize`, layers that are faster in float excepted, and exported; its file is compared
+with its simulation in torch, and timed in turns with `quantize_static` (MinMax, uint8 activations)
+on the same float file. Then half the channels of each group are removed. Writes
+bench/results/zoo.json and a page.
 """
 
 import dataclasses
@@ -38,6 +39,7 @@ from compress.int8.lowering import lower
 from compress.int8.ptq import CALIBRATION_BATCH, Calibration, fit_to_cpu
 from compress.int8.restore import load_model
 from compress.log import say, track
+from compress.measure.config import MeasureConfig
 from compress.measure.cost import count_macs
 from compress.measure.latency import measure_latency
 from compress.measure.profile import profile, summarize
@@ -47,17 +49,20 @@ from compress.prune.groups import find_groups
 from compress.prune.surgery import best_channels, keep_channels
 from compress.quantize.calibration import plan_of
 from compress.quantize.config import QuantizeConfig
+from compress.quantize.layer_timing import time_layers
+from compress.quantize.sensitivity import with_float_layers
 from compress.report.render import host_text
 from compress.report.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
+PAGE = RESULTS.with_suffix(".md")
 SIZE, CALIBRATION = 128, 64
 SIZES = {"crossvit_9_240": 240, "efficientformer_l1": 224}
 """Pixels, for networks that accept no others."""
-TIMEOUT_S = 300
+TIMEOUT_S = 400
 COMMAND = "python -m bench.zoo --names {}"
 OURS = "compress"
-ROUNDS = 60
+MEASURE = MeasureConfig(rounds=30)
 MAX_DISAGREEMENT = 2.0
 """Percent of images: adds round a little differently in ONNX Runtime."""
 NAMES = (
@@ -183,6 +188,9 @@ def examine(name: str, scratch: Path) -> Row:
     try:
         calibration = Calibration(lower(model), lambda: tensors.split(CALIBRATION_BATCH))
         plan = fit_to_cpu(plan_of(QuantizeConfig()), calibration)
+        mixed = time_layers(calibration, plan, subject.checkpoint, MEASURE)
+        if mixed.is_faster:
+            plan = with_float_layers(plan, mixed.float_layers)
         quantized = convert(calibration.quantize(plan))
         export_onnx(quantized, spec, files[OURS], digest="", stage="quantize")
     except CompressError as error:
@@ -216,7 +224,7 @@ def examine(name: str, scratch: Path) -> Row:
     except Exception as error:  # the peer's fault, whatever it is
         say(f"  {REFERENCE}: {str(error).splitlines()[0]}")
         del files[REFERENCE]
-    latencies = measure_latency(list(files.values()), rounds=ROUNDS)
+    latencies = measure_latency(list(files.values()), **asdict(MEASURE))
     ratios = dict(zip(files, latencies, strict=True))
     low, high = ratios[FLOAT].speedup_ci95
     return dataclasses.replace(
@@ -248,7 +256,7 @@ def _halved(spec: ModelSpec) -> str:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
 
 
-def zoo_markdown(results: Results) -> str:
+def results_markdown(results: Results) -> str:
     """Returns the results as a page."""
     rows = sorted(results.rows, key=lambda row: row.variant)
     good = [row for row in rows if not row.problem]
@@ -299,7 +307,7 @@ def main(names: str, one: bool) -> None:
         row = _in_process(name)
         ratio = f"{row.vs_static:.2f}x" if row.vs_static else ""
         say(f"{name}: {row.problem or f'{row.same_class:.0f} % {ratio}'}, half {row.half}")
-        add_to_results(Results(host=describe_host(), rows=(row,)), RESULTS, zoo_markdown)
+        add_to_results(Results(host=describe_host(), rows=(row,)), RESULTS, results_markdown)
 
 
 def _in_process(name: str) -> Row:

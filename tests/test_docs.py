@@ -18,11 +18,13 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from bench import (
+    aa,
     distill_losses,
     folder_speed,
     folders,
     mutation,
     neighbor,
+    openvino,
     plot_readme,
     prune_peers,
     ptq_peers,
@@ -120,7 +122,11 @@ def test_the_table_of_mutants_is_rendered_from_its_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "bench", [folder_speed, folders, mutation, neighbor, prune_peers, ptq_peers, train_speed]
+    "bench",
+    [
+        *(aa, folder_speed, folders, mutation, neighbor, openvino, prune_peers, ptq_peers),
+        train_speed,
+    ],
 )
 def test_the_page_of_a_comparison_is_rendered_from_its_file(bench: ModuleType) -> None:
     results = read_results(bench.Results, bench.RESULTS)

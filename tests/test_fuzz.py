@@ -21,7 +21,7 @@ NAMES = (
     *("model.safetensors, int8", "report.json", "cards", "recipes", "images"),
     *("ONNX to evaluate, float", "ONNX to benchmark, float", "ONNX to predict, float"),
     *("ONNX to evaluate, int8", "ONNX to benchmark, int8", "ONNX to predict, int8"),
-    *("ONNX to doctor, float", "ONNX to doctor, int8"),
+    *("ONNX to doctor, float", "ONNX to doctor, int8", "bundles", "zipped bundles"),
 )
 
 

@@ -1,5 +1,6 @@
 """Top-1 accuracy of an ONNX file in ONNX Runtime, with its confidence interval."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def predict_split(path: Path, split: Split, *, title: str = "scoring") -> np.nda
     batches = track(split.batches(BATCH), title, total=batch_count(len(split), BATCH))
     classes = [run_session(session, as_numpy(batch.images)).argmax(1) for batch in batches]
     return np.concatenate(classes)
+
+
+def images_digest(split: Split) -> str:
+    """Returns what identifies the images and labels of a split, and their order."""
+    digest = hashlib.sha256(split.labels.numpy().tobytes())
+    for batch in split.batches(BATCH):
+        digest.update(as_numpy(batch.images).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:

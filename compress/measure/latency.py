@@ -5,7 +5,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ PROCESSES, MIN_PROCESSES, ROUNDS_EACH = 5, 3, 10
 """Memory layout and frequency differ between processes, more than the rounds in one of them do."""
 COLD_RUNS = 4
 """Runs with cold caches, for each process."""
+BATCHES, BATCH_ROUNDS = (8, 32), 3
 RUNS_FOR_P99 = 1000
 MAX_ELEMENTS = 2**24
 """Largest input per image; 3 channels of 2048 x 2048 fit."""
@@ -68,6 +69,16 @@ class Latency:
         """Width of the interval, relative to the speedup."""
         low, high = self.speedup_ci95
         return (high - low) / self.speedup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """What a model delivers with larger batches, and the memory it takes."""
+
+    memory_bytes: int | None
+    """Peak beyond that before loading, at the run's batch size; see `Times.memory_bytes`."""
+    images_per_second: Mapping[int, float]
+    """By batch size."""
 
 
 def measure_latency(
@@ -139,6 +150,22 @@ def measure_memory(model: Model, *, threads: int) -> int | None:
     task = Task(models=[model], threads=threads, rounds=0, slice_s=0, cold_runs=0, first=0)
     (times,) = _time_in_process(task)
     return times.memory_bytes
+
+
+def measure_throughput(path: Path, *, threads: int, batch: int) -> Throughput:
+    """Measures an ONNX file's memory, and its speed with batches, in one process."""
+    models = [onnx_model(path, threads=threads, batch=size) for size in (batch, *BATCHES)]
+    task = Task(
+        models=models, threads=threads, rounds=BATCH_ROUNDS, slice_s=SLICE_S, cold_runs=0, first=0
+    )
+    own, *batched = _time_in_process(task)
+    return Throughput(
+        memory_bytes=own.memory_bytes,
+        images_per_second={
+            size: 1000 * size / float(np.median(np.concatenate(times.rounds_ms)))
+            for size, times in zip(BATCHES, batched, strict=True)
+        },
+    )
 
 
 def onnx_model(path: Path, *, threads: int, batch: int) -> Model:

@@ -1,6 +1,7 @@
 """Reports as plain data, with units in the names."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,7 +13,7 @@ from compress.errors import CompressError
 from compress.files import parse_json, read_text
 from compress.host import Host
 from compress.measure.config import ROUNDS
-from compress.measure.statistics import PairedDifference
+from compress.measure.statistics import PairedDifference, unpack_bools
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0)]
@@ -54,6 +55,10 @@ class StageReport:
     balanced_top1: Percent | None = None
     """Mean over the classes, if they are imbalanced; see `Accuracy`."""
     n_images: Count
+    test_images: str = ""
+    """Identifies the test images and their order; see `images_digest`."""
+    correct: str = ""
+    """Which of them are classified correctly; see `pack_bools`."""
     latency_ms_p50: Positive
     latency_ms_p90: Positive
     """Steady, like p50: back to back, with warm caches."""
@@ -65,6 +70,10 @@ class StageReport:
     """To load the file and optimize its graph."""
     first_ms: Positive | None = None
     """The first run after loading."""
+    memory_bytes: Count | None = None
+    """Peak memory beyond that before loading; None where the system does not tell."""
+    images_per_second: Mapping[Annotated[int, Field(ge=1)], Positive] = field(default_factory=dict)
+    """By batch size, steady."""
     speedup: Positive
     """Speedup over the teacher's file, with both taking turns."""
     speedup_ci95: tuple[float, float]
@@ -98,6 +107,8 @@ class StageReport:
         low, high = self.top1_ci95
         if not low <= self.top1 <= high:
             raise CompressError(f"top1 must be within its interval, got {self.top1}")
+        if self.correct:
+            unpack_bools(self.correct, self.n_images)
         if "onnxruntime" not in self.host.versions:
             raise CompressError("the host's versions do not include ONNX Runtime")
 

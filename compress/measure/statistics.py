@@ -1,5 +1,6 @@
 """Intervals and tests: accuracy of one model, of two on the same images, ratios of times."""
 
+import base64
 import math
 from dataclasses import dataclass
 
@@ -51,6 +52,23 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     # The interval contains the proportion; rounding must not exclude 0 or 1.
     return 100 * max(0.0, min(share, center - half)), 100 * min(1.0, max(share, center + half))
+
+
+def pack_bools(values: np.ndarray) -> str:
+    """Returns bool `[n]` as text: bits, the first one the highest of its byte, in base64."""
+    return base64.b64encode(np.packbits(values).tobytes()).decode()
+
+
+def unpack_bools(text: str, n: int) -> np.ndarray:
+    """Returns bool `[n]` from `pack_bools`.
+
+    Raises:
+        ValueError: the text is damaged.
+    """
+    packed = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    if len(packed) != -(-n // 8):
+        raise ValueError(f"{len(packed)} bytes do not hold {n} bits")
+    return np.unpackbits(packed, count=n).astype(bool)
 
 
 def compare_paired(right: np.ndarray, baseline: np.ndarray) -> PairedDifference:

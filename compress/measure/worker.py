@@ -13,7 +13,7 @@ import numpy as np
 from compress.host import forget_peak_memory, resident_bytes
 from compress.measure.engines import Engine, Feed, Runtime, load_engine
 
-WARMUP_RUNS = 10
+WARMUP_RUNS, WARMUP_S = 10, 2.0
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MIN_SWEEP_BYTES = 2**26
 """Swept before a run with cold caches; more if the last-level cache is larger than half of it."""
@@ -121,6 +121,8 @@ def _load(model: Model, *, threads: int) -> _Loaded:
     first_ms = _time_run(engine, feed)
     for _ in range(WARMUP_RUNS):
         engine(feed)
+        if time.perf_counter() - start > WARMUP_S:
+            break
     peak = resident_bytes(peak=True)
     return _Loaded(
         engine=engine,

@@ -16,8 +16,8 @@ from compress.checkpoint import MODEL_FILE, Checkpoint
 from compress.int8.conversion import convert
 from compress.int8.layer_profile import Edge, LayerCost, layer_costs, layer_edges
 from compress.int8.ptq import Calibration, Plan, without_corrections
-from compress.kd.context import Context
 from compress.log import count_of, say, waiting
+from compress.measure.config import MeasureConfig
 from compress.measure.latency import measure_latency
 from compress.onnx_file import export_onnx
 from compress.quantize.sensitivity import with_float_layers
@@ -41,7 +41,7 @@ class MixedPrecision:
 
 
 def time_layers(
-    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, context: Context
+    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, measure: MeasureConfig
 ) -> MixedPrecision:
     """Returns what each layer costs on this machine, and which ones are faster in float.
 
@@ -52,13 +52,13 @@ def time_layers(
         "spec": dataclasses.asdict(checkpoint.spec),
         "shapes": dict(checkpoint.description.shapes),
         "removed": checkpoint.description.removed,
-        **dataclasses.asdict(context.measure),
+        **dataclasses.asdict(measure),
     }
     mixed = cached_measurement(
         MixedPrecision,
         "layers in float and int8",
         structure,
-        lambda: _measure(calibration, plan, checkpoint, context),
+        lambda: _measure(calibration, plan, checkpoint, measure),
     )
     if mixed.float_layers:
         low, high = mixed.speedup_ci95
@@ -71,22 +71,21 @@ def time_layers(
 
 
 def _measure(
-    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, context: Context
+    calibration: Calibration, plan: Plan, checkpoint: Checkpoint, measure: MeasureConfig
 ) -> Measurement[MixedPrecision]:
-    threads = context.measure.threads
     float_file = checkpoint.folder / MODEL_FILE
     with TemporaryDirectory() as scratch:
         int8_file, mixed_file = Path(scratch) / "int8.onnx", Path(scratch) / "mixed.onnx"
         _export(calibration, plan, checkpoint, int8_file)
         with waiting("timing each layer"):
-            costs, spread = layer_costs(float_file, int8_file, threads=threads)
-            edges = layer_edges(int8_file, threads=threads)
+            costs, spread = layer_costs(float_file, int8_file, threads=measure.threads)
+            edges = layer_edges(int8_file, threads=measure.threads)
         layers = choose_float_layers(costs, edges)
         if not layers or len(layers) == len(costs):
             return Measurement(value=MixedPrecision(costs=costs), spread=spread)
         _export(calibration, with_float_layers(plan, layers), checkpoint, mixed_file)
-        how = dataclasses.asdict(context.measure)
-        _, latency = measure_latency([int8_file, mixed_file], **how)
+        files = [int8_file, mixed_file]
+        _, latency = measure_latency(files, **dataclasses.asdict(measure))
     value = MixedPrecision(costs=costs, float_layers=layers, speedup_ci95=latency.speedup_ci95)
     return Measurement(value=value, spread=max(spread, latency.speedup_spread))
 

@@ -39,7 +39,7 @@ def run(start: Start, config: QuantizeConfig, context: Context) -> Product:
     plan = fit_to_cpu(plan_of(config), calibration)
     costs: Mapping[str, LayerCost] = {}
     if config.method == "auto":
-        mixed = time_layers(calibration, plan, start, context)
+        mixed = time_layers(calibration, plan, start, context.measure)
         costs = mixed.costs
         if mixed.is_faster:
             plan = with_float_layers(plan, mixed.float_layers)

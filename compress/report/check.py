@@ -9,6 +9,7 @@ from compress.errors import CompressError
 from compress.files import printable
 from compress.log import count_of
 from compress.measure.results import StageReport
+from compress.measure.statistics import compare_paired, unpack_bools
 from compress.report.render import size_text
 from compress.report.tables import markdown_table
 from compress.report.text import markdown_text
@@ -57,6 +58,18 @@ class Promise:
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Top-1 of one file minus that of another, in points."""
+
+    points: float
+    points_ci95: tuple[float, float]
+    is_significant: bool
+    """At the 5 % level."""
+    is_paired: bool
+    """Compared image by image."""
+
+
 def judge(judged: Judged, limits: Limits, baseline: Judged | None) -> list[Promise]:
     """Checks a file against limits, and for regressions against a baseline.
 
@@ -81,9 +94,10 @@ def _promises(judged: Judged, limits: Limits) -> list[Promise]:
                 f"{judged.name} has no teacher to compare with; check the run, or drop --max-drop"
             )
         drop = judged.teacher.top1 - file.top1
-        low, high = drop_ci95(judged.teacher, file)
+        interval = top1_change(judged.teacher, file).points_ci95
         if file.change is not None:  # on the same images
-            low, high = (-end for end in reversed(file.change.points_ci95))
+            interval = file.change.points_ci95
+        low, high = (-end for end in reversed(interval))
         doubt = ""
         if low <= limit < high:
             doubt = f"; {count_of(file.n_images, 'test image')} cannot tell for sure"
@@ -107,12 +121,14 @@ def _promises(judged: Judged, limits: Limits) -> list[Promise]:
 def _regressions(judged: Judged, baseline: Judged) -> list[Promise]:
     file, before = judged.file, baseline.file
     check_same_images(judged, baseline)
-    low, high = drop_ci95(before, file)
-    certainty = "significant" if low > 0 or high < 0 else "not significant"
+    change = top1_change(before, file)
+    low, high = change.points_ci95
+    certainty = "significant" if change.is_significant else "not significant"
+    images = "same images" if change.is_paired else "without each image's result"
     top1 = _promise(
         "top-1 against the baseline",
-        low <= 0,
-        f"{file.top1 - before.top1:+.2f} points [{-high:.2f}, {-low:.2f}], {certainty}: "
+        change.points >= 0 or not change.is_significant,
+        f"{change.points:+.2f} points [{low:.2f}, {high:.2f}], {certainty} ({images}): "
         f"{file.top1:.2f} % after {before.top1:.2f} %",
     )
     growth = file.size_bytes / before.size_bytes
@@ -152,17 +168,33 @@ def check_same_images(first: Judged, second: Judged) -> None:
         raise CompressError(f"these runs have different test images ({'; '.join(seen)})")
 
 
-def drop_ci95(before: StageReport, after: StageReport) -> tuple[float, float]:
-    """Returns the 95 % interval of the drop in top-1 between two files, in points.
+def top1_change(before: StageReport, after: StageReport) -> Change:
+    """Compares the top-1 of two files, image by image if they are known to have the same ones.
 
-    Newcombe (1998), method 10, from both Wilson intervals. It treats the test images as two
-    independent samples and is too wide for the same images.
+    Otherwise the interval is Newcombe's (1998), method 10, from both Wilson intervals. It treats
+    the test images as two independent samples and is too wide for the same images.
     """
+    if before.test_images and before.test_images == after.test_images:
+        right, baseline = (unpack_bools(one.correct, one.n_images) for one in (after, before))
+        paired = compare_paired(right, baseline)
+        return Change(
+            points=paired.points,
+            points_ci95=paired.points_ci95,
+            is_significant=paired.is_significant,
+            is_paired=True,
+        )
     (low, high), (low_after, high_after) = before.top1_ci95, after.top1_ci95
-    drop = before.top1 - after.top1
-    below = math.hypot(before.top1 - low, high_after - after.top1)
-    above = math.hypot(high - before.top1, after.top1 - low_after)
-    return drop - below, drop + above
+    points = after.top1 - before.top1
+    interval = (
+        points - math.hypot(high - before.top1, after.top1 - low_after),
+        points + math.hypot(before.top1 - low, high_after - after.top1),
+    )
+    return Change(
+        points=points,
+        points_ci95=interval,
+        is_significant=interval[0] > 0 or interval[1] < 0,
+        is_paired=False,
+    )
 
 
 def conditions_of(file: StageReport) -> str:

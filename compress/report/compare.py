@@ -9,7 +9,7 @@ from compress.errors import CompressError
 from compress.files import printable
 from compress.measure.results import StageReport
 from compress.report.charts import Series, axis_of, chart
-from compress.report.check import Judged, check_same_images, conditions_of, drop_ci95
+from compress.report.check import Judged, check_same_images, conditions_of, top1_change
 from compress.report.html import cells, document, figure, heading, table
 from compress.report.render import conditions, short, size_text
 from compress.report.tables import terminal_table
@@ -55,8 +55,8 @@ def _compared(run: Judged, first: Judged) -> Comparison:
     if run is not first:
         smaller = reference.size_bytes / file.size_bytes
         if _have_same_images(run, first):
-            low, high = drop_ci95(reference, file)
-            change, interval = file.top1 - reference.top1, (-high, -low)
+            found = top1_change(reference, file)
+            change, interval = found.points, found.points_ci95
         if conditions_of(file) == conditions_of(reference):
             faster = reference.latency_ms_p50 / file.latency_ms_p50
     return Comparison(

@@ -22,6 +22,11 @@ COLUMNS = (
 )  # fmt: skip
 """The last three compare with the teacher. Narrow enough for a terminal of 80 columns."""
 
+USE_COLUMNS = (
+    "stage", "steady p50 / p90 / p99", "cold p50", "load, first run", "images/s", "memory",
+    "times faster [95 % interval]", "than the previous stage", "runs timed", "duration",
+)  # fmt: skip
+
 
 def run_rows(report: RunReport) -> list[tuple[str, ...]]:
     """Returns the cells of the run's table, one row per stage; the teacher is the baseline."""
@@ -88,25 +93,32 @@ def run_markdown(report: RunReport) -> str:
         "test split, with its Wilson interval. The last three columns compare with the teacher: "
         "points of top-1, bytes on disk, and the ratio of latencies, with both files taking turns. "
         "Latencies and ratios are steady (back to back, caches warm) unless they are called cold "
-        "(other work before each run).",
+        "(other work before each run). Memory: the peak beyond that before loading.",
         "",
-        "| stage | steady p50 / p90 / p99 | cold p50 | load, first run "
-        "| times faster [95 % interval] | than the previous stage | runs timed | duration |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        markdown_table(USE_COLUMNS, use_rows(report)),
     ]
+    lines += ["", *(f"- {markdown_text(remark)}" for remark in report.remarks)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def use_rows(report: RunReport) -> list[tuple[str, ...]]:
+    """Returns the cells of the table of latencies, throughput, and memory, one row per stage."""
+    rows: list[tuple[str, ...]] = []
     for stage in report.stages:
         low, high = stage.speedup_ci95
         step = ""
         if stage.step_speedup_ci95:
             step = f"[{stage.step_speedup_ci95[0]:.2f}, {stage.step_speedup_ci95[1]:.2f}]"
-        lines.append(
-            f"| {stage.stage} | {steady_text(stage)} | {ms_text(stage.cold_latency_ms_p50)} "
-            f"| {ms_text(stage.load_ms)}, {ms_text(stage.first_ms)} "
-            f"| {stage.speedup:.2f} [{low:.2f}, {high:.2f}] | {step} | {stage.n_runs} "
-            f"| {stage.seconds:.0f} s |"
+        rows.append(
+            (
+                *(stage.stage, steady_text(stage), ms_text(stage.cold_latency_ms_p50)),
+                f"{ms_text(stage.load_ms)}, {ms_text(stage.first_ms)}",
+                *(throughput_text(stage), memory_text(stage.memory_bytes)),
+                *(f"{stage.speedup:.2f} [{low:.2f}, {high:.2f}]", step),
+                *(str(stage.n_runs), f"{stage.seconds:.0f} s"),
+            )
         )
-    lines += ["", *(f"- {markdown_text(remark)}" for remark in report.remarks)]
-    return "\n".join(lines).rstrip() + "\n"
+    return rows
 
 
 def stage_markdown(report: StageReport) -> str:
@@ -130,6 +142,8 @@ def stage_markdown(report: StageReport) -> str:
         ("steady latency p50 / p90 / p99", steady_text(report)),
         ("cold latency p50", ms_text(report.cold_latency_ms_p50)),
         ("load, first run", f"{ms_text(report.load_ms)}, {ms_text(report.first_ms)}"),
+        ("images/s", throughput_text(report)),
+        ("peak memory", memory_text(report.memory_bytes)),
         ("times faster than the teacher", f"{report.speedup:.2f}"),
         ("operators", operators_text(report.operators)),
         ("duration", f"{report.seconds:.0f} s"),
@@ -157,6 +171,17 @@ def steady_text(stage: StageReport) -> str:
     """Returns the quantiles of the steady latency: `0.081 / 0.083 / 0.101 ms`."""
     quantiles = (stage.latency_ms_p50, stage.latency_ms_p90, stage.latency_ms_p99)
     return " / ".join(f"{ms:.3f}" for ms in quantiles if ms is not None) + " ms"
+
+
+def throughput_text(stage: StageReport) -> str:
+    """Returns images per second by batch size: `14,200 (batch 8), 16,100 (batch 32)`."""
+    rates = stage.images_per_second.items()
+    return ", ".join(f"{rate:,.0f} (batch {batch})" for batch, rate in rates) or "-"
+
+
+def memory_text(memory_bytes: int | None) -> str:
+    """Returns the size of memory; a dash if it was not measured."""
+    return "-" if memory_bytes is None else size_text(memory_bytes)
 
 
 def ms_text(ms: float | None) -> str:

@@ -22,7 +22,14 @@ from compress.report.html import (
 from compress.report.insights import insight_sections
 from compress.report.layers import LAYERS_JSON, LayersReport, layers_html
 from compress.report.pruning import cuts_html, widths_html
-from compress.report.render import conditions, host_text, size_text, speedup_text
+from compress.report.render import (
+    USE_COLUMNS,
+    conditions,
+    host_text,
+    size_text,
+    speedup_text,
+    use_rows,
+)
 from compress.report.text import html_text
 from compress.report.tradeoff import stages_html, tradeoff_html
 from compress.report.training import training_html
@@ -138,6 +145,10 @@ def _details(facts: RunFacts) -> str:
     )
     return (
         (f"<ul>{remarks}</ul>" if remarks else "")
+        + folded(
+            "Latency, throughput, and memory",
+            table("Each stage's file in ONNX Runtime", USE_COLUMNS, map(cells, use_rows(report))),
+        )
         + folded("Lineage", table("How the shipped file came about", columns, steps))
         + folded("Settings", settings)
         + folded("Hosts", machines)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -13,14 +13,22 @@ from compress.checkpoint import MODEL_FILE, Checkpoint, Product, Start, find_ori
 from compress.data.dataset import Data
 from compress.files import file_digest
 from compress.host import describe_host
-from compress.measure.accuracy import accuracy, predict_split
+from compress.measure.accuracy import accuracy, images_digest, predict_split
 from compress.measure.cost import count_macs, count_parameters
-from compress.measure.latency import COLD_RUNS, Latency, measure_latency
+from compress.measure.latency import (
+    COLD_RUNS,
+    Latency,
+    Throughput,
+    measure_latency,
+    measure_throughput,
+)
 from compress.measure.profile import profile, summarize
 from compress.measure.results import StageReport
-from compress.measure.statistics import compare_paired
+from compress.measure.statistics import compare_paired, pack_bools
 from compress.run.key import Request
 from compress.run.lookup import read_stage_report
+
+T = TypeVar("T", Latency, Throughput)
 
 
 def count(product: Product, start: Start) -> dict[str, int]:
@@ -51,10 +59,14 @@ def measure_stage(
     predicted = predict_test(path, data)
     baseline = [] if request.stage == "teacher" else [request.teachers[0].path / MODEL_FILE]
     how = dataclasses.asdict(request.measure)
-    earlier = _latency_before(path, request)
+    earlier = _report_before(path, request)
     right = predicted == labels
     change = step = step_change = None
-    latency = earlier or measure_latency([*baseline, path], **how, cold_runs=COLD_RUNS)[-1]
+    if earlier:
+        latency, throughput = _part(Latency, earlier), _part(Throughput, earlier)
+    else:
+        latency = measure_latency([*baseline, path], **how, cold_runs=COLD_RUNS)[-1]
+        throughput = measure_throughput(path, threads=how["threads"], batch=how["batch"])
     if baseline and request.teachers[0].preprocess == data.preprocess:
         change = compare_paired(right, predict_test(baseline[0], data) == labels)
     if parent and parent.digest not in (checkpoint.digest, request.teachers[0].digest):
@@ -67,9 +79,12 @@ def measure_stage(
         file=path.name,
         size_bytes=path.stat().st_size,
         **dataclasses.asdict(accuracy(predicted, labels)),
+        test_images=cached(str, "test images", data.fingerprint, lambda: images_digest(data.test)),
+        correct=pack_bools(right),
         change=change,
         step_change=step_change,
         **dataclasses.asdict(latency),
+        **dataclasses.asdict(throughput),
         step_speedup_ci95=step.speedup_ci95 if step else None,
         operators=summarize(profile(path, threads=request.measure.threads)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,8 +95,8 @@ def measure_stage(
     )
 
 
-def _latency_before(path: Path, request: Request) -> Latency | None:
-    """Returns a file's latency from the report of the stage that made it.
+def _report_before(path: Path, request: Request) -> StageReport | None:
+    """Returns the report of the stage that made a file.
 
     A file is timed once, so that its rows agree; None if it is new, or was timed otherwise.
     """
@@ -93,9 +108,14 @@ def _latency_before(path: Path, request: Request) -> Latency | None:
         report = read_stage_report(file.parent)
         how = dataclasses.asdict(request.measure)
         if report.host == describe_host() and all(getattr(report, key) == how[key] for key in how):
-            names = [field.name for field in dataclasses.fields(Latency)]
-            return Latency(**{name: getattr(report, name) for name in names})
+            return report
     return None
+
+
+def _part(kind: type[T], report: StageReport) -> T:
+    """Returns the fields of a report that were copied from another dataclass."""
+    names = [field.name for field in dataclasses.fields(cast(Any, kind))]
+    return kind(**{name: getattr(report, name) for name in names})
 
 
 def predict_test(path: Path, data: Data) -> np.ndarray:

@@ -44,7 +44,7 @@ def analyze_layers(
         )
         calibration = calibrate(checkpoint, config, context)
         plan = fit_to_cpu(without_corrections(plan_of(config)), calibration)
-        costs = time_layers(calibration, plan, checkpoint, context).costs
+        costs = time_layers(calibration, plan, checkpoint, measure).costs
         rows = analyze(
             calibration,
             plan,

@@ -17,6 +17,10 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from bench.peers import run_peer
+from compress.checkpoint import MODEL_FILE
+from compress.data.dataset import Data
+from compress.data.splits import as_numpy
 from compress.doctor.examine import examine
 from tests.doctor.helpers import float_model, saved
 
@@ -64,6 +68,22 @@ def test_quantize_static(
     )
     found = {finding.check for finding in examine(tmp_path / "int8.onnx").findings}
     assert found == expected | {"saturation"}
+
+
+@pytest.mark.slow  # installs NNCF into an environment of its own
+def test_nncf(finished_run: Path, digits: Data, tmp_path: Path) -> None:
+    source, out = finished_run / "2-prune", tmp_path / "int8.onnx"
+    batch = next(iter(digits.train.batches(64)))
+    np.save(tmp_path / "images.npy", as_numpy(batch.images))
+    run_peer(
+        "NNCF",
+        float_file=source / MODEL_FILE,
+        checkpoint=source,
+        images=tmp_path / "images.npy",
+        out=out,
+    )
+    found = {finding.check for finding in examine(out).findings}
+    assert found == {"saturation"}
 
 
 def test_a_layer_excluded_from_quantization_is_quantized_all_the_same(tmp_path: Path) -> None:

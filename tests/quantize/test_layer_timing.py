@@ -25,7 +25,7 @@ def test_layers_are_timed_once_and_no_file_is_left(
     found = calibrate(checkpoint, config, context)
     plan = fit_to_cpu(plan_of(config), found)
     with measuring_for(tmp_path):
-        mixed = time_layers(found, plan, checkpoint, context)
+        mixed = time_layers(found, plan, checkpoint, context.measure)
         assert set(mixed.costs) == set(layers_of(found.lowered(equalized=False)))
         assert all(cost.float_ms > 0 and cost.int8_ms > 0 for cost in mixed.costs.values())
         assert len(mixed.float_layers) < len(mixed.costs)
@@ -33,7 +33,7 @@ def test_layers_are_timed_once_and_no_file_is_left(
             assert mixed.speedup_ci95 == (1.0, 1.0)
         assert not list(tmp_path.glob("*.onnx"))
         # What is cached needs no network: the second call must not export anything.
-        assert time_layers(found, plan, checkpoint, context) == mixed
+        assert time_layers(found, plan, checkpoint, context.measure) == mixed
 
 
 def cost_of(

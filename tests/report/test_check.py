@@ -7,13 +7,14 @@ import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from compress.cli.main import main
 from compress.errors import CompressError
-from compress.measure.statistics import wilson_interval
-from compress.report.check import Judged, Limits, check_junit, check_markdown, drop_ci95, judge
+from compress.measure.statistics import compare_paired, pack_bools, wilson_interval
+from compress.report.check import Judged, Limits, check_junit, check_markdown, judge, top1_change
 from compress.report.compare import COLUMNS, compare_cells, compare_html, compare_runs
 from compress.run.check import read_judged
 
@@ -56,7 +57,35 @@ def scored(judged: Judged, correct: int, n: int = 10_000) -> Judged:
 def test_the_interval_of_a_difference_is_newcombe_s(judged: Judged) -> None:
     """His example (b): 9 of 10 and 3 of 10, method 10: 0.1705 to 0.8090."""
     nine, three = scored(judged, 9, 10), scored(judged, 3, 10)
-    assert drop_ci95(nine.file, three.file) == pytest.approx((17.05, 80.90), abs=0.005)
+    change = top1_change(three.file, nine.file)
+    assert change.points_ci95 == pytest.approx((17.05, 80.90), abs=0.005)
+    assert not change.is_paired
+
+
+def test_the_same_images_are_compared_one_by_one(judged: Judged) -> None:
+    """22 lost and 2 gained of 10,000: the intervals overlap, McNemar's test tells them apart."""
+    before, after = np.arange(10_000) < 9_408, np.arange(10_000) < 9_386
+    after[-2:] = True
+    files = [
+        changed(scored(judged, int(right.sum())), test_images="the same", correct=pack_bools(right))
+        for right in (before, after)
+    ]
+    change = top1_change(*(one.file for one in files))
+    expected = compare_paired(after, before)
+    assert (expected.gained, expected.lost) == (2, 22)
+    assert (change.points, change.points_ci95) == (expected.points, expected.points_ci95)
+    assert change.is_paired
+    assert change.is_significant
+    top1 = judge(files[1], Limits(), files[0])[0]
+    assert top1.outcome == "broken"
+    assert "significant (same images): 93.88 % after 94.08 %" in top1.text
+    other = changed(files[1], test_images="others")
+    assert judge(other, Limits(), files[0])[0].outcome == "kept"
+
+
+def test_a_damaged_list_of_correct_images_is_refused(judged: Judged) -> None:
+    with pytest.raises(ValueError, match="do not hold"):
+        changed(judged, correct="AAAA")
 
 
 def test_kept_promises(judged: Judged) -> None:
@@ -87,10 +116,10 @@ def test_too_few_images_are_told(judged: Judged) -> None:
 @pytest.mark.parametrize(
     ("correct", "outcome", "text"),
     [
-        (9_408, "kept", r"\+0.00 points \[-0\.\d+, 0\.\d+\], not significant: "),
-        (9_380, "kept", r"-0.28 points \[-0\.\d+, 0\.\d+\], not significant: "),
-        (9_300, "broken", r"-1.08 points \[-1\.\d+, -0\.\d+\], significant: "),
-        (9_500, "kept", r"\+0.92 points \[0\.\d+, 1\.\d+\], significant: "),
+        (9_408, "kept", r"\+0.00 points \[-0\.\d+, 0\.\d+\], not significant \(without"),
+        (9_380, "kept", r"-0.28 points \[-0\.\d+, 0\.\d+\], not significant \(without"),
+        (9_300, "broken", r"-1.08 points \[-1\.\d+, -0\.\d+\], significant \(without"),
+        (9_500, "kept", r"\+0.92 points \[0\.\d+, 1\.\d+\], significant \(without"),
     ],
 )
 def test_regressions_of_accuracy(judged: Judged, correct: int, outcome: str, text: str) -> None:
