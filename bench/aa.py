@@ -99,7 +99,8 @@ def results_markdown(results: Results) -> str:
                 f"{statistics.median(widths):.3f}" if widths else "",
             )
         )
-    facts = f"`{results.command}`, {results.date}; {host_text(results.host)}."
+    runtime = f"ONNX Runtime {results.host.versions['onnxruntime']}"
+    facts = f"`{results.command}`, {results.date}; {runtime}, {host_text(results.host)}."
     return (
         "\n\n".join(
             ("# A file against its copy", INTRODUCTION, markdown_table(COLUMNS, rows), facts)
