@@ -128,20 +128,21 @@ class Results:
     rows: tuple[Row, ...]
 
 
-def distilled_pair(student: str, context: Context) -> Pair:
+def distilled_pair(student: str, epochs: int, context: Context) -> Pair:
     """Trains the card's student with the teacher and without."""
     config: DistillConfig = RECIPE["distill"]
+    training = dataclasses.replace(config.train, epochs=epochs)
     spec = model_spec(load_card(student).student, context.data)
     make = partial(build, spec)
     torch.manual_seed(context.seed)
     model = make()
     inside = subfolder(context, f"seed-{context.seed}")
-    kd = train_with_kd(model, config.kd, config.train, inside, "distill")
+    kd = train_with_kd(model, config.kd, training, inside, "distill")
     alone = []
     for share in SHARES:
         part = subfolder(inside, f"share-{share:g}")
         seconds = share * kd.seconds
-        alone.append(ablate(model, make, spec, config.train, part, seconds=seconds))
+        alone.append(ablate(model, make, spec, training, part, seconds=seconds))
     return Pair(seconds=kd.seconds, alone=tuple(alone))
 
 
@@ -158,7 +159,13 @@ def shape_pair(run: Path, context: Context) -> Pair:
 
 
 def pairs(
-    regime: str, student: str, runs: tuple[Path, ...], seeds: int, context: Context
+    regime: str,
+    context: Context,
+    *,
+    student: str,
+    runs: tuple[Path, ...],
+    seeds: int,
+    epochs: int,
 ) -> Iterator[Pair]:
     """Yields a pair for each seed, or for each run."""
     if regime == SHAPE:
@@ -167,7 +174,7 @@ def pairs(
             yield shape_pair(run, dataclasses.replace(context, seed=seed))
     else:
         for seed in range(seeds):
-            yield distilled_pair(student, dataclasses.replace(context, seed=seed))
+            yield distilled_pair(student, epochs, dataclasses.replace(context, seed=seed))
 
 
 def results_markdown(results: Results) -> str:
@@ -213,7 +220,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     default=[TEACHER.parent], show_default=True, help=f"Run of {SHAPE!r}; may be repeated.",
 )  # fmt: skip
 @click.option("--seeds", default=3, show_default=True, help="Of each other regime.")
-def main(regimes: str, folder: Path, card: str, runs: tuple[Path, ...], seeds: int) -> None:
+@click.option(
+    "--epochs", default=RECIPE["distill"].train.epochs, show_default=True,
+    help="Of distillation, in each other regime.",
+)  # fmt: skip
+def main(
+    *, regimes: str, folder: Path, card: str, runs: tuple[Path, ...], seeds: int, epochs: int
+) -> None:
     """Compare a distilled network with the same one trained alone."""
     teacher = load_checkpoint(folder)
     command = shlex.join(["python", "-m", "bench.distill_regimes", *sys.argv[1:]])
@@ -229,7 +242,7 @@ def main(regimes: str, folder: Path, card: str, runs: tuple[Path, ...], seeds: i
                 store=Path(scratch),
                 teachers=(checkpoint_teacher(teacher),),
             )
-            for pair in pairs(regime, card, runs, seeds, context):
+            for pair in pairs(regime, context, student=card, runs=runs, seeds=seeds, epochs=epochs):
                 say(f"{regime}: {pair.gain}")
                 found.append(pair)
                 row = Row(

@@ -30,6 +30,7 @@ from bench.ptq_peers import FLOAT, REFERENCE, untrained_subject
 from bench.results_file import add_to_results
 from compress.architectures.build import Classifier, build, example_input
 from compress.architectures.spec import ModelSpec
+from compress.checkpoint import MODEL_FILE
 from compress.data.splits import as_numpy
 from compress.errors import CompressError
 from compress.export.stage import judge
@@ -183,7 +184,9 @@ def examine(name: str, scratch: Path) -> Row:
     subject = untrained_subject(f"timm:{name}", size, CALIBRATION, scratch)
     spec, model = subject.checkpoint.spec, load_model(subject.checkpoint)
     assert isinstance(model, Classifier)
-    files = {tool: scratch / f"{place}.onnx" for place, tool in enumerate((OURS, REFERENCE, FLOAT))}
+    float_file = subject.checkpoint.folder / MODEL_FILE
+    files = {OURS: scratch / "ours.onnx", REFERENCE: scratch / "static.onnx", FLOAT: float_file}
+    export_onnx(model, spec, float_file, digest="", stage="teacher")
     tensors = torch.from_numpy(subject.calibration)
     try:
         calibration = Calibration(lower(model), lambda: tensors.split(CALIBRATION_BATCH))
@@ -195,7 +198,6 @@ def examine(name: str, scratch: Path) -> Row:
         export_onnx(quantized, spec, files[OURS], digest="", stage="quantize")
     except CompressError as error:
         return dataclasses.replace(row, problem=str(error).splitlines()[0], half=_halved(spec))
-    export_onnx(model, spec, files[FLOAT], digest="", stage="teacher")
     images = next(iter(subject.test.batches(len(subject.test)))).images
     with torch.no_grad():
         expected, in_float = quantized(images), model(images)

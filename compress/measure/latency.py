@@ -23,7 +23,7 @@ SLICE_S = 0.015
 PROCESSES, MIN_PROCESSES, ROUNDS_EACH = 5, 3, 10
 """Memory layout and frequency differ between processes, more than the rounds in one of them do."""
 COLD_RUNS = 4
-"""Runs with cold caches, for each process."""
+"""Runs with cold caches, for each process that has any."""
 BATCHES, BATCH_ROUNDS = (8, 32), 3
 RUNS_FOR_P99 = 1000
 MAX_ELEMENTS = 2**24
@@ -116,10 +116,12 @@ def time_models(
         threads: threads of the runtimes.
         batch: batch size.
         rounds: number of rounds.
-        cold_runs: runs with cold caches in each process.
+        cold_runs: runs with cold caches in each process; with few rounds, only in the first ones,
+            because sweeping the caches takes longer than the rounds.
     """
     entrants = [*models, *([models[-1]] if len(models) > 1 else [])]
-    processes = min(PROCESSES, max(MIN_PROCESSES, rounds // ROUNDS_EACH))
+    full = rounds // ROUNDS_EACH
+    processes = min(PROCESSES, max(MIN_PROCESSES, full))
     title = f"latency, {count_of(threads, 'thread')}, batch {batch}"
     blocks = [
         _time_in_process(
@@ -128,7 +130,7 @@ def time_models(
                 threads=threads,
                 rounds=math.ceil(rounds / processes),
                 slice_s=SLICE_S,
-                cold_runs=cold_runs,
+                cold_runs=cold_runs if number < max(1, full) else 0,
                 first=number % len(entrants),
             )
         )
