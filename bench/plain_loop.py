@@ -41,7 +41,9 @@ def plain_training(model: nn.Module, split: FolderSplit, config: Plain) -> Itera
     The images have the same augmentation as ours, by torchvision's transforms.
     """
     decoded = decode_all(split.root, split.names, split.preprocess)
-    images: list[Tensor] = [v2.functional.pil_to_tensor(image) for image, _ in decoded]
+    images: list[Tensor] = [
+        v2.functional.pil_to_tensor(image.convert(split.preprocess.mode)) for image, _ in decoded
+    ]
     scale = (split.min_scale, 1.0)
     change = v2.Compose(
         [v2.RandomResizedCrop(split.preprocess.size, scale=scale), v2.RandomHorizontalFlip()]

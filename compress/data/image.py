@@ -75,7 +75,9 @@ class DecodedImage:
     has_more_frames: bool
 
 
-def decode_image(path: Path, mode: Mode, *, short_side: int = MAX_PIXELS) -> DecodedImage:
+def decode_image(
+    path: Path, mode: Mode, *, short_side: int = MAX_PIXELS, keep_gray: bool = False
+) -> DecodedImage:
     """Decodes an image file.
 
     Args:
@@ -84,6 +86,7 @@ def decode_image(path: Path, mode: Mode, *, short_side: int = MAX_PIXELS) -> Dec
         short_side: what the caller will shrink the short side to, in pixels. A JPEG of more than
             four times that is decoded at a half, quarter, or eighth of its size, several times
             faster, but to no less than `DRAFT_MARGIN` times as many pixels as needed.
+        keep_gray: whether gray images stay gray, a third of the bytes, whatever the mode.
 
     Raises:
         DataError: the file cannot be read as an image; the message is one line that begins with
@@ -94,7 +97,7 @@ def decode_image(path: Path, mode: Mode, *, short_side: int = MAX_PIXELS) -> Dec
     if problem := _problem(image):
         raise DataError(f"{path} {problem}")
     image = _flatten(_to_8_bits(image))
-    if image.mode != mode:
+    if image.mode != mode and not (keep_gray and image.mode == "L"):
         image = image.convert(mode)
     return DecodedImage(image=image, has_more_frames=has_more_frames)
 

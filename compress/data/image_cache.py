@@ -1,6 +1,7 @@
 """Decoded images in a memory-mapped file, so that each image file is decoded once.
 
-Each image is stored as `shrink` returns it: uint8 `[height, width, channels]`, one after another.
+Each image is stored as `shrink` returns it, one after another: uint8 `[height, width, channels]`,
+gray ones `[height, width]`.
 """
 
 import functools
@@ -41,7 +42,15 @@ SAMPLED = 64
 GB = 10**9
 MIN_FREE = GB
 """Disk space to leave free, in bytes."""
-ROW = np.dtype([("start", np.int64), ("height", np.int32), ("width", np.int32), ("flags", np.int8)])
+ROW = np.dtype(
+    [
+        ("start", np.int64),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("channels", np.int8),
+        ("flags", np.int8),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +61,12 @@ class ImageCache:
 
     def image(self, row: int) -> Image.Image:
         """Returns an image by its position in the listing."""
-        index, pixels, channels = _mapped(self.folder)
-        start, height, width, _ = index[row].tolist()
+        index, pixels, mode = _mapped(self.folder)
+        start, height, width, channels, _ = index[row].tolist()
         part = pixels[start : start + height * width * channels]
         shape = (height, width) if channels == 1 else (height, width, channels)
-        return Image.fromarray(part.reshape(shape))
+        image = Image.fromarray(part.reshape(shape))
+        return image if image.mode == mode else image.convert(mode)
 
     @property
     def flags(self) -> np.ndarray:
@@ -66,10 +76,10 @@ class ImageCache:
 
 
 @functools.lru_cache(maxsize=8)
-def _mapped(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns index, pixels, and channels; mapped once per process, pickled never."""
+def _mapped(folder: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Returns index, pixels, and color mode; mapped once per process, pickled never."""
     index = np.load(folder / INDEX)
-    return index, np.memmap(folder / PIXELS, np.uint8, "r"), int(folder.name.rpartition("-")[2])
+    return index, np.memmap(folder / PIXELS, np.uint8, "r"), folder.name.rpartition("-")[2]
 
 
 def open_image_cache(
@@ -89,11 +99,11 @@ def open_image_cache(
     """
     if not config.cache:
         return None
-    folder = cache_folder() / FOLDER / f"{_key(digest, spec)}-{spec.channels}"
+    folder = cache_folder() / FOLDER / f"{_key(digest, spec)}-{spec.mode}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if not _is_complete(folder, spec.channels):
+            if not _is_complete(folder):
                 size = _estimate(root, names, spec)
                 if (problem := _no_room(size, config)) is not None:
                     say(f"  {problem}; images are decoded in every epoch")
@@ -115,25 +125,28 @@ def _key(digest: str, spec: Preprocess) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
-def _is_complete(folder: Path, channels: int) -> bool:
+def _is_complete(folder: Path) -> bool:
     try:
         index, size = np.load(folder / INDEX), (folder / PIXELS).stat().st_size
     except (OSError, ValueError):
         return False
+    if index.dtype != ROW:
+        return False
     area = index["height"].astype(np.int64) * index["width"]
-    return bool(index.dtype == ROW and channels * area.sum() <= size)
+    return bool((index["channels"] * area).sum() <= size)
 
 
 def _estimate(root: Path, names: Sequence[str], spec: Preprocess) -> float:
     """Estimates the size of all images in bytes, from the headers of a sample."""
     step = max(1, len(names) // SAMPLED)
-    areas = []
+    sizes = []
     for name in names[::step]:
         # Unreadable ones, whatever Pillow raises, are found when all are decoded.
         with suppress(Exception), Image.open(root / name, formats=FORMATS) as image:
             scale = min(1.0, spec.resize / min(image.size))
-            areas.append(scale**2 * image.width * image.height)
-    return len(names) * spec.channels * float(np.mean(areas or [0.0]))
+            channels = 1 if image.mode == "L" else spec.channels
+            sizes.append(channels * scale**2 * image.width * image.height)
+    return len(names) * float(np.mean(sizes or [0.0]))
 
 
 def _no_room(size: float, config: DataConfig) -> str | None:
@@ -173,7 +186,8 @@ def _write(folder: Path, root: Path, names: Sequence[str], spec: Preprocess) -> 
         with (partial / PIXELS).open("wb") as file:
             decoded = track(decode_all(root, names, spec), "decoding images", total=len(names))
             for row, (image, flag) in enumerate(decoded):
-                index[row] = (start, image.height, image.width, flag)
+                channels = len(image.getbands())
+                index[row] = (start, image.height, image.width, channels, flag)
                 start += file.write(image.tobytes())
             file.write(b"\0")  # an empty file cannot be mapped
         np.save(partial / INDEX, index)
@@ -187,11 +201,14 @@ def _write(folder: Path, root: Path, names: Sequence[str], spec: Preprocess) -> 
 def decode_all(
     root: Path, names: Sequence[str], spec: Preprocess
 ) -> Iterator[tuple[Image.Image, int]]:
-    """Yields each image, shrunk, and its flag; an empty image if it is unreadable."""
+    """Yields each image, shrunk, and its flag; an empty image if it is unreadable.
+
+    Gray images stay gray.
+    """
 
     def decode(name: str) -> tuple[Image.Image, int]:
         try:
-            decoded = decode_image(root / name, spec.mode, short_side=spec.resize)
+            decoded = decode_image(root / name, spec.mode, short_side=spec.resize, keep_gray=True)
         except DataError:
             return Image.new(spec.mode, (0, 0)), UNREADABLE
         return shrink(decoded.image, spec), MULTI_FRAME * decoded.has_more_frames

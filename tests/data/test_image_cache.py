@@ -13,8 +13,10 @@ from sklearn.datasets import load_sample_images
 
 from compress.data.config import DataConfig
 from compress.data.dataset import Data
+from compress.data.folders import read_folders
 from compress.data.image_cache import FOLDER, PIXELS
 from compress.data.load import load_data
+from compress.data.preprocess import Inputs
 from compress.data.splits import FolderSplit, View
 from compress.files import cache_folder
 from tests.data.test_folders import write_images
@@ -22,12 +24,17 @@ from tests.data.test_folders import write_images
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Images of 20 to 60 px in four formats, two large photographs, and a cache of their own."""
+    """Images of 20 to 60 px in four formats, two large photographs, in color and in gray.
+
+    They have a cache of their own.
+    """
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "photos"
     write_images(root, {"train": 20, "val": 4, "test": 6}, ("blue", "green"))
     for image in load_sample_images().images:
-        Image.fromarray(image).save(root / "test" / "blue" / f"{image[0, 0, 0]}.jpg", quality=95)
+        photo, name = Image.fromarray(image), f"{image[0, 0, 0]}.jpg"
+        photo.save(root / "test" / "blue" / name, quality=95)
+        photo.convert("L").save(root / "train" / "green" / name, quality=95)
     return root
 
 
@@ -55,6 +62,21 @@ def test_images_are_the_same_with_and_without_a_cache(photos: Path) -> None:
     assert plain.train.cache is None
     assert cached.train.cache is not None
     assert torch.equal(everything(plain), everything(cached))
+
+
+@pytest.mark.usefixtures("photos")
+def test_gray_images_take_a_third_of_the_space(tmp_path: Path) -> None:
+    sizes = []
+    for mode in ("RGB", "L"):
+        root = tmp_path / mode
+        for folder in ("train/a", "train/b", "test/a", "test/b"):
+            (root / folder).mkdir(parents=True)
+            Image.new(mode, (40, 50)).save(root / folder / "0.png")
+        cache = read_folders(root, Inputs().preprocess(32), DataConfig()).cache
+        assert cache is not None
+        assert {cache.image(row).mode for row in range(4)} == {"RGB"}
+        sizes.append((cache.folder / PIXELS).stat().st_size - 1)  # less the byte at the end
+    assert sizes[0] == 3 * sizes[1] > 0
 
 
 def test_each_image_is_decoded_once(photos: Path) -> None:
