@@ -74,11 +74,18 @@ def _export(network: nn.Module, normalize: Normalize) -> fx.GraphModule:
 def _simplify(traced: fx.GraphModule) -> None:
     """Normalizes the graph.
 
-    One kind of reshape, no clones, padding in numbers, means that keep their dimensions.
+    One kind of reshape, no clones or slices of everything, padding in numbers, means that keep
+    their dimensions.
     """
     for node in list(traced.graph.nodes):
-        if node.target is aten.clone.default:
+        if node.target is aten.clone.default or (
+            node.target is aten.slice.Tensor and shape_of(node) == shape_of(node.args[0])
+        ):
             substitute(traced, node, node.args[0])
+        elif node.target is aten.slice_scatter.default and (
+            shape_of(node.args[1]) == shape_of(node.args[0])
+        ):
+            substitute(traced, node, node.args[1])  # adding in place to a slice of everything
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             # Without the clones a tensor may not be contiguous, which a view would require.
             node.target = aten.reshape.default

@@ -22,6 +22,21 @@ class _Shared(nn.Module):
         return self.mix(self.mix(x)).mean(1)  # type: ignore[no-any-return]
 
 
+class _Sliced(nn.Module):
+    """Adds in place to slices: of everything, as GhostNet does, and of a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.conv(x)[:, :4]
+        whole += 1
+        part = whole[:, 1:]
+        part += 1
+        return whole.mean((2, 3))  # type: ignore[no-any-return]
+
+
 class _DataDependent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
@@ -50,6 +65,17 @@ def test_layers_keep_their_names_and_one_that_is_called_twice_becomes_two(digits
     assert layers["conv"].bias.tolist() == [0.0] * 4
     targets = {node.target for node in traced.graph.nodes}
     assert not targets & {aten.view.default, aten.clone.default, aten.linear.default}
+
+
+def test_slices_of_everything_disappear(digits: Data) -> None:
+    torch.manual_seed(0)
+    model = classifier(_Sliced(), digits)
+    traced = trace(model)
+    targets = [node.target for node in traced.graph.nodes]
+    assert targets.count(aten.slice_scatter.default) == 1
+    images = next(iter(digits.test.batches(3))).images
+    with torch.no_grad():
+        assert torch.allclose(traced(images), model(images), atol=1e-5)
 
 
 def test_a_network_that_depends_on_its_data_is_refused_by_name(digits: Data) -> None:

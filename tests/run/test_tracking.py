@@ -24,7 +24,6 @@ from compress.train.loop import train
 from tests.train.test_epoch import Linear
 from tests.train.test_events import ROW
 
-ROOT = Path(__file__).parents[2]
 READ_MLFLOW = """
 import json, mlflow
 (run,) = mlflow.search_runs(output_format="list", search_all_experiments=True)
@@ -104,14 +103,15 @@ def mlflow_python(tmp_path: Path) -> Path:
     uv = Path(sys.executable).with_name("uv")
     subprocess.run([uv, "pip", "install", "--python", python, "mlflow"], check=True)
     (site,) = (folder / "lib").glob("python*/site-packages")
-    (site / "lend.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n", encoding="utf-8")
+    lent = Path(pytest.__file__).parents[1]
+    (site / "lend.pth").write_text(f"import site; site.addsitedir({str(lent)!r})", encoding="utf-8")
     return python
 
 
 @pytest.mark.slow
 def test_mlflow_keeps_settings_epochs_and_results(mlflow_python: Path, tmp_path: Path) -> None:
     """In MLflow's own default store, and then in the one of MLFLOW_TRACKING_URI."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = dict(os.environ)
     environment.pop("MLFLOW_TRACKING_URI", None)
 
     def python(*arguments: object, **variables: str) -> Any:
