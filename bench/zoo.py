@@ -3,19 +3,21 @@
     python -m bench.zoo
     python -m bench.zoo --names ghostnet_100,tf_efficientnet_lite0
 
-Random weights, random images, one process a network. Each is traced, quantized like by
+Random weights, random images, one process a network and core. Each is traced, quantized like by
 `compress quantize`, layers that are faster in float excepted, and exported; its file is compared
-with its simulation in torch, and timed in turns with `quantize_static` (MinMax, uint8 activations)
-on the same float file. Then half the channels of each group are removed. Writes
-bench/results/zoo.json and a page.
+with its simulation in torch, and half the channels of each group are removed. Then, one network
+after the other, the file is timed in turns with that of `quantize_static` (MinMax, uint8
+activations) on the same float file. Writes bench/results/zoo.json and a page.
 """
 
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +36,7 @@ from compress.checkpoint import MODEL_FILE
 from compress.data.splits import as_numpy
 from compress.errors import CompressError
 from compress.export.stage import judge
-from compress.host import Host, describe_host
+from compress.host import Host, allowed_cores, describe_host
 from compress.int8.conversion import convert
 from compress.int8.lowering import lower
 from compress.int8.ptq import CALIBRATION_BATCH, Calibration, fit_to_cpu
@@ -61,8 +63,16 @@ SIZE, CALIBRATION = 128, 64
 SIZES = {"crossvit_9_240": 240, "efficientformer_l1": 224}
 """Pixels, for networks that accept no others."""
 TIMEOUT_S = 400
+AT_ONCE = 10
+"""Networks whose files are made before they are timed."""
 COMMAND = "python -m bench.zoo --names {}"
 OURS = "compress"
+FILES = {
+    OURS: "ours.onnx",
+    REFERENCE: "static.onnx",
+    FLOAT: f"checkpoint/{MODEL_FILE}",
+}
+"""By tool. `quantize_static` may fail."""
 MEASURE = MeasureConfig(rounds=30)
 MAX_DISAGREEMENT = 2.0
 """Percent of images: adds round a little differently in ONNX Runtime."""
@@ -176,17 +186,16 @@ class Results:
     rows: tuple[Row, ...]
 
 
-def examine(name: str, scratch: Path) -> Row:
-    """Quantizes, measures, and prunes one network."""
+def examine(name: str, folder: Path) -> Row:
+    """Quantizes and prunes one network, and writes its `FILES`; nothing is timed."""
     today = datetime.now(UTC).date().isoformat()
     row = Row(variant=name, command=COMMAND.format(name), date=today)
     size = SIZES.get(name, SIZE)
-    subject = untrained_subject(f"timm:{name}", size, CALIBRATION, scratch)
+    subject = untrained_subject(f"timm:{name}", size, CALIBRATION, folder)
     spec, model = subject.checkpoint.spec, load_model(subject.checkpoint)
     assert isinstance(model, Classifier)
-    float_file = subject.checkpoint.folder / MODEL_FILE
-    files = {OURS: scratch / "ours.onnx", REFERENCE: scratch / "static.onnx", FLOAT: float_file}
-    export_onnx(model, spec, float_file, digest="", stage="teacher")
+    files = {tool: folder / file for tool, file in FILES.items()}
+    export_onnx(model, spec, files[FLOAT], digest="", stage="teacher")
     tensors = torch.from_numpy(subject.calibration)
     try:
         calibration = Calibration(lower(model), lambda: tensors.split(CALIBRATION_BATCH))
@@ -203,7 +212,20 @@ def examine(name: str, scratch: Path) -> Row:
         expected, in_float = quantized(images), model(images)
     found = torch.from_numpy(run_session(open_session(files[OURS], threads=2), as_numpy(images)))
     operators = summarize(profile(files[OURS], threads=1))
-    row = dataclasses.replace(
+    np.save(folder / "images.npy", subject.calibration)
+    try:
+        run_peer(
+            REFERENCE,
+            float_file=files[FLOAT],
+            checkpoint=subject.checkpoint.folder,
+            images=folder / "images.npy",
+            out=files[REFERENCE],
+        )
+        open_session(files[REFERENCE], threads=1)
+    except Exception as error:  # the peer's fault, whatever it is
+        say(f"  {REFERENCE}: {str(error).splitlines()[0]}")
+        files[REFERENCE].unlink(missing_ok=True)
+    return dataclasses.replace(
         row,
         n_int8=operators.n_int8,
         n_float=operators.n_float,
@@ -213,19 +235,11 @@ def examine(name: str, scratch: Path) -> Row:
         rounding=_percent_of_range(expected - in_float, expected),
         half=_halved(spec),
     )
-    np.save(scratch / "images.npy", subject.calibration)
-    try:
-        run_peer(
-            REFERENCE,
-            float_file=files[FLOAT],
-            checkpoint=subject.checkpoint.folder,
-            images=scratch / "images.npy",
-            out=files[REFERENCE],
-        )
-        open_session(files[REFERENCE], threads=1)
-    except Exception as error:  # the peer's fault, whatever it is
-        say(f"  {REFERENCE}: {str(error).splitlines()[0]}")
-        del files[REFERENCE]
+
+
+def timed(row: Row, folder: Path) -> Row:
+    """Times a network's files against each other."""
+    files = {tool: folder / file for tool, file in FILES.items() if (folder / file).is_file()}
     latencies = measure_latency(list(files.values()), **asdict(MEASURE))
     ratios = dict(zip(files, latencies, strict=True))
     low, high = ratios[FLOAT].speedup_ci95
@@ -297,27 +311,38 @@ def results_markdown(results: Results) -> str:
 
 @click.command()
 @click.option("--names", default=",".join(NAMES), help="Networks of timm: a,b,c.")
-@click.option("--one", is_flag=True, hidden=True, help="Print the row of the one network as JSON.")
-def main(names: str, one: bool) -> None:
-    """Examines networks, each in a process of its own, and writes the results."""
+@click.option("--one", type=click.Path(path_type=Path), hidden=True, help="Folder of one's files.")
+def main(names: str, one: Path | None) -> None:
+    """Examines networks, then times them, and writes the results."""
     chosen = names.split(",")
     if one:
-        with tempfile.TemporaryDirectory() as scratch:
-            click.echo(json.dumps(asdict(examine(chosen[0], Path(scratch)))))
+        click.echo(json.dumps(asdict(examine(chosen[0], one))))
         return
-    for name in track(chosen, "networks", total=len(chosen)):
-        row = _in_process(name)
-        ratio = f"{row.vs_static:.2f}x" if row.vs_static else ""
-        say(f"{name}: {row.problem or f'{row.same_class:.0f} % {ratio}'}, half {row.half}")
-        add_to_results(Results(host=describe_host(), rows=(row,)), RESULTS, results_markdown)
+    for start in track(
+        range(0, len(chosen), AT_ONCE), "networks", total=-(-len(chosen) // AT_ONCE)
+    ):
+        few = chosen[start : start + AT_ONCE]
+        with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(allowed_cores()) as pool:
+            folders = [Path(scratch) / name for name in few]
+            for row, folder in zip(list(pool.map(_in_process, few, folders)), folders, strict=True):
+                done = row if row.problem else timed(row, folder)
+                ratio = f"{done.vs_static:.2f}x" if done.vs_static else ""
+                say(f"{row.variant}: {row.problem or f'{row.same_class:.0f} % {ratio}'}")
+                add_to_results(
+                    Results(host=describe_host(), rows=(done,)), RESULTS, results_markdown
+                )
 
 
-def _in_process(name: str) -> Row:
-    line = [sys.executable, "-m", "bench.zoo", "--one", "--names", name]
+def _in_process(name: str, folder: Path) -> Row:
+    folder.mkdir()
+    line = [sys.executable, "-m", "bench.zoo", "--one", str(folder), "--names", name]
     today = datetime.now(UTC).date().isoformat()
     failed = Row(variant=name, command=COMMAND.format(name), date=today)
     try:
-        done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            line, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return dataclasses.replace(failed, problem=f"not finished in {TIMEOUT_S} s")
     if done.returncode:

@@ -9,10 +9,10 @@ import pytest
 
 from compress.data.dataset import Data
 from compress.errors import CompressError
-from compress.measure import engines, worker
+from compress.measure import engines, latency, worker
 from compress.measure.latency import measure_latency, measure_memory, onnx_model
 from compress.measure.runtime import open_session
-from compress.measure.worker import Model, Task, time_models
+from compress.measure.worker import Model, Task, Times, time_models
 from compress.onnx_file import export_onnx
 from tests.conftest import settled, student_spec
 
@@ -51,6 +51,22 @@ def test_one_file_alone_has_no_ratio(paths: list[Path]) -> None:
     (alone,) = measure_latency(paths[:1], rounds=3)
     assert (alone.speedup, alone.speedup_ci95, alone.speedup_noise) == (1.0, (1.0, 1.0), 0.0)
     assert alone.cold_latency_ms_p50 is None
+
+
+@pytest.mark.parametrize(("rounds", "expected"), [(5, [1, 0, 0]), (20, [1, 1, 0])])
+def test_few_rounds_sweep_the_caches_in_fewer_processes(
+    rounds: int, expected: list[int], paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[Task] = []
+
+    def note(task: Task) -> list[Times]:
+        tasks.append(task)
+        return run(task)
+
+    run = latency._time_in_process
+    monkeypatch.setattr(latency, "_time_in_process", note)
+    assert measure_latency(paths[1:], rounds=rounds, cold_runs=1)[0].cold_latency_ms_p50
+    assert [task.cold_runs for task in tasks] == expected
 
 
 def test_a_process_that_dies_is_an_error(
