@@ -75,10 +75,12 @@ def _simplify(traced: fx.GraphModule) -> None:
     """Normalizes the graph.
 
     One kind of reshape, no clones or slices of everything, padding in numbers, means that keep
-    their dimensions.
+    their dimensions, no assertions of dtypes.
     """
     for node in list(traced.graph.nodes):
-        if node.target is aten.clone.default or (
+        if node.target is aten._assert_tensor_metadata.default:
+            traced.graph.erase_node(node)  # from `x.float()`; it would fail in bf16
+        elif node.target is aten.clone.default or (
             node.target is aten.slice.Tensor and shape_of(node) == shape_of(node.args[0])
         ):
             substitute(traced, node, node.args[0])

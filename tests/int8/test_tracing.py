@@ -37,6 +37,20 @@ class _Sliced(nn.Module):
         return whole.mean((2, 3))  # type: ignore[no-any-return]
 
 
+class _InFloat(nn.Module):
+    """Leaves mixed precision for a while, as EfficientViT's attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        with torch.autocast("cpu", enabled=False):
+            mean = x.float().mean((2, 3))
+        return mean.to(x.dtype)
+
+
 class _DataDependent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
@@ -76,6 +90,15 @@ def test_slices_of_everything_disappear(digits: Data) -> None:
     images = next(iter(digits.test.batches(3))).images
     with torch.no_grad():
         assert torch.allclose(traced(images), model(images), atol=1e-5)
+
+
+def test_a_network_that_asks_for_float_runs_in_bf16(digits: Data) -> None:
+    torch.manual_seed(0)
+    model = classifier(_InFloat(), digits)
+    traced = trace(model)
+    images = next(iter(digits.test.batches(3))).images
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(traced(images).float(), model(images).float(), atol=0.02)
 
 
 def test_a_network_that_depends_on_its_data_is_refused_by_name(digits: Data) -> None:
