@@ -14,7 +14,7 @@ from compress.data.splits import as_numpy, batch_count, stratified_sample
 from compress.insights.config import InsightsConfig
 from compress.insights.maps import MappedFile, compare_maps, open_mapped
 from compress.insights.predictions import compare_predictions
-from compress.insights.results import Insights, Maps, Predictions, Robustness
+from compress.insights.results import Compared, Insights, Maps, Predictions, Robustness
 from compress.insights.robustness import compare_robustness
 from compress.int8.restore import load_model
 from compress.log import track
@@ -29,7 +29,9 @@ def measure_insights(
     shipped: tuple[Checkpoint, Path],
     source: Checkpoint,
     data: Data,
+    *,
     config: InsightsConfig,
+    compared: Compared,
 ) -> Insights:
     """Compares two ONNX files on the test images.
 
@@ -39,6 +41,7 @@ def measure_insights(
         source: the float network that the shipped file was made from; FGSM needs its gradient.
         data: images that both files take.
         config: what to measure.
+        compared: identifies the files and images.
     """
     started = time.perf_counter()
     files = [open_mapped(path, maps=config.maps) for _, path in (teacher, shipped)]
@@ -47,8 +50,7 @@ def measure_insights(
         predictions, maps = _compare(files, data, config)
     robustness = _compare_robustness(files, (teacher[0], source), data, config)
     return Insights(
-        teacher=teacher[0].digest,
-        shipped=shipped[0].digest,
+        compared=compared,
         config=config,
         predictions=predictions,
         maps=maps,

@@ -1,4 +1,4 @@
-"""Insights as plain data; `teacher` and `shipped` name the two files compared."""
+"""Insights as plain data: two ONNX files compared on test images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,13 +124,22 @@ class Robustness:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What insights were measured on."""
+
+    teacher: str
+    """SHA-256 of the teacher's ONNX file."""
+    shipped: str
+    """SHA-256 of the ONNX file that ships."""
+    data: str
+    """Fingerprint of the dataset."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Insights:
     """The content of `insights.json`."""
 
-    teacher: str
-    """Digest of the teacher's checkpoint."""
-    shipped: str
-    """Digest of the last checkpoint."""
+    compared: Compared
     config: InsightsConfig
     predictions: Predictions | None
     maps: Maps | None

@@ -42,8 +42,8 @@ class RunFacts:
     report: RunReport
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Rows of `history.jsonl` of the stages that trained."""
-    lineage: Sequence[Step] = ()
-    """How the last stage's checkpoint was made."""
+    steps: Sequence[Step] = ()
+    """How each stage's checkpoint was made."""
     insights: Insights | None = None
     """`insights.json` of the run."""
     layers: LayersReport | None = None
@@ -130,12 +130,12 @@ def _details(facts: RunFacts) -> str:
                 str(step.seed),
             )
         )
-        for step, stage in zip(facts.lineage, report.stages, strict=False)
+        for step, stage in zip(facts.steps, report.stages, strict=True)
     ]
     columns = ("stage", "network", "made from", "duration", "finished", "data", "seed")
     settings = "".join(
         table(f"Settings of {step.stage}", ("setting", "value"), _settings(step.config))
-        for step in facts.lineage
+        for step in facts.steps
     )
     hosts = {stage.host.system + host_text(stage.host): stage.host for stage in report.stages}
     machines = "".join(
@@ -149,7 +149,7 @@ def _details(facts: RunFacts) -> str:
             "Latency, throughput, and memory",
             table("Each stage's file in ONNX Runtime", USE_COLUMNS, map(cells, use_rows(report))),
         )
-        + folded("Lineage", table("How the shipped file came about", columns, steps))
+        + folded("Lineage", table("How each stage came about", columns, steps))
         + folded("Settings", settings)
         + folded("Hosts", machines)
         + f"<p>Data of this page: {', '.join(_downloads(facts))}</p>"

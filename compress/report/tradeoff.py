@@ -133,10 +133,13 @@ def tradeoff_html(report: RunReport) -> str:
 
 
 def _files(report: RunReport) -> list[tuple[str, StageReport]]:
-    """Returns the measured files; stages with the same network share the last one's."""
-    named: dict[str, list[StageReport]] = {}
+    """Returns the measured files; stages with the same one share the last measurement.
+
+    An export that ships the float file has the digest of the int8 network.
+    """
+    named: dict[tuple[str, int, str], list[StageReport]] = {}
     for stage in report.stages:
-        named.setdefault(stage.digest, []).append(stage)
+        named.setdefault((stage.digest, stage.size_bytes, stage.correct), []).append(stage)
     return [(", ".join(one.stage for one in same), same[-1]) for same in named.values()]
 
 

@@ -116,6 +116,8 @@ def _run_report(raw: Any) -> RunReport:
     report = TypeAdapter(RunReport).validate_python(raw)
     if not report.stages:
         raise CompressError("it has no stages")
+    if report.stages[0].stage != "teacher":
+        raise CompressError("its first stage is not the teacher")
     stages = tuple(_stage_report(stage) for stage in raw["stages"])
     return dataclasses.replace(report, stages=stages)
 

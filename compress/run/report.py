@@ -9,6 +9,7 @@ from compress.export.result import ExportResult
 from compress.files import printable, write_json, write_text
 from compress.insights.results import read_insights
 from compress.measure.results import RunReport, StageReport, read_history
+from compress.report.check import conditions_of
 from compress.report.layers import read_layers_report
 from compress.report.render import (
     ablation_text,
@@ -18,8 +19,9 @@ from compress.report.render import (
     run_markdown,
 )
 from compress.report.run_page import RunFacts, run_html
+from compress.run.insights import compared_by
 from compress.run.lookup import RUN_FILE, finished_stages, is_run, read_stage_report
-from compress.run.stages import STAGES
+from compress.run.stages import STAGES, stage_folder
 
 GATES_WORTH_A_REMARK = 20
 """Percent of the time."""
@@ -50,8 +52,8 @@ def _facts(run: Path, report: RunReport) -> RunFacts:
     return RunFacts(
         report=report,
         histories={stage: rows for stage, rows in histories.items() if rows is not None},
-        lineage=load_checkpoint(list(folders.values())[-1]).description.lineage,
-        insights=insights if insights and insights.shipped == report.stages[-1].digest else None,
+        steps=[load_checkpoint(folder).description.step for folder in folders.values()],
+        insights=insights if insights and insights.compared == compared_by(run) else None,
         layers=next((one for one in sensitivities if one and one.checkpoint in digests), None),
     )
 
@@ -65,6 +67,11 @@ def collect(run: Path) -> RunReport:
         )
     if not folders:
         raise CompressError(f"{run} has no finished stage{_in_progress(run)}")
+    if "teacher" not in folders:
+        raise CompressError(
+            f"{run} has no {stage_folder(run, 'teacher').name}, with which the other stages are "
+            "compared; start the run again"
+        )
     reports = {stage: read_stage_report(folder) for stage, folder in folders.items()}
     for stage, one in reports.items():
         if one.stage != stage:
@@ -120,6 +127,17 @@ def _remarks_on_cache(stage: StageReport) -> list[str]:
     ]
 
 
+def _remarks_on_machines(stages: tuple[StageReport, ...]) -> list[str]:
+    used = {stage.stage: conditions_of(stage) for stage in stages}
+    if len(set(used.values())) == 1:
+        return []
+    seen = "; ".join(f"{stage}: {conditions}" for stage, conditions in used.items())
+    return [
+        "latencies are from different machines or settings and do not compare, unlike speedups "
+        f"({seen}); --remeasure measures all of them here"
+    ]
+
+
 def _remarks_on_balance(stages: tuple[StageReport, ...]) -> list[str]:
     scores = [
         f"{stage.stage} {stage.balanced_top1:.2f} %"
@@ -140,20 +158,22 @@ def _remarks(stages: tuple[StageReport, ...]) -> list[str]:
             remarks.append(
                 f"{stage.stage} was made from an earlier version of the previous stage; rerun it"
             )
-        change = stage.step_change or stage.change
-        low, high = stage.step_speedup_ci95 or stage.speedup_ci95
-        if stage.parent == before.digest != stage.digest and high < 1:
+        change, speedup = stage.step_change, stage.step_speedup_ci95
+        if stage.parent == stages[0].digest:
+            change, speedup = stage.change, stage.speedup_ci95
+        if stage.parent == before.digest != stage.digest and speedup and speedup[1] < 1:
             verdict = "did not pay off on this machine"
             if change and change.is_significant and change.points > 0:  # as with small teachers
                 verdict = f"gained {change.points:.2f} points at the cost of latency"
             remarks.append(
-                f"{stage.stage} {verdict}: its file has {low:.2f} to {high:.2f} times the speed of "
-                "the one it started from"
+                f"{stage.stage} {verdict}: its file has {speedup[0]:.2f} to {speedup[1]:.2f} times "
+                "the speed of the one it started from"
             )
         if change and change.is_significant and change.points < 0:
             remarks.append(f"{stage.stage} cost top-1: {change_text(change)}")
         if ablation := ablation_text(stage):
             remarks.append(ablation)
+    remarks += _remarks_on_machines(stages)
     remarks += _remarks_on_balance(stages)
     for stage in stages:
         remarks += [f"{stage.stage}: {finding}" for finding in stage.findings]

@@ -3,16 +3,23 @@ import dataclasses
 import html
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
-from compress.files import write_json
+from compress.data.dataset import Data
+from compress.errors import CompressError
+from compress.files import file_digest, write_json
+from compress.insights.config import InsightsConfig
+from compress.insights.results import read_insights
 from compress.measure.results import RunReport, StageReport
 from compress.report.render import run_markdown, run_rows, short, size_text
+from compress.report.tradeoff import tradeoff_html
+from compress.run.insights import add_insights
 from compress.run.lookup import read_run_report, read_stage_report
-from compress.run.report import collect
+from compress.run.report import collect, write_run_report
 from tests.report.test_render import difference
 
 
@@ -116,6 +123,65 @@ def test_a_stage_that_is_slower_but_better_is_not_called_a_loss(run_copy: Path) 
     remarks = " ".join(collect(run_copy).remarks)
     assert "distill gained 2.00 points at the cost of latency: its file has 0.20" in remarks
     assert "distill did not pay" not in remarks
+
+
+def test_what_the_chain_lost_is_not_blamed_on_the_export(run_copy: Path) -> None:
+    path = run_copy / "4-export"
+    report = read_stage_report(path)
+    assert report.step_change is None  # it has the file of the stage before
+    write_json(path / "report.json", dataclasses.replace(report, change=difference(-5.0)))
+    assert not any("export cost top-1" in remark for remark in collect(run_copy).remarks)
+
+
+def test_another_machine_is_said(run_copy: Path) -> None:
+    path = run_copy / "4-export"
+    report = read_stage_report(path)
+    assert not any("different machines" in remark for remark in collect(run_copy).remarks)
+    other = dataclasses.replace(report.host, cpu="another")
+    write_json(path / "report.json", dataclasses.replace(report, host=other))
+    (remark,) = (one for one in collect(run_copy).remarks if "different machines" in one)
+    assert "export: another, " in remark
+
+
+def test_without_a_teacher_there_is_no_report(run_copy: Path) -> None:
+    shutil.rmtree(run_copy / "0-teacher")
+    with pytest.raises(CompressError, match="has no 0-teacher, with which"):
+        collect(run_copy)
+
+
+def test_a_shipped_float_file_is_not_taken_for_the_int8_one(report: RunReport) -> None:
+    """Both stages have the digest of the int8 network."""
+    *_, pruned, quantize, export = report.stages
+    assert export.digest == quantize.digest
+    floats = {"size_bytes": pruned.size_bytes, "correct": pruned.correct, "top1": 12.34}
+    stages = replaced(report, "export", **floats, top1_ci95=(12.0, 13.0))
+    page = tradeoff_html(dataclasses.replace(report, stages=stages))
+    assert f"<td>{quantize.top1:.2f}</td>" in page
+    assert "<td>12.34</td>" in page
+    assert "quantize, export" in tradeoff_html(report)
+    assert "quantize, export" not in page
+
+
+def test_insights_of_another_file_are_not_shown(run_copy: Path, digits: Data) -> None:
+    config = InsightsConfig(maps=False, robustness=False, images=50)
+    add_insights(run_copy, digits, config)
+    first = read_insights(run_copy)
+    assert first is not None
+    assert first.predictions is not None
+    write_run_report(run_copy)
+    page = run_copy / "report.html"
+    assert "id='calibration'" in page.read_text(encoding="utf-8")
+    folder = run_copy / "4-export"
+    report = read_stage_report(folder)
+    assert report.file == "model-int8.onnx"
+    write_json(folder / "report.json", dataclasses.replace(report, file="model-float.onnx"))
+    write_run_report(run_copy)
+    assert "id='calibration'" not in page.read_text(encoding="utf-8")
+    add_insights(run_copy, digits, config)
+    second = read_insights(run_copy)
+    assert second is not None
+    assert second.compared.shipped == file_digest(folder / "model-float.onnx")
+    assert second.compared != first.compared
 
 
 def test_a_stage_made_from_an_older_one_is_said(run_copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -158,3 +159,6 @@ def test_a_given_teacher_is_scored_on_images_of_its_own_size(
     folders = [tmp_path / "0-teacher", tmp_path / "1-distill"]
     assert [load_checkpoint(one).spec.preprocess.size for one in folders] == [16, 24]
     assert read_stage_report(folders[0]).top1 == read_stage_report(small).top1
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    lineage = page.split("How each stage came about")[-1].split("</table>")[0]
+    assert re.findall(r"<th scope='row'[^>]*>(\w+)</th>", lineage) == ["teacher", "distill"]
