@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from compress.checkpoint import REPORT_JSON
+from compress.checkpoint import REPORT_JSON, is_checkpoint, load_checkpoint
 from compress.data.names import short_name
 from compress.errors import CompressError
 from compress.export.result import ExportResult
@@ -38,7 +38,14 @@ def read_judged(path: Path) -> Judged:
     in_run = is_run(run) and teacher.is_dir()
     return Judged(
         name=f"{run.name}/{file.parent.name}" if in_run else file.parent.name,
-        data="",
+        data=_data_of(file.parent),
         file=report,
         teacher=read_stage_report(teacher) if in_run else None,
+    )
+
+
+def _data_of(folder: Path) -> str:
+    """Returns the short name of a stage's dataset; empty if its checkpoint is not there."""
+    return (
+        short_name(load_checkpoint(folder).description.step.data) if is_checkpoint(folder) else ""
     )

@@ -51,7 +51,7 @@ def changed(judged: Judged, **changes: object) -> Judged:
 
 def scored(judged: Judged, correct: int, n: int = 10_000) -> Judged:
     interval = wilson_interval(correct, n)
-    return changed(judged, top1=100 * correct / n, top1_ci95=interval, n_images=n)
+    return changed(judged, top1=100 * correct / n, top1_ci95=interval, n_images=n, change=None)
 
 
 def test_the_interval_of_a_difference_is_newcombe_s(judged: Judged) -> None:
@@ -106,6 +106,23 @@ def test_broken_promises(judged: Judged) -> None:
     assert at_the_limit.outcome == "kept"
 
 
+def test_exactly_the_limit_is_kept(judged: Judged) -> None:
+    """93.47 - 93.27 is 0.2000000000000028 in floating point."""
+    right = np.arange(10_000) < 9_347
+    fewer = right & (np.arange(10_000) >= 20)
+    for change in (None, compare_paired(fewer, right)):
+        lower = changed(scored(judged, 9_327), change=change)
+        assert judge(lower, Limits(max_drop=0.2), None)[0].outcome == "kept"
+        assert judge(lower, Limits(max_drop=0.19), None)[0].outcome == "broken"
+
+
+def test_a_stage_folder_knows_its_dataset(finished_run: Path, judged: Judged) -> None:
+    stage = read_judged(finished_run / "3-quantize")
+    assert stage.data == "digits"
+    with pytest.raises(CompressError, match="have different test images"):
+        judge(stage, Limits(), scored(judged, 300, stage.file.n_images))
+
+
 def test_too_few_images_are_told(judged: Judged) -> None:
     few = scored(judged, 93, 100)
     (drop,) = judge(few, Limits(max_drop=1), None)
@@ -149,7 +166,7 @@ def test_regressions_without_a_common_teacher_and_of_size(judged: Judged) -> Non
     alone = dataclasses.replace(slow, teacher=None)
     _, latency, size = judge(alone, Limits(), judged)
     assert latency.outcome == size.outcome == "broken"
-    assert "(no interval: other teachers)" in latency.text
+    assert "(no interval: no common teacher)" in latency.text
     assert size.text.startswith("2.000 times: ")
 
 
