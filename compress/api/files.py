@@ -36,6 +36,7 @@ def benchmark(
     *models: Result | str | Path,
     threads: Sequence[int] = (1,),
     batches: Sequence[int] = (1,),
+    size: int | None = None,
     against: Sequence[str] = (),
     profile: bool = False,
     rounds: int = ROUNDS,
@@ -46,6 +47,7 @@ def benchmark(
         models: results of stages, ONNX files of any origin, checkpoints, or runs.
         threads: thread counts.
         batches: batch sizes.
+        size: image size for files that accept any.
         against: other runtimes to time the same models in: `openvino`, `torch`.
         profile: measure the time by operator as well.
         rounds: number of turns per file.
@@ -56,7 +58,7 @@ def benchmark(
     """
     files = [_file(model) for model in models]
     return benchmark_files(
-        files, threads, batches, against=against, profiled=profile, rounds=rounds
+        files, threads, batches, size=size, against=against, profiled=profile, rounds=rounds
     )
 
 

@@ -15,6 +15,7 @@ from compress.run.stages import RUNS
 from compress.trust import trust_option
 
 MODEL = click.Path(path_type=Path, exists=True)
+COUNT = click.IntRange(min=1)
 
 
 @click.command()
@@ -55,8 +56,8 @@ def evaluate(model: Path, data: str | None, split: str, json_out: TextIO | None)
 
 @click.command()
 @click.argument("checkpoint", type=FOLDER)
-@click.option("--images", default=1000, show_default=True, help="Number of validation images.")
-@click.option("--calib", default=512, show_default=True, help="Number of calibration images.")
+@click.option("--images", type=COUNT, default=1000, show_default=True, help="Validation images.")
+@click.option("--calib", type=COUNT, default=512, show_default=True, help="Calibration images.")
 @click.option("--remeasure", is_flag=True, help="Ignore cached measurements.")
 @json_option
 @trust_option
@@ -89,6 +90,7 @@ def sensitivity(
 @click.argument("paths", nargs=-1, required=True, type=MODEL, metavar="MODEL [MODEL]...")
 @click.option("--threads", default="1", show_default=True, help="Thread counts, e.g. 1,2,4.")
 @click.option("--batch", default="1", show_default=True, help="Batch sizes, e.g. 1,8,32.")
+@click.option("--size", type=COUNT, help="Image size for files that accept any.")
 @click.option(
     "--against",
     multiple=True,
@@ -102,6 +104,7 @@ def benchmark(
     paths: Sequence[Path],
     threads: str,
     batch: str,
+    size: int | None,
     against: tuple[str, ...],
     profile: bool,
     json_out: TextIO | None,
@@ -127,7 +130,7 @@ def benchmark(
     if len(paths) == 1 and is_bundle(paths[0]):
         result = benchmark_bundle(paths[0], *counts, against=against, profiled=profile)
     else:
-        result = benchmark_files(paths, *counts, against=against, profiled=profile)
+        result = benchmark_files(paths, *counts, size=size, against=against, profiled=profile)
     if json_out is None:
         print_benchmark(result)
     else:
@@ -230,9 +233,7 @@ def pipelines(name: str | None, json_out: TextIO | None) -> None:
 @click.argument(
     "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE..."
 )
-@click.option(
-    "--top", default=3, show_default=True, type=click.IntRange(min=1), help="Number of classes."
-)
+@click.option("--top", default=3, show_default=True, type=COUNT, help="Number of classes.")
 @json_option
 def predict(model: Path, images: Sequence[Path], top: int, json_out: TextIO | None) -> None:
     """Classify images with MODEL (a run, a checkpoint, or an ONNX file written by compress).

@@ -8,6 +8,7 @@ import click
 
 from compress.cli.group import FOLDER, starting
 from compress.cli.json_output import json_option, print_json
+from compress.files import printable
 from compress.trust import trust_option
 
 REPORT = click.Path(path_type=Path, resolve_path=True)
@@ -156,8 +157,8 @@ def verify(path: Path, json_out: TextIO | None) -> None:
     for one in verified:
         top1 = "" if one.top1 is None else f", top-1 {one.top1:.2f} %"
         click.echo(
-            f"{one.file}: the expected class for {one.agreement:.1f} % of {one.n_images} images, "
-            f"logits differ by {one.difference:.2g}{top1}"
+            f"{printable(one.file)}: the expected class for {one.agreement:.1f} % of "
+            f"{one.n_images} images, logits differ by {one.difference:.2g}{top1}"
         )
 
 

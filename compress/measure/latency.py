@@ -26,6 +26,8 @@ COLD_RUNS = 4
 """Runs with cold caches, for each process that has any."""
 BATCHES, BATCH_ROUNDS = (8, 32), 3
 RUNS_FOR_P99 = 1000
+MAX_OPEN = 2
+"""Dimensions that may be open: height and width."""
 MAX_ELEMENTS = 2**24
 """Largest input per image; 3 channels of 2048 x 2048 fit."""
 NUMPY_TYPES = {
@@ -170,14 +172,20 @@ def measure_throughput(path: Path, *, threads: int, batch: int) -> Throughput:
     )
 
 
-def onnx_model(path: Path, *, threads: int, batch: int) -> Model:
+def onnx_model(path: Path, *, threads: int, batch: int, size: int | None = None) -> Model:
     """Returns an ONNX file in ONNX Runtime, after running it once to see that it can be.
+
+    Args:
+        path: ONNX file.
+        threads: intra-op threads.
+        batch: batch size.
+        size: image size, if the file accepts any.
 
     Raises:
         CompressError: see `input_shapes` and `run_file`.
     """
     session = open_session(path, threads=threads)
-    inputs = input_shapes(session, batch, path)
+    inputs = input_shapes(session, batch, path, size=size)
     run_file(session, random_feed(inputs))
     return Model(file=str(path.resolve()), inputs=inputs)
 
@@ -237,13 +245,14 @@ def _log_medians(blocks: Sequence[Times]) -> np.ndarray:
 
 
 def input_shapes(
-    session: ort.InferenceSession, batch: int, path: Path
+    session: ort.InferenceSession, batch: int, path: Path, *, size: int | None = None
 ) -> dict[str, tuple[list[int], str]]:
-    """Returns the shape and dtype of each input; unknown dimensions other than the batch become 1.
+    """Returns the shape and dtype of each input; open dimensions are those of images of `size`.
 
     Raises:
         CompressError: the file has a different fixed batch size, or an input without a batch
-            dimension, of an unsupported type, or with too many elements.
+            dimension, of an unsupported type, with too many elements, or with open dimensions
+            although no size is given, or with too many of them.
     """
     inputs = {}
     for put in session.get_inputs():
@@ -253,7 +262,15 @@ def input_shapes(
             raise CompressError(f"{path}: its input {put.name} has no batch dimension")
         if isinstance(put.shape[0], int) and put.shape[0] != batch:
             raise CompressError(f"{path} accepts only batches of {put.shape[0]}, got {batch}")
-        shape = [batch, *(size if isinstance(size, int) else 1 for size in put.shape[1:])]
+        unknown = sum(not isinstance(length, int) for length in put.shape[1:])
+        if unknown > MAX_OPEN or (unknown and size is None):
+            shown = ", ".join(str(length) for length in put.shape)
+            remedy = "export it with a fixed number of channels"
+            if unknown <= MAX_OPEN:
+                remedy = "specify the image size with --size"
+            raise CompressError(f"{path}: its input {put.name} has shape [{shown}]; {remedy}")
+        lengths = (length if isinstance(length, int) else size for length in put.shape[1:])
+        shape = [batch, *(length for length in lengths if length is not None)]
         if not 0 < math.prod(shape) <= batch * MAX_ELEMENTS:
             raise CompressError(f"{path}: cannot time an input of shape {shape}")
         inputs[put.name] = (shape, np.dtype(NUMPY_TYPES[put.type]).str)

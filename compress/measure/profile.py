@@ -50,14 +50,14 @@ class OperatorTime:
     """Of the sum over all nodes."""
 
 
-def profile(path: Path, *, threads: int, batch: int = 1) -> list[Operator]:
-    """Runs an ONNX file in ONNX Runtime's profiler."""
+def profile(path: Path, *, threads: int, batch: int = 1, size: int | None = None) -> list[Operator]:
+    """Runs an ONNX file in ONNX Runtime's profiler; for `size` see `onnx_model`."""
     with TemporaryDirectory() as folder:
         options = session_options(threads=threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(as_model(path), options, providers=["CPUExecutionProvider"])
-        feed = random_feed(input_shapes(session, batch, path))
+        feed = random_feed(input_shapes(session, batch, path, size=size))
         for _ in range(RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

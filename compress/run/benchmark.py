@@ -42,6 +42,8 @@ from compress.run.single_stage import data_of
 RIVALS: tuple[Runtime, ...] = ("openvino", "torch")
 N_IMAGES = 200
 """On which runtimes must agree before they are timed."""
+SAME_OUTPUT = 0.01
+"""Difference of an only output up to which it is the same, as a share of the outputs' range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ class _Entrant:
     runtime: Runtime = "onnxruntime"
     program: Path
     """What the runtime loads: the file, or for torch the network that it was exported from."""
+    size: int | None = None
+    """Image size, if the file accepts any."""
     agreement: Agreement | None = None
 
 
@@ -60,6 +64,7 @@ def benchmark_files(
     threads: Sequence[int],
     batches: Sequence[int],
     *,
+    size: int | None = None,
     against: Sequence[str] = (),
     profiled: bool = False,
     rounds: int = ROUNDS,
@@ -71,6 +76,7 @@ def benchmark_files(
         models: ONNX files of any origin, checkpoints, or runs.
         threads: thread counts of the runtimes.
         batches: batch sizes.
+        size: image size for files that accept any.
         against: runtimes that the same models are timed in: `openvino`, `torch`.
         profiled: measure the time by operator as well.
         rounds: number of turns per model.
@@ -86,7 +92,7 @@ def benchmark_files(
     for path in files:
         read_onnx(path)
     with TemporaryDirectory() as folder:
-        entrants = _entrants(files, rivals, Path(folder))
+        entrants = [replace(one, size=size) for one in _entrants(files, rivals, Path(folder))]
         if rivals:
             samples = {path: _test_images(path) if images is None else images for path in files}
             entrants = [_compared(one, batches[0], samples[one.path]) for one in entrants]
@@ -169,7 +175,7 @@ def _compared(entrant: _Entrant, batch: int, images: np.ndarray | None) -> _Entr
     if entrant.runtime == "onnxruntime":
         return entrant
     path = entrant.path
-    inputs = onnx_model(path, threads=1, batch=batch).inputs
+    inputs = onnx_model(path, threads=1, batch=batch, size=entrant.size).inputs
     places = np.arange(math.ceil(N_IMAGES / batch) * batch)
     if images is None:
         drawn = np.random.default_rng(0)
@@ -183,7 +189,7 @@ def _compared(entrant: _Entrant, batch: int, images: np.ndarray | None) -> _Entr
         {name: array[start : start + batch] for name, array in arrays.items()}
         for start in range(0, len(places), batch)
     ]
-    same = _classes(entrant, feeds) == _classes(_Entrant(path=path, program=path), feeds)
+    same = _same(_outputs(entrant, feeds), _outputs(_Entrant(path=path, program=path), feeds))
     agreement = Agreement(
         top1_agreement=100 * float(same.mean()),
         n_images=len(same) if images is None else min(len(same), len(images)),
@@ -205,16 +211,32 @@ def _test_images(path: Path) -> np.ndarray | None:
     return np.concatenate([as_numpy(batch.images) for batch in test.batches(N_IMAGES, order=order)])
 
 
-def _classes(entrant: _Entrant, feeds: Sequence[Feed]) -> np.ndarray:
-    """Returns the index of the largest output for each image, int64 `[n]`."""
+def _same(outputs: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Returns for which images two runtimes agree, bool `[n]`.
+
+    On the class; a file with one output, such as a probability or the class itself, has no others
+    to compare with, so that the output must be the same but for rounding.
+    """
+    if outputs.shape != expected.shape:
+        return np.zeros(len(expected), dtype=bool)
+    if expected.shape[1] > 1:
+        same: np.ndarray = outputs.argmax(1) == expected.argmax(1)
+        return same
+    tolerance = SAME_OUTPUT * (np.ptp(expected) or 1)
+    close: np.ndarray = np.abs(outputs - expected)[:, 0] <= tolerance
+    return close
+
+
+def _outputs(entrant: _Entrant, feeds: Sequence[Feed]) -> np.ndarray:
+    """Returns the first output for each image, float64 `[n, values]`."""
     try:
         engine = load_engine(entrant.program, entrant.runtime, feeds[0], threads=allowed_cores())
-        outputs = np.concatenate([engine(feed)[0] for feed in feeds])
+        parts = [np.asarray(engine(feed)[0], dtype=np.float64) for feed in feeds]
+        outputs = np.concatenate([part.reshape(len(part), -1) for part in parts])
     except Exception as error:  # of any type: each runtime has its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CompressError(f"{entrant.runtime} cannot run {entrant.path}: {reason}") from None
-    classes: np.ndarray = outputs.reshape(len(outputs), -1).argmax(1)
-    return classes
+    return outputs
 
 
 def _rows(
@@ -235,7 +257,8 @@ def _rows(
         doubts = machine + doubts_about_outputs(entrant.agreement, entrant.runtime)
         operators: tuple[OperatorTime, ...] = ()
         if profiled and entrant.runtime == "onnxruntime":
-            operators = times_by_kind(profile(entrant.path, threads=threads, batch=batch))
+            timed = profile(entrant.path, threads=threads, batch=batch, size=entrant.size)
+            operators = times_by_kind(timed)
         rows.append(
             BenchmarkRow(
                 file=str(entrant.path),
@@ -254,5 +277,5 @@ def _rows(
 
 
 def _model(entrant: _Entrant, *, threads: int, batch: int) -> Model:
-    model = onnx_model(entrant.path, threads=threads, batch=batch)
+    model = onnx_model(entrant.path, threads=threads, batch=batch, size=entrant.size)
     return replace(model, file=str(entrant.program.resolve()), runtime=entrant.runtime)

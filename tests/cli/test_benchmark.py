@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter
 
 from compress.cli.main import main
 from compress.measure.benchmark import Agreement, BenchmarkResult
+from compress.run.benchmark import _same
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,6 +145,45 @@ def test_benchmark_names_what_is_not_installed(
     result = call("benchmark", finished_run, "--against", "tflite")
     assert result.exit_code == 2
     assert "--against must be openvino or torch, got 'tflite'" in result.output
+
+
+def open_file(path: Path, shape: list[int | str]) -> Path:
+    """A file that averages its images, to one value each."""
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 1])
+    axes = onnx.numpy_helper.from_array(np.array([1, 2, 3]), "axes")
+    shaped = onnx.numpy_helper.from_array(np.array([-1, 1]), "shape")
+    nodes = [
+        onnx.helper.make_node("ReduceMean", ["x", "axes"], ["m"]),
+        onnx.helper.make_node("Reshape", ["m", "shape"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [value], [out], [axes, shaped])
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+    return path
+
+
+@pytest.mark.usefixtures("_quick")
+def test_open_dimensions_are_not_guessed(tmp_path: Path) -> None:
+    path = open_file(tmp_path / "open.onnx", ["N", 3, "H", "W"])
+    result = call("benchmark", path)
+    assert result.exit_code == 2
+    assert "its input x has shape [N, 3, H, W]; specify the image size with --size" in result.output
+    sizes = [call("benchmark", path, "--size", size, "--json") for size in (8, 512)]
+    small, large = (json.loads(one.stdout)["rows"][0]["latency"] for one in sizes)
+    assert large["latency_ms_p50"] > small["latency_ms_p50"]
+    closed = open_file(tmp_path / "channels.onnx", ["N", "C", "H", "W"])
+    result = call("benchmark", closed, "--size", 8)
+    assert result.exit_code == 2
+    assert "export it with a fixed number of channels" in result.output
+
+
+def test_runtimes_must_agree_on_an_only_output() -> None:
+    expected = np.array([[0.1], [0.9], [0.5]])
+    assert _same(expected + 1e-4, expected).all()
+    assert _same(1 - expected, expected).tolist() == [False, False, True]
+    assert not _same(np.zeros((3, 2)), expected).any()
+    assert _same(np.array([[1.0, 2.0]]), np.array([[0.0, 9.0]])).all()
 
 
 def test_benchmark_explains_what_it_cannot_time(tmp_path: Path) -> None:

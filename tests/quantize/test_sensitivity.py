@@ -2,6 +2,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from click.testing import CliRunner
 
@@ -29,6 +30,13 @@ def test_sensitivity_has_a_row_for_each_layer(run_copy: Path) -> None:
         folder / "sensitivity.html"
     ).read_text(encoding="utf-8")
     assert "<svg" in (folder / "sensitivity.html").read_text()
+
+
+@pytest.mark.parametrize("option", ["--images", "--calib"])
+def test_sensitivity_requires_images(option: str, finished_run: Path) -> None:
+    result = CliRunner().invoke(main, ["sensitivity", str(finished_run / "2-prune"), option, "0"])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.output
 
 
 def test_sensitivity_requires_a_float_checkpoint(run_copy: Path) -> None:
