@@ -32,6 +32,8 @@ class Layer:
     dtype: np.dtype
     """Of the stored weights."""
     groups: int
+    is_int8: bool
+    """Whether it multiplies integers."""
     positions: int
     """Height times width of a convolution's output; 0 if unknown."""
     bias: np.ndarray | None
@@ -75,6 +77,7 @@ def _float_layer(graph: Graph, node: NodeProto) -> Iterator[Layer]:
         weight=_outputs_first(node, node.op_type, weight),
         dtype=dtype,
         groups=max(1, attribute(node, "group", 1)),
+        is_int8=source is not None,
         positions=math.prod(graph.shapes.get(node.output[0], ())[2:]),
         bias=bias,
         input_scale=graph.array(source.input[1]) if source is not None else None,
@@ -101,6 +104,7 @@ def _integer_layer(graph: Graph, node: NodeProto) -> Iterator[Layer]:
         weight=_outputs_first(node, kind, weight),
         dtype=stored.dtype,
         groups=max(1, attribute(node, "group", 1)),
+        is_int8=True,
         positions=math.prod(graph.shapes.get(node.output[0], ())[2:]),
         bias=bias,
         input_scale=input_scale,

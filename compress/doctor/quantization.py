@@ -233,7 +233,7 @@ def _overflows(layer: Layer) -> bool:
 
 def _saturates(layer: Layer) -> bool:
     """Pairs are neighboring input channels at one position of the kernel."""
-    if layer.dtype != np.int8 or layer.is_depthwise:
+    if not layer.is_int8 or layer.dtype != np.int8 or layer.is_depthwise:
         return False
     rows = np.moveaxis(layer.weight, 1, -1).reshape(len(layer.weight), -1).astype(np.int32)
     pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(-1, 2)

@@ -308,6 +308,16 @@ def test_what_was_measured_without_vnni_counts(
     assert [finding.what for finding in findings] == ([expected] if expected else [])
 
 
+def test_int8_weights_of_a_layer_that_computes_in_float_do_not_saturate(tmp_path: Path) -> None:
+    proto = int8_model()
+    made = {output: one for one in proto.graph.node for output in one.output}
+    layer = node(proto, "conv2")
+    layer.input[0] = made[made[layer.input[0]].input[0]].input[0]  # before both conversions
+    found = _names(saved(proto, tmp_path, _eight_bits))
+    assert "dequantized-weights" in found
+    assert "saturation" not in found
+
+
 def test_denormals_are_found_while_they_count_as_zeros(tmp_path: Path) -> None:
     """Training makes a process treat them so."""
     torch.set_flush_denormal(True)
