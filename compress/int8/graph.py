@@ -83,8 +83,8 @@ def substitute(model: fx.GraphModule, old: fx.Node, new: fx.Node) -> None:
     model.graph.erase_node(old)
 
 
-def set_module(model: fx.GraphModule, name: str, module: nn.Module) -> None:
-    """Registers a module under a dotted name; missing parents are created."""
+def set_module(model: fx.GraphModule, name: str, module: nn.Module | nn.Parameter) -> None:
+    """Registers a module or parameter under a dotted name; missing parents are created."""
     *parents, attribute = name.split(".")
     owner: nn.Module = model
     for parent in parents:

@@ -121,7 +121,10 @@ def _fold_batchnorms(traced: fx.GraphModule) -> None:
 
 
 def _fold_channel_factors(traced: fx.GraphModule) -> None:
-    """Folds a learned per-channel factor (ConvNeXt's layer scale) into the layer before it."""
+    """Folds a learned factor (ConvNeXt's layer scale) into the layer before it.
+
+    Also through a ReLU, as in PP-HGNetV2, if no factor is negative.
+    """
     for node in list(traced.graph.nodes):
         if node.target is aten.mul.Tensor:
             left, right = node.args
@@ -136,7 +139,7 @@ def _fold_channel_factor(
     factor = tensor_of(traced, constant)
     if factor is None or not isinstance(value, fx.Node):
         return False
-    source = _layer_before_permutes(traced, value)
+    source = _layer_before(traced, value, through_relu=bool((factor >= 0).all()))
     rank = len(shape_of(value) or ())
     if source is None or factor.ndim > rank:
         return False
@@ -149,7 +152,9 @@ def _fold_channel_factor(
     return True
 
 
-def _layer_before_permutes(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer, int] | None:
+def _layer_before(
+    traced: fx.GraphModule, node: fx.Node, *, through_relu: bool
+) -> tuple[Layer, int] | None:
     """Returns the layer that a value comes from, possibly permuted, and its channel dimension."""
     order = list(range(len(shape_of(node) or ())))
     while only_reader(node) is not None:
@@ -163,9 +168,10 @@ def _layer_before_permutes(traced: fx.GraphModule, node: fx.Node) -> tuple[Layer
             # The matrix output of a linear layer, reshaped to its leading dimensions.
             linear = not flattened.is_convolution and only_reader(source) is node
             return (flattened, order.index(len(order) - 1)) if linear else None
-        if node.target is not aten.permute.default:
+        if node.target is aten.permute.default:
+            order = [int(node.args[1][axis]) for axis in order]  # type: ignore[arg-type, index]
+        elif node.target is not aten.relu.default or not through_relu:
             return None
-        order = [int(node.args[1][axis]) for axis in order]  # type: ignore[arg-type, index]
         assert isinstance(source, fx.Node)
         node = source
     return None

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ from compress.int8.layer import Layer
 
 CONV_DEFAULTS = ([1, 1], [0, 0], [1, 1], 1)
 """Stride, padding, dilation, and groups of aten.conv2d."""
+FOLDED = "_folded."
+"""Prefix of a tensor that was computed from the parameter of that name."""
 NAMED_DEFAULTS = (None, [1, 1], "valid", [1, 1], 1)
 """Bias, stride, padding, dilation, and groups of aten.conv2d with padding `same` or `valid`."""
 
@@ -43,6 +46,7 @@ def trace(model: Classifier) -> fx.GraphModule:
     assert isinstance(normalize, Normalize)
     traced = _export(model.network, normalize)
     _simplify(traced)
+    _fold_constants(traced)
     _collect_layers(traced)
     _insert_normalize(traced, normalize)
     clean(traced)
@@ -105,6 +109,37 @@ def _simplify(traced: fx.GraphModule) -> None:
             node.meta["val"] = node.meta["val"].reshape(*shape, 1, 1)
 
 
+def _fold_constants(traced: fx.GraphModule) -> None:
+    """Computes what depends on parameters only, such as standardized weights, once and for all."""
+    known: dict[fx.Node, Any] = {}
+    for node in traced.graph.nodes:
+        tensor = tensor_of(traced, node)
+        inputs = node.all_input_nodes
+        if tensor is not None:
+            known[node] = tensor
+        elif node.op == "call_function" and inputs and all(one in known for one in inputs):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = node.target(*args, **kwargs)
+    taken: set[str] = set()
+    for node, value in known.items():
+        is_read = any(user not in known for user in node.users)
+        if node.op == "get_attr" or not is_read or not isinstance(value, torch.Tensor):
+            continue
+        source = node
+        while source.op != "get_attr":
+            source = source.all_input_nodes[0]
+        name = f"{FOLDED}{str(source.target).removeprefix(FOLDED)}"
+        while name in taken:
+            name = f"{name}_again"
+        taken.add(name)
+        parameter = nn.Parameter(value, requires_grad=value.is_floating_point())
+        set_module(traced, name, parameter)
+        with traced.graph.inserting_before(node):
+            new = traced.graph.get_attr(name)
+        new.meta = dict(node.meta)
+        substitute(traced, node, new)
+
+
 def _write_padding_in_numbers(traced: fx.GraphModule, node: fx.Node) -> None:
     """Replaces a convolution's padding `same` or `valid`; uneven sides become an explicit pad."""
     (source, weight), given = node.args[:2], node.args[2:]
@@ -136,7 +171,8 @@ def _collect_layers(traced: fx.GraphModule) -> None:
         has_bias = len(node.args) > 2 and node.args[2] is not None
         if weight is None or (has_bias and bias is None):
             continue  # a computed weight
-        name = str(node.args[1].target).removesuffix("weight").strip("._") or node.name
+        name = str(node.args[1].target).removeprefix(FOLDED).removesuffix("weight")
+        name = name.strip("._") or node.name
         while name in taken:  # a layer that is called twice becomes two layers
             name += "_again"
         taken.add(name)

@@ -111,6 +111,34 @@ def test_convnexts_layer_scale_is_folded(digits: Data) -> None:
         assert (quantized(images) - expected).abs().max() < 1e-3 * expected.std()
 
 
+class Affine(nn.Module):
+    """A number as factor and another as summand after each ReLU, as in PP-HGNetV2."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 10, 3)
+        self.factor, self.summand = (nn.Parameter(torch.tensor([x])) for x in (factor, 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[N, 1, 16, 16]` to `[N, 10]`."""
+        x = F.relu(self.first(x)) * self.factor + self.summand
+        return self.second(x).mean((2, 3))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("factor", "n_products"), [(1.7, 0), (-1.7, 1)])
+def test_a_factor_is_folded_through_a_relu_unless_it_is_negative(
+    factor: float, n_products: int, digits: Data
+) -> None:
+    torch.manual_seed(0)
+    model = Classifier(build(student_spec(digits)).normalize, Affine(factor)).eval()
+    lowered = lower(model)
+    assert sum("mul" in str(node.target) for node in lowered.graph.nodes) == n_products
+    images = next(iter(digits.test.batches(8))).images
+    with torch.no_grad():
+        expected = model(images)
+        assert (lowered(images) - expected).abs().max() < 1e-3 * expected.std()
+
+
 class Padded(nn.Module):
     """Explicit padding before convolutions: uneven, even, shared by two, and one that is a crop."""
 

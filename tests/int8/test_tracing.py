@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compress.architectures.build import Classifier, build
 from compress.data.dataset import Data
@@ -51,6 +52,20 @@ class _InFloat(nn.Module):
         return mean.to(x.dtype)
 
 
+class _Standardized(nn.Module):
+    """Computes its weight from a parameter, as NFNets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std()
+        x = functional.conv2d(x, weight, self.conv.bias)
+        return x.mean((2, 3)) * weight.abs().mean() + weight.shape[0]
+
+
 class _DataDependent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
@@ -87,6 +102,18 @@ def test_slices_of_everything_disappear(digits: Data) -> None:
     traced = trace(model)
     targets = [node.target for node in traced.graph.nodes]
     assert targets.count(aten.slice_scatter.default) == 1
+    images = next(iter(digits.test.batches(3))).images
+    with torch.no_grad():
+        assert torch.allclose(traced(images), model(images), atol=1e-5)
+
+
+def test_a_weight_that_is_computed_from_parameters_is_a_layer_s(digits: Data) -> None:
+    torch.manual_seed(0)
+    model = classifier(_Standardized(), digits)
+    traced = trace(model)
+    layer = layers_of(traced)["conv"]
+    assert layer.weight.mean((1, 2, 3)).abs().max() < 1e-6
+    assert not [node for node in traced.graph.nodes if node.target is aten.abs.default]
     images = next(iter(digits.test.batches(3))).images
     with torch.no_grad():
         assert torch.allclose(traced(images), model(images), atol=1e-5)
