@@ -22,6 +22,8 @@ from compress.architectures.attention import SelfAttention
 from compress.architectures.hooks import watch_inputs
 from compress.log import waiting
 
+MAX_MEMBERS = 2_000
+"""Of a group; DenseNet's largest has about 100."""
 MAX_INDICES = 2_000_000
 """Indices in one group; VGG-16 has 232 thousand."""
 
@@ -125,14 +127,19 @@ def _bounded_walk() -> Iterator[None]:
     """Makes torch-pruning raise EndlessWalkError instead of filling memory.
 
     Where attention reshapes channels into positions and back, its walk multiplies the indices at
-    every turn (BoTNet, CoAtNet) or never ends (Swin).
+    every turn (BoTNet, CoAtNet) or never ends (Swin). Where blocks add to a part of their channels
+    (ReXNet), it multiplies the members of a group, whose number it takes squared time to extend.
     """
     add, flatten = TracedGroup.add_dep, _FlattenIndexMapping.__call__
     totals: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+    members: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
     def bounded_add(group: Any, dep: Any, idxs: Any) -> None:
         totals[group] = totals.get(group, 0) + len(idxs)
         _check_indices(totals[group])
+        members[group] = members.get(group, 0) + 1
+        if members[group] > MAX_MEMBERS:
+            raise EndlessWalkError("channels split and joined in every block")
         add(group, dep, idxs)
 
     def bounded_flatten(mapping: Any, idxs: Any) -> Any:

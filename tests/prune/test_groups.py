@@ -14,15 +14,20 @@ GREY_32 = Preprocess(size=32, resize=32, channels=3, mean=(0.5,) * 3, std=(0.25,
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kind"), [("swin_t", "SwinTransformer"), ("timm:botnet26t_256", "ByobNet")]
+    ("architecture", "kind", "reason"),
+    [
+        ("swin_t", "SwinTransformer", "channels reshaped into positions"),
+        ("timm:botnet26t_256", "ByobNet", "channels reshaped into positions"),
+        ("timm:rexnet_100", "RexNet", "channels split and joined in every block"),
+    ],
 )
-def test_a_walk_that_would_not_end_says_so(architecture: str, kind: str) -> None:
+def test_a_walk_that_would_not_end_says_so(architecture: str, kind: str, reason: str) -> None:
     spec = ModelSpec(
         architecture=architecture, stem="large", class_names=("a", "b"), preprocess=GREY_32
     )
     found = find_groups(build(spec).network.eval(), torch.zeros(1, 3, 32, 32))
     assert not found.groups
-    assert "channels reshaped into positions" in found.fixed[kind]
+    assert reason in found.fixed[kind]
 
 
 def test_what_must_stay_is_named_with_its_reason(digits: Data) -> None:
