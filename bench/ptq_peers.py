@@ -173,6 +173,9 @@ def untrained_subject(name: str, size: int, count: int, scratch: Path) -> Subjec
     )
     torch.manual_seed(0)
     model = build(spec)
+    for parameter in model.parameters():
+        if (parameter == parameter.flatten()[0]).all():  # as no trained network has
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
     calibration = synthetic_images(count, size, seed=0)
     with torch.no_grad():
         update_bn(calibration.split(BATCH), model)
