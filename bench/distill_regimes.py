@@ -3,7 +3,7 @@ r"""Where does a teacher help? Its student against the same student alone, for t
     make pipeline MODEL=resnet18
     python -m bench.distill_regimes --regimes "1 % of the labels;10 % of the labels"
     python -m bench.elpv elpv/
-    compress train elpv/lite0.toml --data imagefolder:elpv/photos --set data.size=128
+    compress run elpv/lite0.toml --until teacher --data imagefolder:elpv/photos --set data.size=128
     python -m bench.distill_regimes --regimes "pretrained teacher" \
         --teacher runs/lite0-photos/0-teacher --card elpv/lite0.toml
     python -m bench.distill_regimes --regimes "shipped shape" --runs runs/resnet18-fashion-mnist

@@ -75,8 +75,9 @@ def run_peer(tool: str, *, float_file: Path, checkpoint: Path, images: Path, out
     """
     peer = PEERS[tool]
     python = Path(sys.executable) if peer.environment is None else _environment(peer)
-    source = checkpoint if peer.takes_checkpoint else float_file
-    _run([python, Path(__file__), tool, source, images, out], "failed")
+    paths = [checkpoint if peer.takes_checkpoint else float_file, images, out]
+    # Some leave files in the working folder.
+    _run([python, Path(__file__), tool, *map(Path.resolve, paths)], "failed", cwd=out.parent)
     return Cost(**json.loads(_report_path(out).read_text(encoding="utf-8")))
 
 
@@ -98,13 +99,13 @@ def _environment(peer: Peer) -> Path:
     return python
 
 
-def _run(command: list[str | Path], problem: str) -> None:
+def _run(command: list[str | Path], problem: str, cwd: Path | None = None) -> None:
     """Runs a command quietly.
 
     Raises:
         RuntimeError: it failed; the message is `problem` and the last line it wrote.
     """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
     if done.returncode < 0:
         raise RuntimeError(f"{problem}: ended by {signal.Signals(-done.returncode).name}")
     if done.returncode > 0:

@@ -26,6 +26,8 @@ from compress.data.load import load_data
 from compress.data.splits import Split
 from compress.files import cache_folder
 from compress.log import warn_once
+from compress.measure import latency
+from compress.measure.latency import COLD_RUNS, MIN_PROCESSES
 from compress.prune.batchnorm import reestimate_batchnorm
 from compress.teacher.result import TeacherResult
 
@@ -78,6 +80,15 @@ def _one_table_of_operators() -> Iterator[None]:
     table = functools.cache(ONNXRegistry.from_torchlib)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(table))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_latencies() -> Iterator[None]:
+    """Of small networks in two processes, caches warm; the finished run has the usual ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "COLD_RUNS", 0)
+        patch.setattr(latency, "MIN_PROCESSES", 2)
         yield
 
 
@@ -139,6 +150,8 @@ def finished_run(shared: Path) -> Path:
     with FileLock(shared / "runs.lock"), pytest.MonkeyPatch.context() as patch:
         # Runs that are compared with it must make the same choices, also on a busy machine.
         patch.setattr("compress.cache.STEADY", math.inf)
+        patch.setattr(latency, "COLD_RUNS", COLD_RUNS)
+        patch.setattr(latency, "MIN_PROCESSES", MIN_PROCESSES)
         if not (folder / REPORT_JSON).is_file():
             result = CliRunner().invoke(main, [*RUN, "--out", str(folder)])
             assert result.exit_code == 0, result.output

@@ -379,11 +379,8 @@ def test_an_onnx_file_of_any_origin_is_looked_at_before_it_is_timed(
         benchmark_files([onnx_file], [1], [1], rounds=1)
 
 
-def test_weights_beside_an_onnx_file_may_be_timed(
-    onnx_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_beside_an_onnx_file_may_be_timed(onnx_file: Path) -> None:
     """As large files of other origin keep them."""
-    monkeypatch.setattr("compress.measure.latency.COLD_RUNS", 0)  # each sweeps the caches
     proto = onnx.load(onnx_file)
     onnx.save(proto, onnx_file, save_as_external_data=True, location="data")
     assert benchmark_files([onnx_file], [1], [1], rounds=1).rows

@@ -13,10 +13,10 @@ from compress.checkpoint import MODEL_FILE, Checkpoint, Product, Start, find_ori
 from compress.data.dataset import Data
 from compress.files import file_digest
 from compress.host import describe_host
+from compress.measure import latency
 from compress.measure.accuracy import accuracy, images_digest, predict_split
 from compress.measure.cost import count_macs, count_parameters
 from compress.measure.latency import (
-    COLD_RUNS,
     Latency,
     Throughput,
     measure_latency,
@@ -63,9 +63,9 @@ def measure_stage(
     right = predicted == labels
     change = step = step_change = None
     if earlier:
-        latency, throughput = _part(Latency, earlier), _part(Throughput, earlier)
+        timed, throughput = _part(Latency, earlier), _part(Throughput, earlier)
     else:
-        latency = measure_latency([*baseline, path], **how, cold_runs=COLD_RUNS)[-1]
+        timed = measure_latency([*baseline, path], **how, cold_runs=latency.COLD_RUNS)[-1]
         throughput = measure_throughput(path, threads=how["threads"], batch=how["batch"])
     if baseline and request.teachers[0].preprocess == data.preprocess:
         change = compare_paired(right, predict_test(baseline[0], data) == labels)
@@ -83,7 +83,7 @@ def measure_stage(
         correct=pack_bools(right),
         change=change,
         step_change=step_change,
-        **dataclasses.asdict(latency),
+        **dataclasses.asdict(timed),
         **dataclasses.asdict(throughput),
         step_speedup_ci95=step.speedup_ci95 if step else None,
         operators=summarize(profile(path, threads=request.measure.threads)),

@@ -27,10 +27,9 @@ def call(*arguments: object) -> Result:
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few and short turns; no sweeps through the caches, which are large on some machines."""
+    """Few and short turns."""
     monkeypatch.setattr("compress.measure.latency.SLICE_S", 0.001)
     monkeypatch.setattr("compress.measure.latency.PROCESSES", 3)
-    monkeypatch.setattr("compress.measure.latency.COLD_RUNS", 0)
 
 
 @pytest.mark.usefixtures("_quick")

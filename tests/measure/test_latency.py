@@ -63,6 +63,7 @@ def test_few_rounds_sweep_the_caches_in_fewer_processes(
         tasks.append(task)
         return run(task)
 
+    monkeypatch.setattr(latency, "MIN_PROCESSES", 3)
     run = latency._time_in_process
     monkeypatch.setattr(latency, "_time_in_process", note)
     assert measure_latency(paths[1:], rounds=rounds, cold_runs=1)[0].cold_latency_ms_p50
