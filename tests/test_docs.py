@@ -21,6 +21,7 @@ from bench import (
     aa,
     distill_losses,
     distill_regimes,
+    elpv_finetune,
     folder_speed,
     folders,
     mutation,
@@ -125,8 +126,8 @@ def test_the_table_of_mutants_is_rendered_from_its_file() -> None:
 @pytest.mark.parametrize(
     "bench",
     [
-        *(aa, distill_regimes, folder_speed, folders, mutation, neighbor, openvino),
-        *(prune_peers, ptq_peers, train_speed),
+        *(aa, distill_regimes, elpv_finetune, folder_speed, folders, mutation),
+        *(neighbor, openvino, prune_peers, ptq_peers, train_speed),
     ],
 )
 def test_the_page_of_a_comparison_is_rendered_from_its_file(bench: ModuleType) -> None:
