@@ -35,7 +35,7 @@ STUDENT = {"width": 0.25, "depths": [1, 1, 1]}
 RUN_SETTINGS = (
     *("teacher.train.epochs=3", "teacher.train.min_steps=60", "teacher.train.batch_size=64"),
     *("distill.train.min_steps=60", "prune.train.min_steps=30", "prune.iterations=1"),
-    # Nothing that is timed decides: the same tensors on every machine, however busy it is.
+    # Of what is timed, only pruned candidates decide: the same precision on every machine.
     *("teacher.train.precision=fp32", "distill.train.precision=fp32"),
     *("prune.train.precision=fp32", "prune.latency_ratio=1", "prune.macs_ratio=0.6"),
     *("quantize.method=ptq", "measure.rounds=5"),

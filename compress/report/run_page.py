@@ -42,7 +42,7 @@ class RunFacts:
     report: RunReport
     histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Rows of `history.jsonl` of the stages that trained."""
-    steps: Sequence[Step] = ()
+    steps: Mapping[str, Step] = field(default_factory=dict)
     """How each stage's checkpoint was made."""
     insights: Insights | None = None
     """`insights.json` of the run."""
@@ -130,12 +130,13 @@ def _details(facts: RunFacts) -> str:
                 str(step.seed),
             )
         )
-        for step, stage in zip(facts.steps, report.stages, strict=True)
+        for stage in report.stages
+        if (step := facts.steps.get(stage.stage))
     ]
     columns = ("stage", "network", "made from", "duration", "finished", "data", "seed")
     settings = "".join(
         table(f"Settings of {step.stage}", ("setting", "value"), _settings(step.config))
-        for step in facts.steps
+        for step in facts.steps.values()
     )
     hosts = {stage.host.system + host_text(stage.host): stage.host for stage in report.stages}
     machines = "".join(

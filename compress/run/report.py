@@ -52,7 +52,7 @@ def _facts(run: Path, report: RunReport) -> RunFacts:
     return RunFacts(
         report=report,
         histories={stage: rows for stage, rows in histories.items() if rows is not None},
-        steps=[load_checkpoint(folder).description.step for folder in folders.values()],
+        steps={stage: load_checkpoint(one).description.step for stage, one in folders.items()},
         insights=insights if insights and insights.compared == compared_by(run) else None,
         layers=next((one for one in sensitivities if one and one.checkpoint in digests), None),
     )
