@@ -138,6 +138,7 @@ def _fold_constants(traced: fx.GraphModule) -> None:
             new = traced.graph.get_attr(name)
         new.meta = dict(node.meta)
         substitute(traced, node, new)
+    traced.graph.eliminate_dead_code()
 
 
 def _write_padding_in_numbers(traced: fx.GraphModule, node: fx.Node) -> None:

@@ -58,10 +58,11 @@ class _Standardized(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3)
+        self.conv.gain = nn.Parameter(torch.full((4, 1, 1, 1), 1.5))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.conv.weight
-        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std()
+        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std() * self.conv.gain
         x = functional.conv2d(x, weight, self.conv.bias)
         return x.mean((2, 3)) * weight.abs().mean() + weight.shape[0]
 
