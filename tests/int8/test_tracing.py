@@ -61,8 +61,9 @@ class _Standardized(nn.Module):
         self.conv.gain = nn.Parameter(torch.full((4, 1, 1, 1), 1.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.conv.weight
-        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std() * self.conv.gain
+        weight, gain = self.conv.weight, self.conv.gain
+        assert isinstance(gain, Tensor)
+        weight = (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std() * gain
         x = functional.conv2d(x, weight, self.conv.bias)
         return x.mean((2, 3)) * weight.abs().mean() + weight.shape[0]
 
