@@ -41,7 +41,7 @@ lint: $(READY)  ## ruff: lint and format
 types: $(READY)  ## mypy --strict
 	$(BIN)/mypy
 
-test: $(READY)  ## the fast tests, six minutes on 2 cores
+test: $(READY)  ## the fast tests, eight minutes on 2 cores
 	$(PYTEST)
 
 coverage: $(READY)  ## the fast tests again, with branch coverage of compress/
