@@ -27,7 +27,6 @@ from pathlib import Path
 
 import click
 import torch
-from scipy.stats import binomtest
 
 from bench.results_file import add_to_results, commands_text, spread_text
 from compress.architectures.build import build
@@ -46,7 +45,7 @@ from compress.kd.result import Ablation
 from compress.kd.teachers import checkpoint_teacher
 from compress.kd.training import train_with_kd
 from compress.log import say
-from compress.measure.statistics import PairedDifference
+from compress.measure.statistics import PairedDifference, mcnemar_p_value
 from compress.prune.config import PruneConfig
 from compress.prune.from_scratch import distilling_seconds
 from compress.report.render import host_text
@@ -200,7 +199,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     gains = [pair.gain for pair in row.pairs]
     alone = [pair.best.top1 for pair in row.pairs]
     gained, lost = sum(gain.gained for gain in gains), sum(gain.lost for gain in gains)
-    p_value = binomtest(gained, gained + lost).pvalue
+    p_value = mcnemar_p_value(gained, lost)
     return (
         *(row.variant, row.teacher, f"{row.labels:,}", f"{row.images:,}"),
         f"{statistics.fmean([pair.seconds for pair in row.pairs]):.0f}",

@@ -8,7 +8,7 @@ from compress.measure.results import Count, Percent, read_typed
 
 INSIGHTS_JSON = "insights.json"
 Image = str
-"""A picture as a data URI."""
+"""An image as a data URI."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,9 +83,14 @@ def compare_paired(right: np.ndarray, baseline: np.ndarray) -> PairedDifference:
         points_ci95=newcombe_interval(both, gained, lost, n),
         gained=gained,
         lost=lost,
-        p_value=float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+        p_value=mcnemar_p_value(gained, lost),
         n_images=n,
     )
+
+
+def mcnemar_p_value(gained: int, lost: int) -> float:
+    """Returns McNemar's exact p-value of images that flipped each way."""
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def newcombe_interval(both: int, gained: int, lost: int, n: int) -> tuple[float, float]:

@@ -77,14 +77,19 @@ def classifier(network: nn.Module, data: Data) -> Classifier:
     return Classifier(build(student_spec(data)).normalize, network).eval()
 
 
+def assert_same(traced: nn.Module, model: nn.Module, data: Data) -> None:
+    """At two batch sizes."""
+    for n in (1, 3):
+        images = next(iter(data.test.batches(n))).images
+        with torch.no_grad():
+            assert torch.allclose(traced(images), model(images), atol=1e-5)
+
+
 def test_a_traced_network_computes_the_same_at_any_batch_size(digits: Data) -> None:
     torch.manual_seed(0)
     model = classifier(_Shared(), digits)
     traced = trace(model)
-    for n in (1, 3):
-        images = next(iter(digits.test.batches(n))).images
-        with torch.no_grad():
-            assert torch.allclose(traced(images), model(images), atol=1e-5)
+    assert_same(traced, model, digits)
 
 
 def test_layers_keep_their_names_and_one_that_is_called_twice_becomes_two(digits: Data) -> None:
@@ -104,9 +109,7 @@ def test_slices_of_everything_disappear(digits: Data) -> None:
     traced = trace(model)
     targets = [node.target for node in traced.graph.nodes]
     assert targets.count(aten.slice_scatter.default) == 1
-    images = next(iter(digits.test.batches(3))).images
-    with torch.no_grad():
-        assert torch.allclose(traced(images), model(images), atol=1e-5)
+    assert_same(traced, model, digits)
 
 
 def test_a_weight_that_is_computed_from_parameters_is_a_layer_s(digits: Data) -> None:
@@ -116,9 +119,7 @@ def test_a_weight_that_is_computed_from_parameters_is_a_layer_s(digits: Data) ->
     layer = layers_of(traced)["conv"]
     assert layer.weight.mean((1, 2, 3)).abs().max() < 1e-6
     assert not [node for node in traced.graph.nodes if node.target is aten.abs.default]
-    images = next(iter(digits.test.batches(3))).images
-    with torch.no_grad():
-        assert torch.allclose(traced(images), model(images), atol=1e-5)
+    assert_same(traced, model, digits)
 
 
 def test_a_network_that_asks_for_float_runs_in_bf16(digits: Data) -> None:

@@ -10,7 +10,7 @@ from compress.prune.groups import find_groups
 from compress.prune.surgery import keep_channels
 from tests.conftest import torchvision_spec
 
-GREY_32 = Preprocess(size=32, resize=32, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+GRAY_32 = Preprocess(size=32, resize=32, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ GREY_32 = Preprocess(size=32, resize=32, channels=3, mean=(0.5,) * 3, std=(0.25,
 )
 def test_a_walk_that_would_not_end_says_so(architecture: str, kind: str, reason: str) -> None:
     spec = ModelSpec(
-        architecture=architecture, stem="large", class_names=("a", "b"), preprocess=GREY_32
+        architecture=architecture, stem="large", class_names=("a", "b"), preprocess=GRAY_32
     )
     found = find_groups(build(spec).network.eval(), torch.zeros(1, 3, 32, 32))
     assert not found.groups
@@ -96,7 +96,7 @@ def test_flattened_channels_take_a_column_for_each_position() -> None:
 
 def test_attention_heads_are_groups() -> None:
     spec = ModelSpec(
-        architecture="vit_b_16", stem="small", class_names=("a", "b"), preprocess=GREY_32
+        architecture="vit_b_16", stem="small", class_names=("a", "b"), preprocess=GRAY_32
     )
     groups = find_groups(build(spec).network.eval(), torch.zeros(1, 3, 32, 32)).groups
     heads = [group for group in groups if group.heads]
@@ -111,7 +111,7 @@ def test_attention_heads_are_groups() -> None:
 
 def test_a_network_that_stops_torch_pruning_says_so() -> None:
     spec = ModelSpec(
-        architecture="timm:dpn68", stem="large", class_names=("a", "b"), preprocess=GREY_32
+        architecture="timm:dpn68", stem="large", class_names=("a", "b"), preprocess=GRAY_32
     )
     found = find_groups(build(spec).network.eval(), torch.zeros(1, 3, 32, 32))
     assert "cannot trace the whole network (TypeError)" in found.fixed["DPN"]

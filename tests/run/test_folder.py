@@ -218,7 +218,6 @@ def test_one_run_one_process_and_a_lock_left_behind_is_taken_over(tmp_path: Path
     assert not (out / ".lock").exists()
 
 
-@pytest.mark.slow
 def test_two_runs_share_an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both probe the arithmetic and time the layers, at about the same moment."""
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "cache"))
